@@ -1,0 +1,29 @@
+"""Mistakes a user can mend, and how they are worded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in a config, a data set or a workdir.
+
+    The message names the setting, its value and the mend; the command line prints
+    it without a traceback and exits with 1.
+    """
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Return the error for a name nobody registered, with the nearest known one.
+
+    >>> raise unknown_name("dataset", "omniglt", ["digits", "omniglot"])
+    Traceback (most recent call last):
+        ...
+    lite_jax.errors.UserError: unknown dataset 'omniglt'; did you mean 'omniglot'? \
+Known: digits, omniglot
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return UserError(f"unknown {kind} {name!r}; {hint}Known: {', '.join(known)}")

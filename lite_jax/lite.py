@@ -1,0 +1,626 @@
+"""LITE: exact sums over a support set, with a choice of backward pass.
+
+A meta-learner depends on its support set through sums of per-example terms,
+e(φ) = Σ_n e_φ(x_n, y_n). Everything here is one primitive, the *set sum*, and LITE
+is one backward pass for it: the value is exact, and the gradient L'(e) Σ_n ∂e_n is
+estimated from H sampled examples, weighted so that its mean is exact.
+
+    additive(args, examples, weights) -> aggregate        Σ_n w_n · term(args, x_n)
+    set_sum(additive, args, examples, key, mask) -> aggregate
+
+`per_example` and `batched` make an additive function from an encoder; `exact_sum`,
+`lite_sum` and `subsample_sum` are the operators; `lite_grad` substitutes one into
+any function that takes a `set_sum` keyword.
+
+Reference: Bronskill et al., "Memory Efficient Meta-Learning with Large Images",
+NeurIPS 2021, https://arxiv.org/abs/2107.01105.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lite_jax.errors import unknown_name
+from lite_jax.types import Additive, Key, PyTree, SetSum
+
+# ------------------------------------------------------------ additive functions
+
+
+def per_example(encode: Callable[[PyTree, PyTree], PyTree]) -> Additive:
+    """Lift an encoder of one example to an additive function.
+
+    Args:
+        encode: `(args, example) -> term`; `example` has no batch axis, `term` is
+            any pytree of arrays.
+
+    Returns:
+        `additive(args, examples, weights)`: Σ_n weights_n · encode(args, x_n),
+        accumulated in float32 at least. `encode` runs under `jax.vmap`; a network is
+        faster, and its weight gradient smaller, through `batched`.
+
+    >>> cube = per_example(lambda a, x: a * x**3)
+    >>> print(cube(2.0, jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 1.0, 0.0])))
+    18.0
+    """
+    return batched(jax.vmap(encode, in_axes=(None, 0)))
+
+
+def batched(encode: Callable[[PyTree, PyTree], PyTree]) -> Additive:
+    """Lift an encoder of a batch to an additive function.
+
+    Args:
+        encode: `(args, examples [n]) -> terms [n]`. Row i must depend on example i
+            alone, so no batch statistics; `check_additive` tests it.
+
+    Returns:
+        `additive(args, examples, weights)`: Σ_n weights_n · terms_n, accumulated in
+        float32 at least.
+    """
+
+    def additive(args: PyTree, examples: PyTree, weights: jax.Array) -> PyTree:
+        def weighted_sum(terms: jax.Array) -> jax.Array:
+            terms = terms.astype(accumulation_dtype(terms.dtype))
+            column = weights.astype(terms.dtype)
+            column = column.reshape(column.shape + (1,) * (terms.ndim - 1))
+            return (column * terms).sum(axis=0)
+
+        return jax.tree.map(weighted_sum, encode(args, examples))
+
+    return additive
+
+
+def check_additive(
+    additive: Additive, args: PyTree, examples: PyTree, *, rtol: float = 1e-3
+) -> None:
+    """Raise unless `additive` is a weighted sum of independent per-example terms.
+
+    Compares f(A) + f(B) with f(A ∪ B), with A and B the two halves of `examples`;
+    f(A ∪ B) with B at weight 0 against f(A); and f under doubled weights with 2 f.
+
+    Args:
+        additive: The function to check.
+        args: What it is called with.
+        examples: At least two examples, with content that differs.
+        rtol: Largest accepted deviation, relative to the norm of each leaf.
+
+    Raises:
+        ValueError: It is not additive. The usual cause is an encoder in which one
+            example sees another: batch normalisation in training mode, attention
+            across examples, a mean over the batch.
+
+    >>> x = jnp.arange(6.0).reshape(6, 1)
+    >>> check_additive(batched(lambda a, x: a * x), 2.0, x)
+    >>> check_additive(batched(lambda a, x: a * (x - x.mean()) ** 2), 2.0, x)
+    Traceback (most recent call last):
+        ...
+    ValueError: not additive: f(A) + f(B) differs from f(A ∪ B) by 6.8 (relative). \
+Does the encoder mix examples (batch statistics, attention across examples)? Use \
+GroupNorm, LayerNorm or frozen BatchNorm
+    """
+    size = _leading_axis(examples)
+    if size < 2:
+        raise ValueError(f"check_additive needs 2 or more examples, got {size}")
+    first = jnp.arange(size) < size // 2
+    ones = jnp.ones(size)
+    whole = additive(args, examples, ones)
+    part_a = additive(
+        args, jax.tree.map(lambda x: x[: size // 2], examples), ones[first]
+    )
+    part_b = additive(
+        args, jax.tree.map(lambda x: x[size // 2 :], examples), ones[~first]
+    )
+    claims = {
+        "f(A) + f(B) differs from f(A ∪ B)": (_add(part_a, part_b), whole),
+        "examples of weight 0 change the sum": (
+            additive(args, examples, first.astype(ones.dtype)),
+            part_a,
+        ),
+        "doubling the weights does not double the sum": (
+            additive(args, examples, 2 * ones),
+            _add(whole, whole),
+        ),
+    }
+    for claim, (found, expected) in claims.items():
+        error = _relative_error(found, expected, scale=(part_a, part_b))
+        if not error <= rtol:
+            raise ValueError(
+                f"not additive: {claim} by {error:.2g} (relative). Does the encoder "
+                "mix examples (batch statistics, attention across examples)? Use "
+                "GroupNorm, LayerNorm or frozen BatchNorm"
+            )
+
+
+# ---------------------------------------------------------------------- sampling
+
+
+class Draw(NamedTuple):
+    """The examples that carry the gradient.
+
+    Attributes:
+        indices: `[h]` int32, rows of the example set.
+        weights: `[h]` float, Horvitz-Thompson weights: the mean over draws of
+            Σ_h weights_h · v[indices_h] is Σ_n mask_n · v[n]. 0 marks no draw.
+        count: int32 scalar; every draw of non-zero weight is among the first `count`.
+    """
+
+    indices: jax.Array
+    weights: jax.Array
+    count: jax.Array
+
+
+Sampler = Callable[[Key, jax.Array, int], Draw]
+"""`(key, mask [n], num_backprop) -> Draw`, a rule for `lite_sum(sampling=…)`."""
+
+
+def sample_uniform(key: Key, mask: jax.Array, num_backprop: int) -> Draw:
+    """Draw H examples uniformly without replacement, each of weight N/H.
+
+    The variance is that of the paper's with-replacement draw times (N-H)/(N-1), and
+    0 at H = N. Padding at the end leaves the drawn examples as they are.
+    """
+    words = jax.random.bits(key, (mask.size, 2), jnp.uint32)
+    rows = jnp.arange(mask.size, dtype=jnp.int32)
+    *_, order = lax.sort((~mask, words[:, 0], words[:, 1], rows), num_keys=3)
+    total = mask.sum(dtype=jnp.int32)
+    count = jnp.minimum(num_backprop, total)
+    weight = total.astype(float) / jnp.maximum(count, 1).astype(float)
+    places = jnp.arange(num_backprop, dtype=jnp.int32)
+    weights = jnp.where(places < count, weight, 0)
+    return Draw(order[:num_backprop], weights, count)
+
+
+def sample_with_replacement(key: Key, mask: jax.Array, num_backprop: int) -> Draw:
+    """Draw H examples independently, each of weight N/H (the paper's formula)."""
+    total = mask.sum(dtype=jnp.int32)
+    places = jax.random.randint(key, (num_backprop,), 0, jnp.maximum(total, 1))
+    weight = jnp.full(num_backprop, total.astype(float) / num_backprop)
+    return Draw(_real_first(mask)[places], weight, jnp.int32(num_backprop))
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "uniform": sample_uniform,
+    "with_replacement": sample_with_replacement,
+}
+
+
+def _sample_all(seed: None, mask: jax.Array) -> Draw:
+    """Take every real example once, at weight 1: the exact gradient."""
+    del seed
+    order = _real_first(mask)
+    return Draw(order, mask[order].astype(float), mask.sum(dtype=jnp.int32))
+
+
+def _real_first(mask: jax.Array) -> jax.Array:
+    """Return the row numbers, real examples before padding, else in order."""
+    rows = jnp.arange(mask.size, dtype=jnp.int32)
+    return lax.sort((~mask, rows), num_keys=2)[1]
+
+
+# --------------------------------------------------------------------- operators
+
+
+def exact_sum(chunk_size: int | None = None) -> SetSum:
+    """Return the operator with exact value and exact gradient.
+
+    Guarantees:
+        With a chunk size, one chunk at a time is in memory: the forward pass keeps
+        nothing but its inputs, and the backward pass computes each chunk again
+        (once differentiable, in reverse mode). Without one, this is a plain call of
+        the additive function: residuals of all N examples are kept, and it can be
+        differentiated any number of times in either mode.
+
+    Args:
+        chunk_size: Examples per chunk, 1 or more; None takes all N at once.
+
+    >>> cube = per_example(lambda a, x: a * x**3)
+    >>> total = functools.partial(exact_sum(chunk_size=2), cube)
+    >>> print(jax.grad(total)(2.0, jnp.array([1.0, 2.0, 3.0]), None))
+    36.0
+    """
+    _check_positive("chunk_size", chunk_size, optional=True)
+
+    def set_sum(additive, args, examples, key, mask=None):
+        _check_mask(examples, mask)
+        if chunk_size is None:
+            return _whole_sum(additive, args, lax.stop_gradient(examples), mask)
+        return _recomputed_sum(
+            additive, _sample_all, chunk_size, args, examples, None, mask
+        )
+
+    return set_sum
+
+
+def lite_sum(
+    num_backprop: int,
+    chunk_size: int | None = None,
+    sampling: str | Sampler = "uniform",
+) -> SetSum:
+    """Return the operator with exact value and an H-example gradient (LITE, §3).
+
+    The value is Σ_n e_φ(x_n), over all N examples. The gradient is
+    L'(e) · Σ_h w_h ∂e_φ(x_h)/∂φ over H drawn examples, w_h = N/H when uniform; the
+    cotangent L'(e) is known exactly before the draw.
+
+    Guarantees:
+        Value: that of `exact_sum(chunk_size)`, whatever the draw. Gradient: unbiased
+        over draws, at any smooth loss, provided each sum has a key of its own; exact
+        at H = N without replacement. (An optimiser that is not linear in the
+        gradient, such as Adam, does not make an unbiased update of it.) Memory: one
+        chunk, forward or backward, whatever N and H; nothing is kept in between but
+        the inputs. Compute: N + H forward and H backward passes. Differentiable once,
+        in reverse mode.
+
+    Args:
+        num_backprop: H, the number of examples that are back-propagated, 1 or more.
+            Above the number of real examples it is that number.
+        chunk_size: Examples encoded at once; None encodes all N at once.
+        sampling: "uniform" (without replacement), "with_replacement", or a `Sampler`
+            of your own.
+
+    Raises:
+        ValueError: H < 1, chunk size < 1, or H > N where no mask says that N varies.
+        UserError: An unknown sampling rule.
+
+    >>> cube = per_example(lambda a, x: a * x**3)
+    >>> x = jnp.array([1.0, 2.0, 3.0])
+    >>> total = functools.partial(lite_sum(num_backprop=2), cube)
+    >>> print(total(2.0, x, jax.random.key(0)))
+    72.0
+    >>> keys = jax.random.split(jax.random.key(0), 99)
+    >>> grads = jax.vmap(lambda key: jax.grad(total)(2.0, x, key))(keys)
+    >>> draws = sorted({round(float(g), 4) for g in grads})
+    >>> print(draws, sum(draws) / 3)  # 3/2 of two of 1, 8 and 27; the exact 36
+    [13.5, 42.0, 52.5] 36.0
+    """
+    _check_positive("num_backprop", num_backprop)
+    _check_positive("chunk_size", chunk_size, optional=True)
+    if not callable(sampling) and sampling not in SAMPLERS:
+        raise unknown_name("sampling", sampling, SAMPLERS)
+    sampler = sampling if callable(sampling) else SAMPLERS[sampling]
+
+    def set_sum(additive, args, examples, key, mask=None):
+        _check_key("lite_sum", key)
+        _check_mask(examples, mask)
+        size = _clip_to_set("num_backprop", num_backprop, examples, mask)
+        seed, open_seed = _consume(key)
+
+        def draw(seed: jax.Array, mask: jax.Array) -> Draw:
+            return sampler(open_seed(seed), mask, size)
+
+        return _recomputed_sum(additive, draw, chunk_size, args, examples, seed, mask)
+
+    return set_sum
+
+
+def subsample_sum(num_examples: int) -> SetSum:
+    """Return the operator that LITE is compared with: a scaled sub-sample.
+
+    Both value and gradient come from `num_examples` examples drawn uniformly without
+    replacement and weighted N/num_examples.
+
+    Guarantees:
+        The value is unbiased for the exact sum, but a loss that is not linear in the
+        sum is biased, and so is its gradient. Exact at num_examples = N. Memory:
+        residuals of `num_examples` examples.
+
+    Args:
+        num_examples: Size of the sub-sample, 1 or more.
+
+    >>> double = per_example(lambda a, x: a * x)
+    >>> print(subsample_sum(2)(double, 2.0, jnp.ones(4), jax.random.key(0)))
+    8.0
+    """
+    _check_positive("num_examples", num_examples)
+
+    def set_sum(additive, args, examples, key, mask=None):
+        _check_key("subsample_sum", key)
+        _check_mask(examples, mask)
+        size = _clip_to_set("num_examples", num_examples, examples, mask)
+        draw = sample_uniform(key, _full_mask(examples, mask), size)
+        sample = _chunk(lax.stop_gradient(examples), draw, 0, size)
+        return _in_accumulators(additive(args, *sample))
+
+    return set_sum
+
+
+def _consume(key: Key) -> tuple[jax.Array, Callable[[jax.Array], Key]]:
+    """Use up a key; return the words of a fresh one and how to make them a key.
+
+    A custom derivative rule that was handed a typed key would look to JAX's key-reuse
+    check like a second use. Consumed here, two sums that share a key are found out.
+    """
+    fresh = jax.random.split(key, 1)[0]
+    if not jnp.issubdtype(fresh.dtype, jax.dtypes.prng_key):
+        return fresh, lambda words: words
+    wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(fresh))
+    return jax.random.key_data(fresh), wrap
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _recomputed_sum(additive, draw, chunk_size, args, examples, seed, mask):
+    """Sum exactly; in the backward pass, recompute the examples that `draw` picks."""
+    if chunk_size is None or chunk_size >= _leading_axis(examples):
+        return _whole_sum(additive, args, examples, mask)
+    everything = _sample_all(seed, _full_mask(examples, mask))
+    summand = functools.partial(additive, args)
+    first_chunk = _chunk(examples, everything, 0, chunk_size)
+    zeros = jax.tree.map(_zeros, jax.eval_shape(summand, *first_chunk))
+    return _chunked_sum(summand, zeros, examples, everything, chunk_size)
+
+
+def _forward(additive, draw, chunk_size, args, examples, seed, mask):
+    total = _recomputed_sum(additive, draw, chunk_size, args, examples, seed, mask)
+    return total, (args, examples, seed, mask)
+
+
+def _backward(additive, draw, chunk_size, residuals, cotangent):
+    args, examples, seed, mask = residuals
+    picked = draw(seed, _full_mask(examples, mask))
+
+    def pull_back(chunk: PyTree, weights: jax.Array) -> PyTree:
+        total, vjp = jax.vjp(lambda args: additive(args, chunk, weights), args)
+        as_total = jax.tree.map(lambda c, t: c.astype(t.dtype), cotangent, total)
+        (gradient,) = vjp(as_total)
+        return jax.tree.map(lambda x, g: g if _is_inexact(x) else None, args, gradient)
+
+    zeros = jax.tree.map(lambda x: _zeros(x) if _is_inexact(x) else None, args)
+    size = chunk_size or picked.indices.size
+    sums = _chunked_sum(pull_back, zeros, examples, picked, size)
+    gradient = jax.tree.map(
+        lambda x, g: None if g is None else g.astype(jnp.result_type(x)), args, sums
+    )
+    return gradient, None, None, None
+
+
+_recomputed_sum.defvjp(_forward, _backward)
+
+
+def _whole_sum(additive, args, examples, mask):
+    """Sum all examples in one call; `mask` None means that all are real."""
+    if mask is None:
+        weights = jnp.ones(_leading_axis(examples))
+    else:
+        weights, first = mask.astype(float), jnp.argmax(mask)
+        rows = jnp.where(mask, jnp.arange(mask.size), first)
+        examples = _take(examples, rows)
+    return _in_accumulators(additive(args, examples, weights))
+
+
+def _chunked_sum(summand, zeros, examples, draw, chunk_size):
+    """Add `summand(chunk, weights)` over the chunks of a draw, `zeros` first.
+
+    The trip count follows the draw, not the padded size, so that one compilation
+    serves all set sizes at their own cost.
+    """
+    chunk_size = min(chunk_size, draw.indices.size)
+
+    def add_chunk(step, totals):
+        return _add(totals, summand(*_chunk(examples, draw, step, chunk_size)))
+
+    if draw.indices.size == chunk_size:
+        return add_chunk(0, zeros)
+    steps = (draw.count + chunk_size - 1) // chunk_size
+    return lax.fori_loop(0, steps, add_chunk, zeros)
+
+
+def _chunk(examples, draw, step, chunk_size):
+    """Return the examples and weights of chunk `step`; past the end, weight 0.
+
+    Where the weight is 0 a drawn example stands in: what the padding holds must not
+    reach the encoder, since 0 times a gradient that is not finite is not 0.
+    """
+    places = step * chunk_size + jnp.arange(chunk_size, dtype=jnp.int32)
+    inside = places < draw.indices.size
+    places = jnp.minimum(places, draw.indices.size - 1)
+    weights = jnp.where(inside, draw.weights[places], 0)
+    rows = jnp.where(weights == 0, draw.indices[0], draw.indices[places])
+    return _take(examples, rows), weights
+
+
+def _take(examples, rows):
+    return jax.tree.map(lambda x: x[rows], examples)
+
+
+# --------------------------------------------------------------------- transform
+
+
+def lite_grad(
+    fun: Callable[..., Any],
+    *,
+    num_backprop: int,
+    chunk_size: int | None = None,
+    sampling: str | Sampler = "uniform",
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """`jax.grad` for a function of sums over a set, with LITE's backward pass.
+
+    Binds `set_sum=lite_sum(num_backprop, chunk_size, sampling)` and differentiates;
+    the guarantees are those of `lite_sum`.
+
+    Args:
+        fun: `fun(*args, set_sum) -> loss`, or `(loss, aux)` with `has_aux`. What is
+            differentiated must reach the summed function through its `args`, not
+            through a closure, and every sum needs its own key.
+        num_backprop: H, examples back-propagated per sum.
+        chunk_size: Examples encoded at once; sets the memory, never the result.
+        sampling: How the H examples are drawn; see `lite_sum`.
+        argnums: As in `jax.grad`.
+        has_aux: As in `jax.grad`.
+
+    Returns:
+        A function of `fun`'s arguments but `set_sum`, which returns what
+        `jax.grad(fun)` would: the gradient, or `(gradient, aux)`.
+
+    Raises:
+        TypeError: `fun` takes no `set_sum` keyword.
+
+    >>> def fun(a, x, key, *, set_sum):
+    ...     return jnp.sin(set_sum(per_example(lambda a, x: a * x), a, x, key))
+    >>> x = jnp.array([0.1, 0.2, 0.3])
+    >>> print(f"{exact_grad(fun)(1.0, x, None):.4f}")
+    0.4952
+    >>> keys = jax.random.split(jax.random.key(0), 99)
+    >>> each = jax.vmap(lite_grad(fun, num_backprop=1), (None, None, 0))(1.0, x, keys)
+    >>> draws = sorted({round(float(g), 4) for g in each})
+    >>> print(draws, f"{sum(draws) / 3:.4f}")
+    [0.2476, 0.4952, 0.7428] 0.4952
+    """
+    set_sum = lite_sum(num_backprop, chunk_size, sampling)
+    return jax.grad(_substitute(fun, set_sum), argnums, has_aux)
+
+
+def lite_value_and_grad(
+    fun: Callable[..., Any],
+    *,
+    num_backprop: int,
+    chunk_size: int | None = None,
+    sampling: str | Sampler = "uniform",
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """`jax.value_and_grad` with LITE's backward pass; see `lite_grad`.
+
+    The value is exact.
+    """
+    set_sum = lite_sum(num_backprop, chunk_size, sampling)
+    return jax.value_and_grad(_substitute(fun, set_sum), argnums, has_aux)
+
+
+def exact_grad(
+    fun: Callable[..., Any],
+    *,
+    chunk_size: int | None = None,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """`jax.grad` of `fun` with `exact_sum(chunk_size)`; see `lite_grad`."""
+    return jax.grad(_substitute(fun, exact_sum(chunk_size)), argnums, has_aux)
+
+
+def exact_value_and_grad(
+    fun: Callable[..., Any],
+    *,
+    chunk_size: int | None = None,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """`jax.value_and_grad` of `fun` with `exact_sum(chunk_size)`; see `lite_grad`."""
+    return jax.value_and_grad(_substitute(fun, exact_sum(chunk_size)), argnums, has_aux)
+
+
+def _substitute(fun: Callable[..., Any], set_sum: SetSum) -> Callable[..., Any]:
+    """Bind the `set_sum` keyword of `fun`."""
+    parameters = inspect.signature(fun).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if "set_sum" not in parameters and not takes_any:
+        name = getattr(fun, "__name__", repr(fun))
+        raise TypeError(
+            f"{name}{inspect.signature(fun)} takes no 'set_sum' keyword: write it as "
+            f"{name}(…, *, set_sum) and form its sums over examples with "
+            "set_sum(additive, args, examples, key)"
+        )
+    return functools.partial(fun, set_sum=set_sum)
+
+
+# ------------------------------------------------------------------ small helpers
+
+
+def accumulation_dtype(dtype: Any) -> Any:
+    """Return the dtype that terms of `dtype` are summed in: float32 at least."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(dtype, jnp.float32)
+
+
+def _in_accumulators(total: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.astype(accumulation_dtype(x.dtype)), total)
+
+
+def _zeros(like: Any) -> jax.Array:
+    return jnp.zeros(jnp.shape(like), accumulation_dtype(jnp.result_type(like)))
+
+
+def _is_inexact(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+
+
+def _add(left: PyTree, right: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: a + b.astype(a.dtype), left, right)
+
+
+def _relative_error(found: PyTree, expected: PyTree, scale: PyTree) -> float:
+    """Return the largest leaf-wise ‖found - expected‖ relative to the parts' norm."""
+
+    def leaf_error(x, y, *parts):
+        size = max(float(jnp.linalg.norm(jnp.ravel(p))) for p in parts)
+        error = float(jnp.linalg.norm(jnp.ravel(x - y)))
+        return error / size if size else error
+
+    return max(jax.tree.leaves(jax.tree.map(leaf_error, found, expected, *scale)))
+
+
+def _leading_axis(examples: PyTree) -> int:
+    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(examples)}
+    if len(sizes) != 1 or () in sizes:
+        shapes = [jnp.shape(x) for x in jax.tree.leaves(examples)]
+        raise ValueError(
+            f"examples: every leaf needs the same leading axis N, got shapes {shapes}"
+        )
+    return sizes.pop()[0]
+
+
+def _full_mask(examples: PyTree, mask: jax.Array | None) -> jax.Array:
+    """Return the mask, all True by default."""
+    return jnp.ones(_leading_axis(examples), bool) if mask is None else mask
+
+
+def _check_mask(examples: PyTree, mask: jax.Array | None) -> None:
+    size = _leading_axis(examples)
+    if mask is None:
+        return
+    if jnp.shape(mask) != (size,) or not jnp.issubdtype(jnp.result_type(mask), bool):
+        raise ValueError(
+            f"mask: expected bool [{size}] to match the examples, got "
+            f"{jnp.result_type(mask)} {list(jnp.shape(mask))}"
+        )
+
+
+def _check_key(operator: str, key: Key) -> None:
+    if key is None:
+        raise ValueError(
+            f"key: {operator} draws examples and needs a jax.random.key, got None"
+        )
+
+
+def _check_positive(name: str, value: int | None, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        kind = "a positive integer or None" if optional else "a positive integer"
+        raise ValueError(f"{name}: expected {kind}, got {value!r}")
+
+
+def _clip_to_set(name: str, value: int, examples: PyTree, mask: Any) -> int:
+    """Return `value`, at most the size of the set; refuse more where N is fixed."""
+    size = _leading_axis(examples)
+    if value <= size:
+        return value
+    if mask is None:
+        raise ValueError(
+            f"{name}={value} is more than the {size} examples there are: lower it, or "
+            f"use exact_sum for the exact gradient"
+        )
+    warnings.warn(
+        f"{name}={value} is more than the {size} examples a set can hold: all of them "
+        "are used",
+        stacklevel=3,
+    )
+    return size

@@ -1,0 +1,98 @@
+"""The containers and function types that every other module speaks.
+
+This file imports nothing of the package, so that everything can import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import jax
+
+PyTree = Any
+Params = Any
+Key = Any
+Additive = Callable[[PyTree, PyTree, Any], PyTree]
+
+
+class Examples(NamedTuple):
+    """A support or query set, padded to a static size.
+
+    Attributes:
+        inputs: Images `[n, height, width, channels]`, usually uint8; they are
+            normalised on the device, inside the network.
+        labels: Class indices `[n]` int32 in `0 … way-1`.
+        mask: `[n]` bool; True marks a real example, False marks padding.
+    """
+
+    inputs: Any
+    labels: Any
+    mask: Any
+
+
+class Task(NamedTuple):
+    """One few-shot problem: adapt on `support`, be judged on `query`.
+
+    The papers of the LITE family say context and target. The number of classes is
+    not stored here: it is a static maximum that the learner is built with.
+    """
+
+    support: Examples
+    query: Examples
+
+
+class Network(NamedTuple):
+    """A network as two pure functions over a plain dictionary of parameters.
+
+    Attributes:
+        init: `(key, example_spec) -> params`; `example_spec` is the
+            `jax.ShapeDtypeStruct` of one image `[height, width, channels]`.
+        apply: `(params, inputs [n, height, width, channels]) -> features [n, d]`;
+            row i depends on image i alone.
+    """
+
+    init: Callable[[Key, Any], Params]
+    apply: Callable[[Params, Any], Any]
+
+
+class SetSum(Protocol):
+    """A weighted sum over a set of examples, with a choice of backward pass.
+
+    Computes `Σ_n mask_n · term(args, x_n)`; see `lite_jax.lite` for the operators.
+    """
+
+    def __call__(
+        self,
+        additive: Additive,
+        args: PyTree,
+        examples: PyTree,
+        key: Key,
+        mask: jax.Array | None = None,
+    ) -> PyTree:
+        """Return the aggregate of `examples`."""
+        ...
+
+
+class Learner(NamedTuple):
+    """A meta-learner as four pure functions.
+
+    Attributes:
+        init: `(key, example_spec) -> params`.
+        encode: `(args, example) -> term`, the per-example encoder e_φ(x, y) whose
+            terms are summed over the support set; `example` is an `Examples`
+            without the leading axis.
+        adapt: `(params, support, key, set_sum) -> task_state`.
+        predict: `(params, task_state, inputs [m, …]) -> logits [m, way]`; a class
+            absent from the support has logit −inf.
+    """
+
+    init: Callable[[Key, Any], Params]
+    encode: Callable[[PyTree, Examples], PyTree]
+    adapt: Callable[[Params, Examples, Key, SetSum], PyTree]
+    predict: Callable[[Params, PyTree, Any], Any]
+
+
+GradFn = Callable[[Params, Task, Key], tuple[tuple[Any, Any], Params]]
+"""`(params, task, key) -> ((loss, aux), grads)`: all that the trainer sees."""

@@ -1,0 +1,17 @@
+"""Make JAX strict, so that a silent slip becomes a failure."""
+
+import warnings
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_debug_key_reuse", True)
+warnings.simplefilter("error")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)

@@ -1,0 +1,305 @@
+"""The heart: unbiasedness by enumeration, sampling, memory of derivatives, messages."""
+
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from lite_jax import (
+    batched,
+    check_additive,
+    exact_grad,
+    exact_sum,
+    lite_grad,
+    lite_sum,
+    lite_value_and_grad,
+    per_example,
+    subsample_sum,
+)
+from lite_jax.lite import SAMPLERS, sample_uniform
+
+square = per_example(lambda a, x: a * x**2)
+
+# ------------------------------------------------------------------- unbiasedness
+
+
+def nested_means(shared):
+    params, task = toys.nested_params(jax.random.key(1)), toys.task(5, way=2)
+    exact = exact_grad(toys.nested_loss)(params, task, jax.random.key(2))
+    mean = toys.mean_over_subsets(
+        toys.nested_loss, (params, task, jax.random.key(3)),
+        num_support=5, num_backprop=2, num_sums=2, shared=shared,
+    )  # fmt: skip
+    return toys.relative_error(mean, exact)
+
+
+def test_nested_sums_with_a_subset_each_are_unbiased():
+    assert nested_means(shared=False) < 1e-10
+
+
+def test_nested_sums_that_share_a_subset_are_biased():
+    assert nested_means(shared=True) > 0.05
+
+
+def test_one_key_for_two_sums_raises():
+    def shared_key_loss(a, x, key, *, set_sum):
+        total = set_sum(square, a, x, key)
+        return set_sum(square, total, x, key)
+
+    with pytest.raises(jax.errors.KeyReuseError):
+        lite_grad(shared_key_loss, num_backprop=2)(
+            1.0, jnp.arange(4.0), jax.random.key(0)
+        )
+
+
+@pytest.mark.parametrize("num_backprop", [1, 2, 3, 5])
+def test_mean_over_subsets_is_exact_at_every_h(num_backprop):
+    params, task = toys.nested_params(jax.random.key(1)), toys.task(5, way=2)
+
+    def one_stage(params, task, key, *, set_sum):
+        encode = lambda p, ex: jnp.tanh(ex.inputs.reshape(-1, 4) @ p["embed"])  # noqa: E731
+        total = set_sum(batched(encode), params, task.support, key, task.support.mask)
+        return jnp.sin(total).sum() + (total**3).sum()
+
+    exact = exact_grad(one_stage)(params, task, None)["embed"]
+    mean = toys.mean_over_subsets(
+        one_stage, (params, task, jax.random.key(2)), 5, num_backprop, num_sums=1
+    )["embed"]
+    assert toys.relative_error(mean, exact) < 1e-10
+
+
+def test_subsampling_the_set_is_biased_where_lite_is_not():
+    """The comparison of the paper's §5.3, enumerated: E[g] of a sub-sampled task."""
+    x, subsets = jnp.array([0.3, 1.0, 2.0, 0.1]), toys.subsets(4, 2)
+
+    def loss(a, set_sum):
+        return jnp.sin(set_sum(square, a, x, jax.random.key(0)))
+
+    def sub_sampled(rows):
+        return jax.grad(lambda a: jnp.sin(2 * (a * x[rows] ** 2).sum()))(0.5)
+
+    exact = jax.grad(loss)(0.5, exact_sum())
+    biased = jnp.stack([sub_sampled(rows) for rows in subsets]).mean()
+    assert abs(biased - exact) > 0.1 * abs(exact)
+    drawn = jax.grad(loss)(0.5, subsample_sum(2))
+    assert any(jnp.allclose(drawn, sub_sampled(rows)) for rows in subsets)
+
+
+# ----------------------------------------------------------------------- sampling
+
+
+def draws(sampling, mask, num_backprop, count=6000):
+    keys = jax.random.split(jax.random.key(0), count)
+    return jax.vmap(lambda k: SAMPLERS[sampling](k, mask, num_backprop))(keys)
+
+
+def test_uniform_draws_every_subset_equally_often():
+    mask = jnp.array([True, False, True, True, True, False])
+    picked = draws("uniform", mask, 2)
+    found, counts = np.unique(np.sort(picked.indices, 1), axis=0, return_counts=True)
+    assert [tuple(x) for x in found] == list(itertools.combinations([0, 2, 3, 4], 2))
+    expected = 6000 / 6
+    assert ((counts - expected) ** 2 / expected).sum() < 20.5  # χ²(5), p = 0.001
+    assert np.all(picked.weights == 4 / 2) and np.all(picked.count == 2)
+
+
+def test_with_replacement_draws_independently():
+    mask = jnp.array([True, False, True, True])
+    picked = draws("with_replacement", mask, 2)
+    pairs, counts = np.unique(picked.indices, axis=0, return_counts=True)
+    assert [tuple(x) for x in pairs] == list(itertools.product([0, 2, 3], repeat=2))
+    expected = 6000 / 9
+    assert ((counts - expected) ** 2 / expected).sum() < 26.1  # χ²(8), p = 0.001
+    assert np.all(picked.weights == 3 / 2)
+
+
+@pytest.mark.parametrize("sampling", SAMPLERS)
+def test_weights_are_horvitz_thompson(sampling):
+    """E Σ_h w_h v[i_h] = Σ_n v[n], within four standard errors."""
+    mask, values = jnp.arange(8) < 5, jnp.arange(8.0) ** 2
+    picked = draws(sampling, mask, 3)
+    estimates = (picked.weights * values[picked.indices]).sum(1)
+    error = float(estimates.mean() - values[:5].sum())
+    assert abs(error) < 4 * float(estimates.std()) / np.sqrt(6000)
+
+
+def test_variance_without_replacement_has_the_finite_population_factor():
+    """Var = (N²/H) σ² (N-H)/(N-1), against (N²/H) σ² with replacement."""
+    mask, values = jnp.ones(8, bool), jnp.arange(8.0) ** 2
+    for sampling, factor in [("uniform", (8 - 3) / (8 - 1)), ("with_replacement", 1)]:
+        picked = draws(sampling, mask, 3, count=20000)
+        found = (picked.weights * values[picked.indices]).sum(1).var()
+        np.testing.assert_allclose(found, 64 / 3 * values.var() * factor, rtol=0.05)
+
+
+def test_draw_is_the_same_whatever_the_padding():
+    short = sample_uniform(jax.random.key(5), jnp.ones(6, bool), 3)
+    long = sample_uniform(jax.random.key(5), jnp.arange(11) < 6, 3)
+    chex.assert_trees_all_equal(short, long)
+
+
+def test_fewer_examples_than_h_are_all_drawn_once():
+    picked = sample_uniform(jax.random.key(0), jnp.arange(6) < 2, 4)
+    assert sorted(picked.indices[:2].tolist()) == [0, 1]
+    assert picked.weights.tolist() == [1, 1, 0, 0] and picked.count == 2
+
+
+def test_empty_set_sums_to_zero_with_zero_gradient():
+    empty = jnp.zeros(4, bool)
+    for set_sum in (exact_sum(), exact_sum(2), lite_sum(2, 2), subsample_sum(2)):
+        total = functools.partial(set_sum, square)
+        found = jax.value_and_grad(total)(3.0, jnp.ones(4), jax.random.key(0), empty)
+        assert found == (0, 0)
+
+
+def test_a_sampler_of_ones_own_is_used():
+    def first_only(key, mask, num_backprop):
+        draw = sample_uniform(key, mask, num_backprop)
+        return draw._replace(indices=jnp.zeros_like(draw.indices))
+
+    total = functools.partial(lite_sum(1, sampling=first_only), square)
+    gradient = jax.grad(total)(1.0, jnp.array([5.0, 1.0]), jax.random.key(0))
+    assert gradient == 2 * 5.0**2
+
+
+# ---------------------------------------------------------------------- transform
+
+
+def test_transform_mirrors_jax_grad():
+    def fun(a, b, x, key, *, set_sum):
+        total = set_sum(per_example(lambda ab, x: ab[0] * x + ab[1]), (a, b), x, key)
+        return total**2, {"total": total}
+
+    x = jnp.array([1.0, 2.0])
+    options = {"num_backprop": 2, "argnums": (0, 1), "has_aux": True}
+    (value, aux), grads = lite_value_and_grad(fun, **options)(
+        1.0, 2.0, x, jax.random.key(0)
+    )
+    assert value == 7.0**2 and aux == {"total": 7.0}
+    assert grads == (2 * 7 * 3, 2 * 7 * 2)
+    assert lite_grad(fun, **options)(1.0, 2.0, x, jax.random.key(0)) == (grads, aux)
+
+
+def test_function_without_set_sum_is_refused_at_once():
+    def fun(a, x):
+        return a * x.sum()
+
+    for transform in (functools.partial(lite_grad, num_backprop=2), exact_grad):
+        with pytest.raises(TypeError, match=r"fun\(a, x\) takes no 'set_sum' keyword"):
+            transform(fun)
+
+
+def test_keyword_arguments_function_is_accepted():
+    def fun(a, **options):
+        return options["set_sum"](square, a, jnp.ones(2), jax.random.key(0))
+
+    assert lite_grad(fun, num_backprop=2)(1.0) == 2
+
+
+def test_second_derivatives_of_the_plain_sum_and_none_of_the_chunked():
+    x = jnp.array([1.0, 2.0])
+
+    def loss(a, set_sum):
+        return set_sum(per_example(lambda a, x: (a * x) ** 3), a, x, None)
+
+    assert jax.hessian(loss)(1.0, exact_sum()) == 6 * (1 + 8)
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.hessian(loss)(1.0, exact_sum(1))
+
+
+# ----------------------------------------------------------------------- messages
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.0, True, "4", None])
+def test_num_backprop_must_be_a_positive_integer(bad):
+    with pytest.raises(ValueError, match=f"num_backprop: .*{bad!r}"):
+        lite_sum(bad)
+    with pytest.raises(ValueError, match=f"num_examples: .*{bad!r}"):
+        subsample_sum(bad)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.0, "auto"])
+def test_chunk_size_must_be_a_positive_integer_or_none(bad):
+    for make in (exact_sum, functools.partial(lite_sum, 1)):
+        with pytest.raises(ValueError, match=f"chunk_size: .*{bad!r}"):
+            make(bad)
+
+
+def test_unknown_sampling_suggests_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'uniform'"):
+        lite_sum(2, sampling="unifrom")
+
+
+def test_h_above_n_is_refused_where_n_is_fixed_and_clipped_where_it_varies():
+    x = jnp.arange(3.0)
+    with pytest.raises(ValueError, match="num_backprop=4 is more than the 3 examples"):
+        lite_sum(4)(square, 1.0, x, jax.random.key(0))
+    with pytest.warns(UserWarning, match="num_backprop=4 is more than the 3"):
+        total = functools.partial(lite_sum(4), square)
+        grad = jax.grad(total)(
+            1.0, x, jax.random.key(0), jnp.array([True, True, False])
+        )
+    assert grad == 0 + 1
+
+
+def test_missing_key_is_named():
+    for set_sum in (lite_sum(1), subsample_sum(1)):
+        with pytest.raises(ValueError, match="key: .* got None"):
+            set_sum(square, 1.0, jnp.ones(3), None)
+
+
+@pytest.mark.parametrize(
+    "mask", [jnp.ones(2, bool), jnp.ones(3), jnp.ones((3, 1), bool)]
+)
+def test_mask_must_be_bool_of_the_sets_size(mask):
+    for set_sum in (exact_sum(), exact_sum(2), lite_sum(1), subsample_sum(1)):
+        with pytest.raises(ValueError, match=r"mask: expected bool \[3\]"):
+            set_sum(square, 1.0, jnp.ones(3), jax.random.key(0), mask)
+
+
+@pytest.mark.parametrize("bad", [{"a": 3, "b": 2}, {"a": (), "b": 2}])
+def test_examples_need_one_leading_axis(bad):
+    examples = jax.tree.map(jnp.ones, bad, is_leaf=lambda x: isinstance(x, tuple))
+    with pytest.raises(ValueError, match="same leading axis N, got shapes"):
+        exact_sum()(square, 1.0, examples, None)
+
+
+def mixing(kind):
+    def encode(a, x):
+        if kind == "batch statistics":
+            return a * (x - x.mean()) ** 2 / x.var()
+        if kind == "attention":
+            return a * jax.nn.softmax(x @ x.T) @ x
+        return a * x + jnp.arange(float(len(x)))[:, None]  # position in the batch
+
+    return batched(encode)
+
+
+@pytest.mark.parametrize("kind", ["batch statistics", "attention", "position"])
+def test_encoder_that_mixes_examples_is_told(kind):
+    x = jax.random.normal(jax.random.key(0), (6, 2))
+    with pytest.raises(ValueError, match="not additive: .* Does the encoder mix"):
+        check_additive(mixing(kind), 2.0, x)
+
+
+def test_forgotten_weights_are_told():
+    x = jnp.arange(1.0, 7.0)
+    with pytest.raises(ValueError, match="examples of weight 0 change the sum"):
+        check_additive(lambda a, x, weights: a * x.sum(), 2.0, x)
+    with pytest.raises(ValueError, match="doubling the weights"):
+        check_additive(lambda a, x, weights: a * (x * weights**2).sum(), 2.0, x)
+
+
+def test_not_finite_is_not_additive():
+    with pytest.raises(ValueError, match="not additive"):
+        check_additive(batched(lambda a, x: a / x), 1.0, jnp.array([0.0, 1.0]))
+
+
+def test_one_example_cannot_be_checked():
+    with pytest.raises(ValueError, match="2 or more examples, got 1"):
+        check_additive(square, 1.0, jnp.ones(1))
