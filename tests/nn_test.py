@@ -1,0 +1,159 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from lite_jax import UserError, batched, check_additive
+from lite_jax.nn import conv4, pixels
+from lite_jax.nn.convolution import conv_general_dilated
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def images(size=28, channels=1, count=5):
+    rng = np.random.default_rng(0)
+    return jnp.array(rng.integers(0, 256, (count, size, size, channels)), jnp.uint8)
+
+
+def spec(size=28, channels=1):
+    return jax.ShapeDtypeStruct((size, size, channels), jnp.uint8)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 1), (2, 0))])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 3)])
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (5, 2), (4, 4)])
+def test_canonical_convolution_equals_lax(padding, strides, kernel):
+    """Value and both gradients, eager and inside a loop, by the formula's own AD."""
+    rng = np.random.default_rng(0)
+    x, w = (
+        jnp.array(rng.normal(size=(2, 9, 8, 3))),
+        jnp.array(rng.normal(size=(*kernel, 3, 4))),
+    )
+
+    def loss(conv):
+        options = {"dimension_numbers": LAYOUT}
+        return lambda x, w: jnp.sin(conv(x, w, strides, padding, **options)).sum()
+
+    expected = jax.value_and_grad(loss(lax.conv_general_dilated), (0, 1))(x, w)
+    found = jax.value_and_grad(loss(conv_general_dilated), (0, 1))(x, w)
+    chex.assert_trees_all_close(found, expected, rtol=1e-10)
+
+
+def test_canonical_convolution_can_be_differentiated_twice_in_reverse():
+    rng = np.random.default_rng(0)
+    x, w = (
+        jnp.array(rng.normal(size=(2, 6, 6, 2))),
+        jnp.array(rng.normal(size=(3, 3, 2, 2))),
+    )
+
+    def second(conv):
+        def loss(w):
+            return jnp.sin(conv(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)).sum()
+
+        return jax.grad(lambda w: (jax.grad(loss)(w) ** 2).sum())(w)
+
+    chex.assert_trees_all_close(
+        second(conv_general_dilated), second(lax.conv_general_dilated), rtol=1e-10
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dimension_numbers": ("NCHW", "OIHW", "NCHW")},
+        {"dimension_numbers": LAYOUT, "rhs_dilation": (2, 2)},
+        {"dimension_numbers": LAYOUT, "lhs_dilation": (2, 1)},
+    ],
+)
+def test_other_convolutions_are_passed_on(options):
+    rng = np.random.default_rng(0)
+    x, w = (
+        jnp.array(rng.normal(size=(4, 4, 4, 4))),
+        jnp.array(rng.normal(size=(4, 4, 4, 4))),
+    )
+    pads = ((3, 3), (3, 3))
+
+    def loss(conv):
+        return lambda x, w: jnp.sin(conv(x, w, (1, 1), pads, **options)).sum()
+
+    chex.assert_trees_all_close(
+        jax.grad(loss(conv_general_dilated), (0, 1))(x, w),
+        jax.grad(loss(lax.conv_general_dilated), (0, 1))(x, w), rtol=1e-12,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size, features", [(16, 64), (28, 64), (84, 1600)])
+def test_conv4_has_the_dimensions_of_the_literature(size, features):
+    network = conv4()
+    shapes = jax.eval_shape(lambda k: network.init(k, spec(size, 3)), jax.random.key(0))
+    assert (
+        sum(x.size for x in jax.tree.leaves(shapes)) == 9 * 64 * (3 + 3 * 64) + 8 * 64
+    )
+    found = jax.eval_shape(network.apply, shapes, images(size, 3))
+    assert found.shape == (5, features) and found.dtype == jnp.float32
+
+
+def test_conv4_features_of_an_image_ignore_the_others():
+    network = conv4(width=16)
+    params = network.init(jax.random.key(0), spec())
+    check_additive(batched(network.apply), params, images(), rtol=1e-5)
+    one = network.apply(params, images()[2:3])
+    np.testing.assert_allclose(
+        one[0], network.apply(params, images())[2], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_conv4_is_the_written_out_network():
+    """Four times convolution, GroupNorm of 4 channels each, ReLU, 2×2 maxima."""
+    network = conv4(width=8, norm_groups=2, mean=0.4, std=0.5)
+    params = network.init(jax.random.key(0), spec(17, 3))
+    params = jax.tree.map(lambda x: x + jnp.float32(0.1), params)  # off the identity
+    x = (np.asarray(images(17, 3), np.float64) / 255 - 0.4) / 0.5
+    for i in range(4):
+        kernel = np.asarray(params[f"Conv_{i}"]["kernel"], np.float64)
+        count, height, width, _ = x.shape
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = sum(
+            padded[:, a : a + height, b : b + width] @ kernel[a, b]
+            for a in range(3) for b in range(3)
+        )  # fmt: skip
+        groups = x.reshape(count, -1, 2, 4)
+        mean, var = (f(groups, (1, 3), keepdims=True) for f in (np.mean, np.var))
+        x = ((groups - mean) / np.sqrt(var + 1e-6)).reshape(x.shape)
+        norm = jax.tree.map(np.asarray, params[f"GroupNorm_{i}"])
+        x = np.maximum(x * norm["scale"] + norm["bias"], 0)
+        height, width = height // 2 * 2, width // 2 * 2
+        x = np.max([x[:, a:height:2, b:width:2] for a in (0, 1) for b in (0, 1)], 0)
+    found = network.apply(params, images(17, 3))
+    np.testing.assert_allclose(found, x.reshape(5, -1), rtol=2e-3, atol=2e-4)
+
+
+def test_uint8_and_unit_floats_give_the_same_features():
+    network = conv4(width=8)
+    params = network.init(jax.random.key(0), spec())
+    as_float = jnp.float32(images()) / 255
+    chex.assert_trees_all_close(
+        network.apply(params, images()), network.apply(params, as_float), rtol=1e-4
+    )
+
+
+def test_pixels_are_the_scaled_pixels():
+    found = pixels().apply({}, images(4))
+    np.testing.assert_allclose(
+        found, np.asarray(images(4)).reshape(5, -1) / 255, rtol=1e-6
+    )
+
+
+def test_too_small_an_image_is_refused():
+    with pytest.raises(
+        UserError, match="16 pixels a side .* 15 × 15: raise data.image_size"
+    ):
+        conv4().init(jax.random.key(0), spec(15))
+
+
+@pytest.mark.parametrize("width, groups", [(64, 7), (0, 8), (8, 0)])
+def test_groups_must_divide_the_width(width, groups):
+    with pytest.raises(UserError, match=f"norm_groups={groups} .*width={width}"):
+        conv4(width, groups)
