@@ -1,0 +1,67 @@
+"""Prototypical networks (Snell et al. 2017), as in §3.1 and eq. 4 of the LITE paper."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+from lite_jax.class_stats import (
+    ClassSums,
+    class_means,
+    class_terms,
+    euclidean_logits,
+)
+from lite_jax.errors import UserError
+from lite_jax.lite import batched
+from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
+
+
+class ProtoNetsState(NamedTuple):
+    """Class means `[way, d]`, and which classes the support holds `[way]`."""
+
+    prototypes: jax.Array
+    present: jax.Array
+
+
+def protonets(backbone: Network, *, way: int) -> Learner:
+    """Return prototypical networks with squared Euclidean distance.
+
+    p(y = k | x) ∝ exp(-‖f_φ(x) - c_k‖²),   c_k = (1/N_k) Σ_{n: y_n = k} f_φ(x_n)
+
+    The set sum is that of the per-class features and counts, over the support; the
+    whole backbone is learned. At H = N support examples the gradient is exact.
+
+    Args:
+        backbone: The feature extractor f_φ.
+        way: Static maximum of classes in a task; a task may have fewer.
+
+    Returns:
+        A `Learner` whose parameters are the backbone's.
+
+    References:
+        Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning", 2017.
+        Bronskill et al., "Memory Efficient Meta-Learning with Large Images", 2021.
+    """
+    if way < 2:
+        raise UserError(f"way={way}: a classifier needs 2 classes or more")
+
+    def encode_batch(params: Params, examples: Examples) -> ClassSums:
+        features = backbone.apply(params, examples.inputs)
+        return class_terms(features, examples.labels, way)
+
+    def encode(params: Params, example: Examples) -> ClassSums:
+        terms = encode_batch(params, jax.tree.map(lambda x: x[None], example))
+        return jax.tree.map(lambda x: x[0], terms)
+
+    def adapt(
+        params: Params, support: Examples, key: Key, set_sum: SetSum
+    ) -> ProtoNetsState:
+        totals = set_sum(batched(encode_batch), params, support, key, support.mask)
+        return ProtoNetsState(class_means(totals), totals.counts > 0)
+
+    def predict(params: Params, task_state: ProtoNetsState, inputs: jax.Array):
+        features = backbone.apply(params, inputs)
+        return euclidean_logits(features, task_state.prototypes, task_state.present)
+
+    return Learner(backbone.init, encode, adapt, predict)

@@ -1,0 +1,64 @@
+"""From a learner to a loss on one task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lite_jax.lite import batched, exact_sum
+from lite_jax.types import Examples, Key, Learner, Params, PyTree, SetSum, Task
+
+
+def episode_loss(
+    learner: Learner, *, query_chunk_size: int | None = None
+) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
+    """Return the loss of adapting on a task's support and predicting its query.
+
+    L(φ) = (1/M) Σ_m -log p(y*_m | x*_m, adapt(φ, support)), the paper's eq. 1.
+
+    Guarantees:
+        The support reaches the loss through `set_sum` alone. The query loss is an
+        exact sum, in chunks of its own, so the support is back-propagated once a
+        task and no N/H factor touches the query path.
+
+    Args:
+        learner: The meta-learner.
+        query_chunk_size: Query examples predicted at once; None takes all.
+
+    Returns:
+        `loss(params, task, key, *, set_sum) -> (loss, aux)`: the mean cross-entropy
+        over real query examples, and `{"accuracy": …}` in [0, 1]. Hand it to
+        `lite_grad` or `lite_value_and_grad` with `has_aux=True`.
+    """
+    query_sum = exact_sum(query_chunk_size)
+
+    def loss_fn(params: Params, task: Task, key: Key, *, set_sum: SetSum):
+        task_state = learner.adapt(params, task.support, key, set_sum)
+        score = batched(query_scores(learner))
+        totals = query_sum(
+            score, (params, task_state), task.query, None, task.query.mask
+        )
+        count = jnp.maximum(task.query.mask.sum(), 1)
+        means = jax.tree.map(lambda total: total / count.astype(total.dtype), totals)
+        return means["loss"], {"accuracy": means["accuracy"]}
+
+    return loss_fn
+
+
+def query_scores(
+    learner: Learner,
+) -> Callable[[tuple[Params, PyTree], Examples], dict[str, Any]]:
+    """Return `((params, task_state), examples [m]) -> {"loss" [m], "accuracy" [m]}`."""
+
+    def score(args: tuple[Params, PyTree], examples: Examples) -> dict[str, Any]:
+        logits = learner.predict(*args, examples.inputs)
+        labels = examples.labels
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        right = jnp.argmax(logits, -1).astype(labels.dtype) == labels
+        return {"loss": loss, "accuracy": right.astype(loss.dtype)}
+
+    return score
