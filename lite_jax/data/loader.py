@@ -1,0 +1,75 @@
+"""From an episode to arrays, ahead of the device."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from lite_jax.data.episodes import EpisodeSpec, episode_rng, sample_episode
+from lite_jax.data.sources import ClassSource
+from lite_jax.types import Examples, Task
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def load_task(
+    source: ClassSource, spec: EpisodeSpec, seed: int, stream: str, index: int
+) -> Task:
+    """Return episode `index` as a padded `Task` of NumPy arrays.
+
+    A pure function of its arguments: the same call gives the same bytes in any
+    process and any order, so training resumes from a step number alone.
+
+    Args:
+        source: Where images come from.
+        spec: How tasks are drawn; its static sizes are what sets are padded to.
+        seed: The run's seed.
+        stream: Name of an independent series of episodes, such as "train".
+        index: The number of the episode in its stream, from 0.
+    """
+    rng = episode_rng(seed, stream, index)
+    episode = sample_episode(source.class_sizes, spec, rng)
+
+    def load(parts: list[np.ndarray], size: int) -> Examples:
+        read = [source.read(c, i) for c, i in zip(episode.classes, parts, strict=True)]
+        count = sum(map(len, parts))
+        inputs = np.zeros((size, *source.image_shape), np.uint8)
+        inputs[:count] = np.concatenate(read)
+        labels = np.zeros(size, np.int32)
+        labels[:count] = np.repeat(np.arange(len(parts)), list(map(len, parts)))
+        return Examples(inputs, labels, np.arange(size) < count)
+
+    return Task(
+        load(episode.support, spec.support_size), load(episode.query, spec.query_size)
+    )
+
+
+def run_ahead(
+    make: Callable[[T], R], items: Iterable[T], *, depth: int = 2, workers: int = 2
+) -> Iterator[R]:
+    """Yield `make(item)` in order, computed by background threads.
+
+    Args:
+        make: Called on a worker thread; its exception is raised here, in turn.
+        items: What to make; read lazily.
+        depth: Results made before they are asked for, which bounds the memory.
+        workers: Threads.
+    """
+    items = iter(items)
+    with ThreadPoolExecutor(workers, thread_name_prefix="episode") as pool:
+        waiting = collections.deque(
+            pool.submit(make, item) for item in itertools.islice(items, depth)
+        )
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(make, i) for i in itertools.islice(items, 1))
+                yield result
+        finally:
+            pool.shutdown(cancel_futures=True)

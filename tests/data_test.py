@@ -1,0 +1,434 @@
+"""Sources, episodes and loading; reads made-up files, and real ones where present."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lite_jax import UserError
+from lite_jax.data import (
+    ArraySource,
+    EpisodeSpec,
+    digits,
+    folder,
+    load_task,
+    omniglot_folder,
+    rotated,
+    run_ahead,
+    sample_episode,
+    synthetic,
+)
+from lite_jax.data.episodes import check_spec, episode_rng
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+needs_real_images = pytest.mark.skipif(
+    not REAL.is_dir(), reason=f"the real images are not at {REAL}"
+)
+
+
+def picture(path, size=(20, 12), mode="RGB", level=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    level = len(list(path.parent.iterdir())) * 20 if level is None else level
+    colour = level if len(mode) == 1 else (level,) * len(mode)
+    Image.new(mode, size, colour).save(path, **options)
+
+
+def class_folders(root, classes, images=3):
+    for name in classes:
+        for i in range(images):
+            picture(root / name / f"{i}.png")
+    return root
+
+
+# ------------------------------------------------------------------------ sources
+
+
+@pytest.mark.parametrize(
+    "source",
+    [digits("train"), digits("test", 28), synthetic("valid", 20, channels=1),
+     rotated(synthetic("train", 16))],
+    ids=["digits", "digits 28", "synthetic", "rotated"],
+)  # fmt: skip
+def test_source_keeps_the_protocol(source):
+    assert (
+        len(source.class_names)
+        == len(source.class_sizes)
+        == len(set(source.class_names))
+    )
+    for label in (0, len(source.class_names) - 1):
+        last = source.class_sizes[label] - 1
+        images = source.read(label, [0, last, 0])
+        assert images.shape == (3, *source.image_shape) and images.dtype == np.uint8
+        np.testing.assert_array_equal(images[0], images[2])
+        assert (images[0] != images[1]).any() and images[0].std() > 5
+
+
+def test_digits_splits_share_no_image_and_test_no_class():
+    train, valid, test = (digits(s) for s in ("train", "valid", "test"))
+    assert train.class_names == valid.class_names
+    assert not set(train.class_names) & set(test.class_names)
+    total = sum(sum(s.class_sizes) for s in (train, valid, test))
+    assert total == 1797
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    first_five = data.images[data.target == 5][0]
+    np.testing.assert_array_equal(
+        digits("test", image_size=8).read(0, [0])[0, :, :, 0],
+        np.rint(first_five * 255 / 16),
+    )
+
+
+def test_synthetic_classes_differ_and_splits_are_disjoint():
+    train, test = synthetic("train", 24), synthetic("test", 24)
+    assert not set(train.class_names) & set(test.class_names)
+    means = [train.read(c, range(30)).mean((0, 3)) for c in range(3)]
+    assert np.abs(means[0] - means[1]).mean() > 5
+    np.testing.assert_array_equal(
+        train.read(3, [7]), synthetic("train", 24).read(3, [7])
+    )
+    assert (train.read(3, [7]) != synthetic("train", 24, seed=1).read(3, [7])).any()
+
+
+def test_rotation_adds_each_class_turned():
+    plain = synthetic("train", 16, num_classes=3)
+    source = rotated(plain)
+    assert len(source.class_names) == 12
+    for turn in range(4):
+        expected = np.rot90(plain.read(1, [4])[0], turn)
+        np.testing.assert_array_equal(source.read(1 + 3 * turn, [4])[0], expected)
+
+
+def test_rotation_needs_square_images():
+    source = ArraySource(["a"], [np.zeros((2, 4, 5, 1), np.uint8)])
+    with pytest.raises(UserError, match="square images, got 4 × 5"):
+        rotated(source)
+
+
+@pytest.mark.parametrize("make", [digits, synthetic])
+def test_unknown_split_is_named(make):
+    with pytest.raises(UserError, match="unknown split 'tests'; did you mean 'test'"):
+        make("tests")
+
+
+# ------------------------------------------------------------------------ folders
+
+
+def test_split_folders_are_used_as_they_are(tmp_path):
+    for split, names in {"train": ["b", "a"], "val": ["c"], "test": ["d"]}.items():
+        class_folders(tmp_path / split, names)
+    assert folder(tmp_path, "train", 8).class_names == ["a", "b"]
+    assert folder(tmp_path, "valid", 8).class_names == ["c"]
+    assert folder(tmp_path, "test", 8).class_sizes == [3]
+
+
+def test_classes_side_by_side_are_split_once_and_for_all(tmp_path):
+    class_folders(tmp_path, [f"c{i}" for i in range(10)])
+    splits = {s: folder(tmp_path, s, 8).class_names for s in ("train", "valid", "test")}
+    assert {s: len(x) for s, x in splits.items()} == {"train": 6, "valid": 2, "test": 2}
+    assert len(set().union(*splits.values())) == 10
+    assert folder(tmp_path, "train", 8).class_names == splits["train"]
+
+
+@pytest.mark.parametrize("cache_gb", [1.0, 0.0])
+def test_photographs_are_upright_rgb_squares(tmp_path, cache_gb):
+    for name in ("train/a", "valid/b", "test/c"):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # stored on its side
+        image = Image.new("RGB", (20, 10), (0, 0, 0))
+        image.paste((200, 100, 50), (0, 0, 10, 10))  # left half, which belongs on top
+        (tmp_path / name).mkdir(parents=True)
+        image.save(tmp_path / name / "1.JPG", exif=exif, quality=100, subsampling=0)
+    found = folder(tmp_path, "train", 8, cache_gb=cache_gb).read(0, [0])[0]
+    assert found.shape == (8, 8, 3)
+    np.testing.assert_allclose(found[1, 4], (200, 100, 50), atol=4)
+    np.testing.assert_allclose(found[6, 4], (0, 0, 0), atol=4)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    suffix = "tif" if mode == "CMYK" else "png"
+    for name in ("train/a", "valid/b", "test/c"):
+        picture(tmp_path / name / f"1.{suffix}", mode=mode, level=1)
+    assert folder(tmp_path, "train", 8).read(0, [0]).shape == (1, 8, 8, 3)
+
+
+def test_unreadable_images_are_named_counted_and_skipped(tmp_path, caplog):
+    class_folders(tmp_path / "train", ["a", "b"], images=4)
+    whole = tmp_path / "train/a/whole.jpg"
+    picture(whole, size=(64, 64))
+    (tmp_path / "train/a/cut.jpg").write_bytes(whole.read_bytes()[:300])
+    (tmp_path / "train/b/empty.png").touch()
+    (tmp_path / "train/b/text.png").write_text("not an image")
+    (tmp_path / "train/b/notes.txt").write_text("ignored")
+    with caplog.at_level(logging.WARNING):
+        source = folder(tmp_path, "train", 8)
+    assert source.class_sizes == [5, 4]
+    assert "skipped 3 unreadable of 12 images" in caplog.text
+    assert all(name in caplog.text for name in ("cut.jpg", "empty.png", "text.png"))
+
+
+def test_class_of_unreadable_images_is_refused(tmp_path):
+    class_folders(tmp_path / "train", ["a", "b"])
+    for path in (tmp_path / "train/b").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="class 'b': none of its 3 images can be read"):
+        folder(tmp_path, "train", 8)
+
+
+def test_unreadable_image_of_a_set_too_large_to_cache_is_named(tmp_path):
+    class_folders(tmp_path / "train", ["a"])
+    (tmp_path / "train/a/1.png").write_bytes(b"")
+    source = folder(tmp_path, "train", 8, cache_gb=0.0)
+    assert source.read(0, [0, 2]).shape == (2, 8, 8, 3)
+    with pytest.raises(UserError, match="cannot read .*1.png .* raise data.cache_gb"):
+        source.read(0, [1])
+
+
+def test_decompression_bomb_is_unreadable(tmp_path, monkeypatch, caplog):
+    class_folders(tmp_path / "train", ["a"])
+    picture(tmp_path / "train/a/large.png", size=(50, 50))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with caplog.at_level(logging.WARNING):
+        assert folder(tmp_path, "train", 8).class_sizes == [3]
+    assert "large.png" in caplog.text
+
+
+def test_folders_that_cannot_serve_are_explained(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        folder(tmp_path / "nowhere", "train")
+    with pytest.raises(UserError, match="holds 0 class folders"):
+        folder(tmp_path, "train")
+    class_folders(tmp_path / "three", "abc")
+    with pytest.raises(UserError, match="holds 3 class folders; .* takes 6 or more"):
+        folder(tmp_path / "three", "train")
+    class_folders(tmp_path / "no_valid/train", "ab")
+    with pytest.raises(UserError, match="no 'valid' folder"):
+        folder(tmp_path / "no_valid", "valid")
+    (tmp_path / "empty_class/train/a").mkdir(parents=True)
+    with pytest.raises(UserError, match="no images for 'train'"):
+        folder(tmp_path / "empty_class", "train")
+    class_folders(tmp_path / "empty_class/train", "b")
+    with pytest.raises(UserError, match="class 'a' has no images"):
+        folder(tmp_path / "empty_class", "train")
+
+
+# ----------------------------------------------------------------------- omniglot
+
+
+def drawings(root, alphabets, inverted=False):
+    for alphabet in alphabets:
+        for character in ("character01", "character02"):
+            for drawer in range(3):
+                path = root / alphabet / character / f"0001_{drawer:02d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image = Image.new("1", (105, 105), 0 if inverted else 1)
+                image.paste(1 if inverted else 0, (10 + drawer, 10, 40, 40))
+                image.save(path)
+
+
+def test_omniglot_classes_are_alphabet_and_character(tmp_path):
+    drawings(tmp_path / "one", ["Greek", "Latin"])
+    drawings(tmp_path / "two", ["Greek", "Tagalog"])
+    names = omniglot_folder(tmp_path / "one").class_names
+    assert names[0] == "Greek/character01" and len(names) == 4
+    assert omniglot_folder(tmp_path / "one", alphabets=["Latin"]).class_sizes == [3, 3]
+    left = omniglot_folder(tmp_path / "two", without=tmp_path / "one").class_names
+    assert left == ["Tagalog/character01", "Tagalog/character02"]
+    with pytest.raises(UserError, match="'Greec'; did you mean 'Greek'"):
+        omniglot_folder(tmp_path / "one", alphabets=["Greec"])
+    with pytest.raises(UserError, match="no images"):
+        omniglot_folder(tmp_path / "one", without=tmp_path / "one")
+
+
+def test_ink_is_bright_whatever_the_polarity_of_the_files(tmp_path):
+    drawings(tmp_path / "dark_ink", ["Greek"])
+    drawings(tmp_path / "bright_ink", ["Greek"], inverted=True)
+    dark = omniglot_folder(tmp_path / "dark_ink").read(0, [0, 1])
+    assert (
+        dark.shape == (2, 28, 28, 1) and dark[0, 6, 6] == 255 and dark[0, 20, 20] == 0
+    )
+    bright = omniglot_folder(tmp_path / "bright_ink").read(0, [0, 1])
+    np.testing.assert_array_equal(dark, bright)
+
+
+@needs_real_images
+def test_real_omniglot_has_its_known_size():
+    root = REAL / "omniglot"
+    small1 = omniglot_folder(root / "images_background_small1")
+    assert len(small1.class_names) == 136 and set(small1.class_sizes) == {20}
+    new = omniglot_folder(
+        root / "images_background_small2", without=root / "images_background_small1"
+    )
+    assert len(new.class_names) == 156 - 50
+    ink = np.mean([new.read(c, range(20)).mean() / 255 for c in range(10)])
+    assert 0.03 < ink < 0.15
+
+
+@needs_real_images
+def test_real_photographs_have_their_known_size():
+    sizes = {"train": 40, "valid": 8, "test": 12}
+    for split, classes in sizes.items():
+        source = folder(REAL / "caltech101", split, 16, cache_gb=0.0)
+        assert len(source.class_names) == classes
+    assert source.read(0, [0, 1]).std() > 20
+
+
+# ----------------------------------------------------------------------- episodes
+
+SPEC = EpisodeSpec(way=(3, 6), shot=(1, 5), query=4, max_support=20)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(5, 30), min_size=6, max_size=12),
+    way=st.tuples(st.integers(2, 6), st.integers(2, 6)).map(sorted).map(tuple),
+    shot=st.tuples(st.integers(1, 8), st.integers(1, 8)).map(sorted).map(tuple),
+    query=st.integers(1, 4),
+    limit=st.none() | st.integers(6, 40),
+    seed=st.integers(0, 2**32),
+)
+def test_episode_is_within_its_spec(sizes, way, shot, query, limit, seed):
+    spec = EpisodeSpec(way, shot, query, limit)
+    episode = sample_episode(sizes, spec, np.random.default_rng(seed))
+    assert way[0] <= len(episode.classes) <= way[1]
+    assert len(set(episode.classes)) == len(episode.classes)
+    total = sum(map(len, episode.support))
+    assert total <= spec.support_size
+    for c, support, query_rows in zip(*episode, strict=True):
+        assert 1 <= len(support) <= shot[1] and len(query_rows) == query
+        if limit is None:
+            assert len(support) >= min(shot[0], sizes[c] - query)
+        drawn = np.concatenate([support, query_rows])
+        assert len(set(drawn)) == len(drawn) and drawn.max() < sizes[c]
+
+
+def test_ways_shots_and_classes_are_uniform():
+    episodes = [
+        sample_episode([9] * 10, EpisodeSpec((2, 4), (1, 3), 2), episode_rng(0, "t", i))
+        for i in range(3000)
+    ]
+
+    def frequencies(values, count):
+        return np.bincount(values, minlength=count) / len(values)
+
+    ways = frequencies([len(e.classes) for e in episodes], 5)
+    np.testing.assert_allclose(ways[2:], 1 / 3, atol=0.035)
+    shots = frequencies([len(s) for e in episodes for s in e.support], 4)
+    np.testing.assert_allclose(shots[1:], 1 / 3, atol=0.025)
+    classes = frequencies(np.concatenate([e.classes for e in episodes]), 10)
+    np.testing.assert_allclose(classes, 0.1, atol=0.015)
+    rows = frequencies(np.concatenate([e.query[0] for e in episodes]), 9)
+    np.testing.assert_allclose(rows, 1 / 9, atol=0.02)
+
+
+def tasks_equal(first, second):
+    return all(
+        np.array_equal(a, b)
+        for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True)
+    )  # fmt: skip
+
+
+def test_task_is_a_pure_function_of_seed_stream_and_index():
+    source = synthetic("train", 8)
+
+    def load(*where):
+        return load_task(source, SPEC, *where)
+
+    assert tasks_equal(load(3, "train", 9), load(3, "train", 9))
+    for other in [(4, "train", 9), (3, "valid", 9), (3, "train", 10)]:
+        assert not tasks_equal(load(3, "train", 9), load(*other))
+
+
+def test_task_holds_the_episode_padded():
+    source = synthetic("train", 8)
+    for index in range(20):
+        task = load_task(source, SPEC, 0, "train", index)
+        episode = sample_episode(
+            source.class_sizes, SPEC, episode_rng(0, "train", index)
+        )
+        assert task.support.inputs.shape == (20, 8, 8, 3)
+        assert task.query.inputs.shape == (24, 8, 8, 3)
+        for examples, parts in [(task.support, episode[1]), (task.query, episode[2])]:
+            count = sum(map(len, parts))
+            assert examples.mask.tolist() == [
+                i < count for i in range(len(examples.mask))
+            ]
+            expected = np.concatenate(
+                [source.read(c, p) for c, p in zip(episode.classes, parts, strict=True)]
+            )
+            np.testing.assert_array_equal(examples.inputs[:count], expected)
+            assert not examples.inputs[count:].any()
+            sizes = np.bincount(examples.labels[:count])
+            assert sizes.tolist() == [len(p) for p in parts]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"way": (5, 30), "max_support": None}, r"e\.way=30 is more than the 20 classes"),
+        ({"way": (1, 5)}, r"e\.way=1,5: expected .* 2 ≤ least"),
+        ({"way": (5, 4)}, r"e\.way=5,4"),
+        ({"shot": (0, 5)}, r"e\.shot=0,5"),
+        ({"query": 0}, r"e\.query=0"),
+        ({"shot": (39, 39)}, r"class 'pattern 0' has 40 images, too few .*\(43\)"),
+        ({"max_support": 4}, r"e\.max_support=4 is under one image a class"),
+    ],
+)
+def test_spec_that_cannot_be_served_is_explained(changes, message):
+    with pytest.raises(UserError, match=message):
+        check_spec("e", SPEC._replace(**changes), synthetic("train", 8))
+
+
+def test_spec_phrases():
+    assert SPEC.describe() == "3–6-way 1–5-shot"
+    assert SPEC._replace(way=(5, 5), shot=(1, 1)).describe() == "5-way 1-shot"
+    assert (SPEC.support_size, SPEC.query_size, SPEC.least_support) == (20, 24, 3)
+
+
+# ------------------------------------------------------------------------ loading
+
+
+def test_results_come_in_order_and_ahead_but_not_far():
+    started, release = [], threading.Event()
+
+    def make(item):
+        started.append(item)
+        release.wait(5)
+        return item**2
+
+    results = run_ahead(make, iter(range(100)), depth=3, workers=3)
+    release.set()
+    assert next(results) == 0
+    time.sleep(0.2)
+    assert len(started) <= 1 + 3 + 1
+    assert list(results) == [i**2 for i in range(1, 100)]
+
+
+def test_exception_of_a_worker_is_raised_in_turn():
+    def make(item):
+        if item == 2:
+            raise UserError("cannot read image 2")
+        return item
+
+    results = run_ahead(make, range(9))
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(UserError, match="cannot read image 2"):
+        next(results)
+
+
+def test_closing_stops_the_workers():
+    before = threading.active_count()
+    results = run_ahead(lambda i: i, iter(int, 1))
+    next(results)
+    results.close()
+    assert threading.active_count() == before
