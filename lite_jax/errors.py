@@ -17,6 +17,8 @@ class UserError(ValueError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name nobody registered, with the nearest known one.
 
+    All known names are listed too, unless they are many and one of them is near.
+
     >>> raise unknown_name("dataset", "omniglt", ["digits", "omniglot"])
     Traceback (most recent call last):
         ...
@@ -25,5 +27,6 @@ Known: digits, omniglot
     """
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return UserError(f"unknown {kind} {name!r}; {hint}Known: {', '.join(known)}")
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    listed = f" Known: {', '.join(known)}" if len(known) <= 12 or not close else ""
+    return UserError(f"unknown {kind} {name!r}{hint}{listed}")

@@ -148,12 +148,12 @@ class Draw(NamedTuple):
         indices: `[h]` int32, rows of the example set.
         weights: `[h]` float, Horvitz-Thompson weights: the mean over draws of
             Σ_h weights_h · v[indices_h] is Σ_n mask_n · v[n]. 0 marks no draw.
-        count: int32 scalar; every draw of non-zero weight is among the first `count`.
+        num_drawn: int32 scalar; draws of non-zero weight are among the first so many.
     """
 
     indices: jax.Array
     weights: jax.Array
-    count: jax.Array
+    num_drawn: jax.Array
 
 
 Sampler = Callable[[Key, jax.Array, int], Draw]
@@ -407,7 +407,7 @@ def _chunked_sum(summand, zeros, examples, draw, chunk_size):
 
     if draw.indices.size == chunk_size:
         return add_chunk(0, zeros)
-    steps = (draw.count + chunk_size - 1) // chunk_size
+    steps = (draw.num_drawn + chunk_size - 1) // chunk_size
     return lax.fori_loop(0, steps, add_chunk, zeros)
 
 

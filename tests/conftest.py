@@ -15,3 +15,10 @@ warnings.simplefilter("error")
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def as_users_run_it():
+    """Single precision and ordinary promotion, as the command line has them."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        yield

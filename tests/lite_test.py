@@ -105,7 +105,7 @@ def test_uniform_draws_every_subset_equally_often():
     assert [tuple(x) for x in found] == list(itertools.combinations([0, 2, 3, 4], 2))
     expected = 6000 / 6
     assert ((counts - expected) ** 2 / expected).sum() < 20.5  # χ²(5), p = 0.001
-    assert np.all(picked.weights == 4 / 2) and np.all(picked.count == 2)
+    assert np.all(picked.weights == 4 / 2) and np.all(picked.num_drawn == 2)
 
 
 def test_with_replacement_draws_independently():
@@ -146,7 +146,7 @@ def test_draw_is_the_same_whatever_the_padding():
 def test_fewer_examples_than_h_are_all_drawn_once():
     picked = sample_uniform(jax.random.key(0), jnp.arange(6) < 2, 4)
     assert sorted(picked.indices[:2].tolist()) == [0, 1]
-    assert picked.weights.tolist() == [1, 1, 0, 0] and picked.count == 2
+    assert picked.weights.tolist() == [1, 1, 0, 0] and picked.num_drawn == 2
 
 
 def test_empty_set_sums_to_zero_with_zero_gradient():

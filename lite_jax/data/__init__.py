@@ -3,6 +3,7 @@
 Everything here is NumPy; no module of this folder imports JAX.
 """
 
+from lite_jax.data.augment import random_affine
 from lite_jax.data.episodes import EpisodeSpec, sample_episode
 from lite_jax.data.folders import folder, omniglot_folder
 from lite_jax.data.loader import load_task, run_ahead
@@ -24,6 +25,7 @@ __all__ = [
     "folder",
     "load_task",
     "omniglot_folder",
+    "random_affine",
     "rotated",
     "run_ahead",
     "sample_episode",

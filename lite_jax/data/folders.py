@@ -53,7 +53,9 @@ def folder(
     def decode(path: Path) -> np.ndarray:
         with _opened(path) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(upright.resize((image_size, image_size), Image.BILINEAR))
+            return np.asarray(
+                upright.resize((image_size, image_size), Image.Resampling.BILINEAR)
+            )
 
     return _file_source(classes, decode, (image_size, image_size, 3), cache_gb)
 
@@ -97,7 +99,9 @@ def omniglot_folder(
 
     def decode(path: Path) -> np.ndarray:
         with _opened(path) as image:
-            grey = image.convert("L").resize((image_size, image_size), Image.BOX)
+            grey = image.convert("L").resize(
+                (image_size, image_size), Image.Resampling.BOX
+            )
         return _bright_ink(np.asarray(grey))[..., None]
 
     return _file_source(classes, decode, (image_size, image_size, 1), cache_gb)
@@ -117,7 +121,7 @@ class FileSource:
         """Files of each class."""
         return [len(x) for x in self.files]
 
-    def read(self, class_index: int, indices: Sequence[int]) -> np.ndarray:
+    def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return images `[len(indices), height, width, channels]` uint8."""
         return np.stack([self._one(self.files[class_index][i]) for i in indices])
 
@@ -143,11 +147,11 @@ def _file_source(
             raise UserError(
                 f"class {name!r} has no images: add some or remove its folder"
             )
-    names, files = list(classes), list(classes.values())
-    wanted = sum(map(len, files)) * int(np.prod(image_shape))
+    names, paths = list(classes), list(classes.values())
+    wanted = sum(map(len, paths)) * int(np.prod(image_shape))
     if wanted > cache_gb * 1e9:
-        return FileSource(names, files, image_shape, decode)
-    return ArraySource(names, _decode_all(names, files, decode))
+        return FileSource(names, paths, image_shape, decode)
+    return ArraySource(names, _decode_all(names, paths, decode))
 
 
 def _decode_all(

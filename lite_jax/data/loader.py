@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,12 +14,19 @@ from lite_jax.data.episodes import EpisodeSpec, episode_rng, sample_episode
 from lite_jax.data.sources import ClassSource
 from lite_jax.types import Examples, Task
 
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def load_task(
-    source: ClassSource, spec: EpisodeSpec, seed: int, stream: str, index: int
+    source: ClassSource,
+    spec: EpisodeSpec,
+    seed: int,
+    stream: str,
+    index: int,
+    *,
+    augment: Augment | None = None,
 ) -> Task:
     """Return episode `index` as a padded `Task` of NumPy arrays.
 
@@ -32,6 +39,7 @@ def load_task(
         seed: The run's seed.
         stream: Name of an independent series of episodes, such as "train".
         index: The number of the episode in its stream, from 0.
+        augment: `(images, rng) -> images`, applied to support and query alike.
     """
     rng = episode_rng(seed, stream, index)
     episode = sample_episode(source.class_sizes, spec, rng)
@@ -40,7 +48,8 @@ def load_task(
         read = [source.read(c, i) for c, i in zip(episode.classes, parts, strict=True)]
         count = sum(map(len, parts))
         inputs = np.zeros((size, *source.image_shape), np.uint8)
-        inputs[:count] = np.concatenate(read)
+        images = np.concatenate(read)
+        inputs[:count] = augment(images, rng) if augment else images
         labels = np.zeros(size, np.int32)
         labels[:count] = np.repeat(np.arange(len(parts)), list(map(len, parts)))
         return Examples(inputs, labels, np.arange(size) < count)
@@ -52,7 +61,7 @@ def load_task(
 
 def run_ahead(
     make: Callable[[T], R], items: Iterable[T], *, depth: int = 2, workers: int = 2
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Yield `make(item)` in order, computed by background threads.
 
     Args:

@@ -32,7 +32,7 @@ class ClassSource(Protocol):
         """`(height, width, channels)` of every image that `read` returns."""
         ...
 
-    def read(self, class_index: int, indices: Sequence[int]) -> np.ndarray:
+    def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return images `[len(indices), height, width, channels]` uint8."""
         ...
 
@@ -55,17 +55,17 @@ class ArraySource:
         height, width, channels = self.images[0].shape[1:]
         return height, width, channels
 
-    def read(self, class_index: int, indices: Sequence[int]) -> np.ndarray:
+    def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return images `[len(indices), height, width, channels]` uint8."""
         return self.images[class_index][np.asarray(indices, int)]
 
 
-def digits(split: str, image_size: int = 16) -> ArraySource:
+def digits(split: str, image_size: int = 32) -> ArraySource:
     """Return scikit-learn's handwritten digits, which need no download.
 
     1,797 grey images of 8 × 8 pixels in 10 classes. Ten classes are too few for three
-    disjoint sets of them, so `train` holds four fifths of the images of 0 to 4,
-    `valid` the other fifth, and `test` all images of the unseen classes 5 to 9.
+    disjoint sets of them, so `train` holds four fifths of the images of the even
+    digits, `valid` the other fifth, and `test` all images of the odd ones, unseen.
 
     Args:
         split: "train", "valid" or "test".
@@ -76,7 +76,7 @@ def digits(split: str, image_size: int = 16) -> ArraySource:
 
     data = load_digits()
     images = np.stack([_resize_grey(x * (255 / 16), image_size) for x in data.images])
-    chosen = range(5, 10) if split == "test" else range(5)
+    chosen = range(1, 10, 2) if split == "test" else range(0, 10, 2)
     by_class = [images[data.target == digit] for digit in chosen]
     if split == "train":
         by_class = [x[: len(x) * 4 // 5] for x in by_class]
@@ -99,7 +99,7 @@ class SyntheticSource:
     seed: int
     first_class: int
 
-    def read(self, class_index: int, indices: Sequence[int]) -> np.ndarray:
+    def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return images `[len(indices), height, width, channels]` uint8."""
         label = self.first_class + class_index
         pattern = self._pattern(np.random.default_rng((self.seed, label)))
@@ -109,7 +109,8 @@ class SyntheticSource:
         height, width, channels = self.image_shape
         coarse = rng.uniform(-1, 1, (channels, 6, 6)).astype(np.float32)
         planes = [
-            Image.fromarray(x).resize((width, height), Image.BICUBIC) for x in coarse
+            Image.fromarray(x).resize((width, height), Image.Resampling.BICUBIC)
+            for x in coarse
         ]
         return np.stack([np.asarray(x) for x in planes], -1)
 
@@ -174,7 +175,7 @@ class RotatedSource:
         """`(height, width, channels)`."""
         return self.source.image_shape
 
-    def read(self, class_index: int, indices: Sequence[int]) -> np.ndarray:
+    def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return images `[len(indices), height, width, channels]` uint8."""
         turn, plain = divmod(class_index, len(self.source.class_names))
         return np.rot90(self.source.read(plain, indices), turn, axes=(1, 2))
@@ -199,6 +200,6 @@ def _check_split(split: str) -> None:
 
 def _resize_grey(image: np.ndarray, size: int) -> np.ndarray:
     resized = Image.fromarray(image.astype(np.float32)).resize(
-        (size, size), Image.BILINEAR
+        (size, size), Image.Resampling.BILINEAR
     )
     return np.clip(np.rint(np.asarray(resized)), 0, 255).astype(np.uint8)[..., None]

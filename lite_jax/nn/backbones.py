@@ -57,7 +57,7 @@ def conv4(
         images = jnp.zeros((1, *example_spec.shape), jnp.float32)
         return module.init(key, images)["params"]
 
-    def apply(params: Any, inputs: jax.Array) -> jax.Array:
+    def apply(params: Any, inputs: jax.Array) -> Any:
         return module.apply({"params": params}, normalise(inputs, mean, std))
 
     return Network(init, apply)

@@ -1,0 +1,135 @@
+"""Accuracy over many tasks, of several learners on the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from lite_jax import factory, workdir
+from lite_jax.checkpoint import Slot
+from lite_jax.data.loader import load_task, run_ahead
+from lite_jax.data.sources import ClassSource
+from lite_jax.errors import UserError
+from lite_jax.lite import exact_sum
+from lite_jax.metrics import Interval, interval
+from lite_jax.objectives import episode_loss
+from lite_jax.types import Learner, Params, Task
+
+Scorer = Callable[[Params, Task], jax.Array]
+Sources = Callable[[str], ClassSource]
+Results = dict[str, dict[str, Interval]]
+
+
+def make_scorer(learner: Learner, chunk_size: int | None = None) -> Scorer:
+    """Return the compiled `(params, task) -> accuracy` in [0, 1].
+
+    Adapts on the whole support and predicts the query, both in chunks; compiled
+    once for each padded task size.
+    """
+    loss_fn = episode_loss(learner, query_chunk_size=chunk_size)
+    set_sum = exact_sum(chunk_size)
+
+    @jax.jit
+    def score(params: Params, task: Task) -> jax.Array:
+        # An exact sum draws nothing, but a learner may split its key among its sums.
+        _, aux = loss_fn(params, task, jax.random.key(0), set_sum=set_sum)
+        return aux["accuracy"]
+
+    return score
+
+
+def evaluate(
+    scorers: Mapping[str, tuple[Scorer, Params]], tasks: Iterable[Task]
+) -> dict[str, Interval]:
+    """Return each scorer's mean accuracy and 95 % interval over the same tasks."""
+    values: dict[str, list[float]] = {name: [] for name in scorers}
+    for task in tasks:
+        on_device = jax.device_put(task)
+        for name, (score, params) in scorers.items():
+            values[name].append(float(score(params, on_device)))
+    return {name: interval(found) for name, found in values.items()}
+
+
+def split_tasks(
+    config: ConfigDict,
+    settings: ConfigDict,
+    source: ClassSource,
+    stream: str,
+    count: int,
+) -> Iterable[Task]:
+    """Yield the first `count` tasks of a stream, loaded in the background."""
+    spec = factory.make_spec(settings)
+
+    def load(index: int) -> Task:
+        return load_task(source, spec, config.seed, stream, index)
+
+    return run_ahead(load, range(count), depth=4)
+
+
+def run_tests(
+    config: ConfigDict, learner: Learner, params: Params, sources: Sources
+) -> Results:
+    """Return, for each kind of test episode, the learner's and raw pixels' accuracy."""
+    chunk = config.gradient.chunk_size
+    scorers = {
+        config.learner: (make_scorer(learner, chunk), params),
+        "raw pixels": (make_scorer(factory.make_baseline(config), chunk), {}),
+    }
+    results: Results = {}
+    for name, settings in config.test.episodes.items():
+        tasks = split_tasks(
+            config, settings, sources("test"), f"test.{name}", config.test.tasks
+        )
+        bar = tqdm(
+            tasks, f"testing {name}", config.test.tasks, unit="task", leave=False
+        )
+        results[name] = evaluate(scorers, bar)
+    return results
+
+
+def evaluate_checkpoint(config: ConfigDict, folder: Path) -> Results:
+    """Test the best parameters of a workdir; the test settings may be new ones.
+
+    Raises:
+        UserError: No checkpoint there, or one of another learner or backbone.
+    """
+    saved = workdir.read_config(folder)
+    if saved is None or not (folder / "checkpoints/best").is_dir():
+        raise UserError(
+            f"workdir={folder} holds no checkpoint to evaluate: train first"
+        )
+    workdir.check_same(folder, saved, config, ["learner", "backbone"])
+    sources = factory.make_sources(config)
+    factory.check_episodes(config, sources, splits=("test",))
+    learner = factory.make_learner(config)
+    params = factory.params_shape(learner, sources("test"))
+    best = Slot(folder / "checkpoints/best")
+    params = best.restore(params)
+    best.close()
+    return run_tests(config, learner, params, sources)
+
+
+def format_results(config: ConfigDict, results: Results) -> str:
+    """Return the table of test results that a run ends with."""
+    names = list(next(iter(results.values())))
+    rows = []
+    for kind, found in results.items():
+        spec = factory.make_spec(config.test.episodes[kind])
+        cells = [found[name].percent() for name in names]
+        rows.append([spec.describe(), *cells, str(found[names[0]].num_tasks)])
+    return _format_table(["test episodes", *names, "tasks"], rows)
+
+
+def _format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return lines of aligned columns under a ruled header."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip()
+
+    rule = "  ".join("-" * w for w in widths)
+    return "\n".join([line(header), rule, *map(line, rows)])

@@ -1,0 +1,128 @@
+"""The command line: flags, and one call.
+
+python -m lite_jax.main --config=configs/protonets.py[:VARIANT,…] [--workdir=FOLDER]
+    [--mode=train|eval] [--config.KEY=VALUE …]
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import absl.logging
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from lite_jax.errors import UserError, unknown_name
+from lite_jax.evaluate import evaluate_checkpoint, format_results
+from lite_jax.train import train_and_evaluate
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Python file with get_config, as FILE or FILE:ARGUMENTS."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; by default runs/<config.name>."
+)
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "eval"], "Train and test, or test a trained workdir."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the chosen mode and print the table of test results."""
+    del argv
+    config = _CONFIG.value
+    workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+    run = {"train": train_and_evaluate, "eval": evaluate_checkpoint}[_MODE.value]
+    print(format_results(config, run(config, workdir)))
+    print(f"workdir: {workdir}")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse flags; a mistake becomes one `UserError`."""
+    _check_config_path(argv)
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _explained(argv, error) from error
+    if len(rest) > 1:
+        raise UserError(
+            f"unexpected argument {rest[1]!r}: settings look like --config.KEY=VALUE"
+        )
+    return rest
+
+
+def _check_config_path(argv: Sequence[str]) -> None:
+    """Raise unless `--config` names a file that exists."""
+    values = _config_values(argv)
+    if not values:
+        raise UserError("--config is missing, e.g. --config=configs/protonets.py")
+    path = values[-1].split(":")[0]
+    if not Path(path).is_file():
+        raise UserError(f"--config={values[-1]}: no such file")
+
+
+def _config_values(argv: Sequence[str]) -> list[str]:
+    """Return the values of `--config`, written with an equals sign or a space."""
+    values = []
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in ("-config", "--config"):
+            values.append(value if equals else following)
+    return values
+
+
+def _explained(argv: list[str], error: Exception) -> UserError:
+    """Return the mistake behind an exception of the flags, in one line."""
+    cause: BaseException | None = error
+    mistakes = []
+    while cause is not None:
+        mistakes += [cause] if isinstance(cause, UserError) else []
+        cause = cause.__cause__ or cause.__context__
+    if mistakes:
+        return mistakes[-1]
+    if isinstance(error, (AttributeError, KeyError)):
+        return _unknown_setting(argv) or UserError(str(error))
+    return UserError(" ".join(str(error).split()))
+
+
+def _unknown_setting(argv: list[str]) -> UserError | None:
+    """Return the error for the first `--config.KEY` that the config lacks, if any."""
+    config = flags.FLAGS["config"].parser.parse(_config_values(argv)[-1])
+    known = _setting_names(config, "config")
+    for argument in argv:
+        name = argument.split("=", 1)[0].removeprefix("--")
+        if name.startswith("config.") and name not in known:
+            return unknown_name("setting", name, known)
+    return None
+
+
+def _setting_names(config: ConfigDict, prefix: str) -> list[str]:
+    """Return the dotted names of all settings."""
+    names = []
+    for key, value in config.items():
+        inner = isinstance(value, ConfigDict)
+        name = f"{prefix}.{key}"
+        names += _setting_names(value, name) if inner else [name]
+    return names
+
+
+def run() -> None:
+    """Run the program; a user's mistake is one line and exit code 1."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("lite_jax")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells of every file
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,285 @@
+"""Meta-training: one function from a configuration to a finished workdir."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from lite_jax import factory
+from lite_jax import workdir as workdirs
+from lite_jax.checkpoint import Slot
+from lite_jax.data.augment import random_affine
+from lite_jax.data.loader import load_task, run_ahead
+from lite_jax.data.sources import ClassSource
+from lite_jax.errors import UserError
+from lite_jax.evaluate import (
+    Results,
+    Sources,
+    evaluate,
+    make_scorer,
+    run_tests,
+    split_tasks,
+)
+from lite_jax.metrics import MetricsWriter
+from lite_jax.types import GradFn, Key, Params, Task
+
+_logger = logging.getLogger(__name__)
+
+
+class TrainState(NamedTuple):
+    """All that the next step depends on, besides the seed.
+
+    Attributes:
+        step: int32 scalar, updates taken so far.
+        params: Meta-parameters.
+        opt_state: The optimiser's.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
+    """Train, or go on training, in `workdir`; then test the best parameters.
+
+    Leaves `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/{last,best}`
+    in the workdir. A run that was stopped goes on from its last checkpoint and ends as
+    if it had not been: step t depends on the seed, t and the parameters alone.
+
+    Returns:
+        `{kind of test episode: {learner or "raw pixels": Interval}}`.
+
+    Raises:
+        UserError: Settings or data that cannot serve the run, a workdir of another
+            run, or a loss that is not finite. Settings and data are checked before
+            anything is written.
+    """
+    _check_settings(config)
+    sources = factory.make_sources(config)
+    factory.check_episodes(config, sources)
+    learner = factory.make_learner(config)
+    grad_fn = factory.make_grad_fn(config, learner)
+    optimizer = factory.make_optimizer(config)
+    state = init_state(optimizer, factory.init_params(config, learner, sources))
+    workdirs.claim(workdir, config)
+    _announce(config, sources, state.params)
+
+    slots = {name: Slot(workdir / "checkpoints" / name) for name in ("last", "best")}
+    saved: dict[str, Any] = {"state": state, "best": np.array(-1, np.float32)}
+    if slots["last"].step() is not None:
+        saved = slots["last"].restore(saved)
+        _logger.info("resumed after step %d", saved["state"].step)
+    writer = MetricsWriter(workdir, last_step=int(saved["state"].step))
+    with contextlib.closing(writer):
+        train_step = make_train_step(grad_fn, optimizer)
+        validate = _make_validation(config, sources)
+        _train(config, sources("train"), train_step, validate, saved, slots, writer)
+        params = slots["best"].restore(state.params)
+        results = run_tests(config, learner, params, sources)
+        for kind, found in results.items():
+            for name, result in found.items():
+                row = {"episodes": kind, "learner": name, **result._asdict()}
+                writer.write("test", config.train.steps, row)
+    for slot in slots.values():
+        slot.close()
+    return results
+
+
+def init_state(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
+    """Return the state before the first step."""
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def make_train_step(
+    grad_fn: GradFn, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Task, Key], tuple[TrainState, dict[str, jax.Array]]]:
+    """Return the compiled `(state, tasks, seed_key) -> (state, metrics)`.
+
+    `tasks` are stacked along a leading axis; their gradients are averaged one task at
+    a time, so memory is that of one task. The key of a step is derived from the
+    seed's key and the step, and that of a task from the step's. `state` is donated.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, tasks: Task, seed_key: Key):
+        key = jax.random.fold_in(seed_key, state.step)
+        (loss, aux), grads = _mean_over_tasks(grad_fn, state.params, tasks, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **aux}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def _mean_over_tasks(grad_fn: GradFn, params: Params, tasks: Task, key: Key) -> Any:
+    """Return the mean of `grad_fn`'s results over stacked tasks, a key for each."""
+    count = tasks.query.mask.shape[0]
+    first = jax.tree.map(lambda x: x[0], tasks)
+    shapes = jax.eval_shape(grad_fn, params, first, key)
+
+    def add_task(totals, task_and_key):
+        found = grad_fn(params, *task_and_key)
+        return jax.tree.map(lambda t, x: t + x / count, totals, found), None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add_task, zeros, (tasks, jax.random.split(key, count)))[0]
+
+
+def _train(
+    config: ConfigDict,
+    source: ClassSource,
+    train_step: Callable[..., Any],
+    validate: Callable[[Params], float | None],
+    saved: dict[str, Any],
+    slots: dict[str, Slot],
+    writer: MetricsWriter,
+) -> None:
+    """Take the steps that are left; validate and save on the way and at the end."""
+    state, best = saved["state"], float(saved["best"])
+    steps = range(int(state.step) + 1, config.train.steps + 1)
+    load_step = _make_step_loader(config, source)
+    seed_key = jax.random.key(config.seed)
+    batches = run_ahead(load_step, steps, depth=config.data.prefetch)
+    total, width = config.train.steps, config.train.tasks_per_step
+    with (
+        contextlib.closing(batches),
+        tqdm(
+            total=total * width, initial=(steps.start - 1) * width, unit="task"
+        ) as bar,
+    ):
+        report = _Reporter(writer, bar, width)
+        for step, tasks in zip(steps, batches, strict=True):
+            state, metrics = train_step(state, tasks, seed_key)
+            report.later(step, metrics)
+            if step % config.train.valid_every and step != total:
+                continue
+            report.now()
+            accuracy = validate(state.params)
+            if accuracy is not None:
+                writer.write("valid", step, {"accuracy": accuracy})
+                report.note(valid=f"{accuracy:.3f}")
+            if accuracy is None or accuracy > best:
+                best = best if accuracy is None else accuracy
+                slots["best"].save(step, state.params)
+            slots["last"].save(
+                step, {"state": state, "best": np.array(best, np.float32)}
+            )
+
+
+class _Reporter:
+    """Writes each step's metrics one step late, so that reading never waits."""
+
+    def __init__(self, writer: MetricsWriter, bar: tqdm, tasks_per_step: int):
+        self._writer, self._bar, self._width = writer, bar, tasks_per_step
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._time = time.perf_counter()
+        self._notes: dict[str, str] = {}
+
+    def later(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self.now()
+        self._pending = step, metrics
+
+    def now(self) -> None:
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        values = {name: float(value) for name, value in metrics.items()}
+        if not all(map(math.isfinite, values.values())):
+            raise UserError(
+                f"step {step}: not finite ({_listed(values)}); the checkpoints are "
+                "those of the last validation. Lower optimizer.learning_rate or set "
+                "optimizer.clip_norm"
+            )
+        elapsed, self._time = time.perf_counter() - self._time, time.perf_counter()
+        self._writer.write(
+            "train", step, values, {"tasks_per_second": self._width / elapsed}
+        )
+        self._bar.update(self._width)
+        self.note(loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}")
+
+    def note(self, **notes: str) -> None:
+        self._notes |= notes
+        self._bar.set_postfix(self._notes, refresh=False)
+
+
+def _listed(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def _make_step_loader(config: ConfigDict, source: ClassSource) -> Callable[[int], Task]:
+    """Return `step -> tasks`, stacked along a new leading axis."""
+    spec = factory.make_spec(config.train.episode)
+    augment = random_affine if config.data.affine else None
+    width = config.train.tasks_per_step
+
+    def load_step(step: int) -> Task:
+        numbers = range((step - 1) * width, step * width)
+        tasks = [
+            load_task(source, spec, config.seed, "train", i, augment=augment)
+            for i in numbers
+        ]
+        return jax.device_put(jax.tree.map(lambda *x: np.stack(x), *tasks))
+
+    return load_step
+
+
+def _make_validation(
+    config: ConfigDict, sources: Sources
+) -> Callable[[Params], float | None]:
+    """Return `params -> mean accuracy` on the validation tasks, or None without."""
+    if not config.valid.tasks:
+        return lambda params: None
+    score = make_scorer(factory.make_learner(config), config.gradient.chunk_size)
+    source, settings = sources("valid"), config.valid.episode
+
+    def validate(params: Params) -> float:
+        tasks = split_tasks(config, settings, source, "valid", config.valid.tasks)
+        return evaluate({"": (score, params)}, tasks)[""].mean
+
+    return validate
+
+
+def _check_settings(config: ConfigDict) -> None:
+    least = {"steps": 1, "tasks_per_step": 1, "valid_every": 1}
+    found = {f"train.{k}": (config.train[k], v) for k, v in least.items()}
+    found["valid.tasks"] = config.valid.tasks, 0
+    found["test.tasks"] = config.test.tasks, 1
+    found["data.prefetch"] = config.data.prefetch, 1
+    for name, (value, bound) in found.items():
+        if value < bound:
+            raise UserError(f"{name}={value}: expected {bound} or more")
+
+
+def _announce(config: ConfigDict, sources: Sources, params: Params) -> None:
+    """Say what is about to run, on what."""
+    spec = factory.make_spec(config.train.episode)
+    count = sum(x.size for x in jax.tree.leaves(params))
+    settings = config.gradient
+    drawn = "" if settings.estimator == "exact" else f", H = {settings.num_backprop}"
+    shape = " × ".join(map(str, sources("train").image_shape))
+    _logger.info("%s on %s", config.name, jax.devices()[0])
+    _logger.info(
+        "data: %s, %d training classes, images %s",
+        config.data.dataset, len(sources("train").class_names), shape,
+    )  # fmt: skip
+    _logger.info(
+        "episodes: %s, N ≤ %d support, M ≤ %d query; gradient: %s%s, chunks of %d",
+        spec.describe(), spec.support_size, spec.query_size,
+        settings.estimator, drawn, settings.chunk_size,
+    )  # fmt: skip
+    _logger.info("%s: %s parameters", config.learner, f"{count:,}")

@@ -1,0 +1,75 @@
+"""A run's folder: whose it is, told by the `config.json` inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lite_jax.errors import UserError
+from lite_jax.metrics import write_atomically
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Make the folder the run's own, or check that it already is.
+
+    Raises:
+        UserError: The folder belongs to another configuration, or cannot be written.
+    """
+    saved = read_config(workdir)
+    if saved is None:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_atomically(workdir / "config.json", _as_text(config))
+        except OSError as error:
+            raise UserError(f"workdir={workdir} cannot be written: {error}") from error
+    else:
+        check_same(workdir, saved, config, list(saved))
+
+
+def read_config(workdir: Path) -> dict[str, Any] | None:
+    """Return the configuration that a folder belongs to, or None."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not JSON ({error}): choose another workdir"
+        ) from error
+
+
+def check_same(
+    workdir: Path, saved: dict[str, Any], config: ConfigDict, sections: list[str]
+) -> None:
+    """Raise, naming every difference, unless the sections of both are equal."""
+    wanted = json.loads(_as_text(config))
+    old = _flatten({k: saved.get(k) for k in sections})
+    new = _flatten({k: wanted.get(k) for k in sections})
+    changed = [
+        f"{key} is {json.dumps(old.get(key))} there and {json.dumps(new.get(key))} here"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"workdir={workdir} belongs to another config: {'; '.join(changed)}. "
+            "Choose another --workdir, or restore those settings"
+        )
+
+
+def _as_text(config: ConfigDict) -> str:
+    return json.dumps(json.loads(config.to_json()), indent=2) + "\n"
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return `{"a.b": value}` for `{"a": {"b": value}}`."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else key)
+    return flat

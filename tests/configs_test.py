@@ -1,0 +1,48 @@
+"""Every config file: loads, locks, builds and trains in its smoke size."""
+
+import pytest
+from runs import CONFIGS, load_config
+
+from lite_jax import UserError, defaults
+from lite_jax.train import train_and_evaluate
+
+NAMES = sorted(p.stem for p in CONFIGS.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_locked_and_complete(name):
+    config = load_config(name)
+    with pytest.raises((AttributeError, KeyError)):
+        config.no_such_setting = 1
+    with pytest.raises(AttributeError):
+        config.train.stepz = 1
+    assert set(config) == set(defaults.base_config())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_smoke_variant_runs_on_synthetic_data(name, tmp_path, as_users_run_it):
+    config = load_config(
+        name, "synthetic,smoke", data__image_size=16, backbone__width=8
+    )
+    results = train_and_evaluate(config, tmp_path)
+    assert set(results) == set(config.test.episodes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lite_is_at_work_in_every_variant(name):
+    for variant in ("", "digits", "omniglot", "folder", "synthetic"):
+        config = load_config(name, variant)
+        spec = config.train.episode
+        assert config.gradient.estimator == "lite"
+        assert config.gradient.num_backprop < spec.way[0] * spec.shot[0]
+
+
+def test_unknown_variant_is_named():
+    with pytest.raises(UserError, match="'smoek'; did you mean 'smoke'"):
+        load_config("protonets", "digits,smoek")
+
+
+def test_equal_arguments_give_equal_configs_and_no_shared_state():
+    first = load_config("protonets", "digits", train__steps=3)
+    assert load_config("protonets", "digits").train.steps != 3
+    assert first.train.steps == 3

@@ -1,0 +1,315 @@
+"""Whole runs in process: what they leave behind, resuming, compiling, stopping."""
+
+import json
+import logging
+import math
+import shutil
+
+import chex
+import jax
+import numpy as np
+import pytest
+from runs import tiny_config
+
+from lite_jax import UserError, evaluate, factory, train
+from lite_jax.checkpoint import Slot
+from lite_jax.evaluate import evaluate_checkpoint, format_results
+from lite_jax.train import train_and_evaluate
+
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory, as_users_run_it):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, train_and_evaluate(tiny_config(), workdir)
+
+
+@pytest.fixture
+def finished(finished_run, tmp_path):
+    """A copy of a finished run of `tiny_config()`, and its results."""
+    workdir, results = finished_run
+    return shutil.copytree(workdir, tmp_path / "run"), results
+
+
+def rows(workdir, split=None):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return [r for r in found if split in (None, r["split"])]
+
+
+def parameters(workdir, config, slot="last"):
+    sources = factory.make_sources(config)
+    learner = factory.make_learner(config)
+    optimizer = factory.make_optimizer(config)
+    params = factory.init_params(config, learner, sources)
+    state = train.init_state(optimizer, params)
+    template = {"state": state, "best": np.array(0, np.float32)}
+    return Slot(workdir / "checkpoints" / slot).restore(template)
+
+
+def test_run_leaves_what_it_promises(finished):
+    workdir, results = finished
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 6
+    assert [r["step"] for r in rows(workdir, "train")] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in rows(workdir, "valid")] == [2, 4, 6]
+    assert set(rows(workdir, "train")[0]) == {
+        "split", "step", "loss", "accuracy", "grad_norm",
+    }  # fmt: skip
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    assert Slot(workdir / "checkpoints/last").step() == 6
+    for kind in ("w5s1", "w5s5"):
+        assert set(results[kind]) == {"protonets", "raw pixels"}
+        assert all(
+            r.num_tasks == 4 and 0 <= r.mean <= 1 for r in results[kind].values()
+        )
+    tested = {(r["episodes"], r["learner"]): r["mean"] for r in rows(workdir, "test")}
+    assert tested["w5s5", "protonets"] == results["w5s5"]["protonets"].mean
+
+
+def test_training_learns(tmp_path):
+    """Accuracy on training tasks, from unbiased but noisy gradients, rises clearly."""
+    config = tiny_config(
+        train__steps=100, train__valid_every=100, optimizer__learning_rate=1e-2
+    )
+    train_and_evaluate(config, tmp_path)
+    accuracies = [r["accuracy"] for r in rows(tmp_path, "train")]
+    assert np.mean(accuracies[-20:]) > np.mean(accuracies[:20]) + 0.1
+
+
+def test_stopped_run_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch):
+    config, (whole, _) = tiny_config(), finished
+    make_train_step = train.make_train_step
+
+    def stopping(*args):
+        step = make_train_step(*args)
+
+        def train_step(state, *rest):
+            if int(state.step) == 4:
+                raise KeyboardInterrupt
+            return step(state, *rest)
+
+        return train_step
+
+    monkeypatch.setattr(train, "make_train_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(config, tmp_path / "stopped")
+    assert Slot(tmp_path / "stopped/checkpoints/last").step() == 4
+    monkeypatch.undo()
+    # A step that was written after the checkpoint, and a line cut short by the crash.
+    with (tmp_path / "stopped/metrics.jsonl").open("a") as file:
+        file.write('{"split": "train", "step": 5, "loss": 9}\n{"split": "tra')
+    train_and_evaluate(config, tmp_path / "stopped")
+
+    stopped = tmp_path / "stopped"
+    assert (whole / "metrics.jsonl").read_text() == (
+        stopped / "metrics.jsonl"
+    ).read_text()
+    chex.assert_trees_all_equal(parameters(whole, config), parameters(stopped, config))
+
+
+def test_finished_run_is_tested_again_without_training(finished):
+    workdir, results = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    assert train_and_evaluate(tiny_config(), workdir) == results
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_best_parameters_are_those_of_the_best_validation(finished):
+    workdir, _ = finished
+    best = max(rows(workdir, "valid"), key=lambda r: r["accuracy"])
+    assert Slot(workdir / "checkpoints/best").step() == best["step"]
+    found = parameters(workdir, tiny_config())["best"]
+    np.testing.assert_allclose(found, best["accuracy"], rtol=1e-6)
+
+
+def test_without_validation_the_last_parameters_are_tested(tmp_path):
+    train_and_evaluate(tiny_config(valid__tasks=0), tmp_path)
+    assert rows(tmp_path, "valid") == []
+    assert Slot(tmp_path / "checkpoints/best").step() == 6
+
+
+@pytest.mark.parametrize("estimator", ["lite", "exact", "subsample"])
+def test_one_compilation_serves_all_tasks_of_a_config(estimator, tmp_path):
+    """Ways 3 to 5, shots 2 to 4: every step is of another size, one program runs."""
+    config = tiny_config(gradient__estimator=estimator)
+    sources = factory.make_sources(config)
+    learner = factory.make_learner(config)
+    traces = []
+
+    def counted(*args):
+        traces.append(args)
+        return factory.make_grad_fn(config, learner)(*args)
+
+    optimizer = factory.make_optimizer(config)
+    state = train.init_state(optimizer, factory.init_params(config, learner, sources))
+    load_step = train._make_step_loader(config, sources("train"))
+    train_step = train.make_train_step(counted, optimizer)
+    sizes, traced = set(), []
+    for step in range(1, 7):
+        tasks = load_step(step)
+        sizes |= set(map(int, tasks.support.mask.sum(1)))
+        state, _ = train_step(state, tasks, jax.random.key(0))
+        traced.append(len(traces))
+    assert len(sizes) > 3
+    assert len(set(traced)) == 1 and train_step._cache_size() == 1
+
+
+def test_tasks_of_a_step_are_averaged():
+    config = tiny_config()
+    learner = factory.make_learner(config)
+    sources = factory.make_sources(config)
+    params = factory.init_params(config, learner, sources)
+    grad_fn = factory.make_grad_fn(config, learner)
+    tasks = train._make_step_loader(config, sources("train"))(1)
+    mean = train._mean_over_tasks(grad_fn, params, tasks, jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), 2)
+    each = [
+        grad_fn(params, jax.tree.map(lambda x, i=i: x[i], tasks), keys[i])
+        for i in (0, 1)
+    ]
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *each)
+    chex.assert_trees_all_close(mean, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_that_is_not_finite_stops_with_the_step(tmp_path, monkeypatch):
+    """Step 5 is poisoned: it is named, and the checkpoint of step 4 is kept."""
+    make_train_step = train.make_train_step
+
+    def poisoning(*args):
+        step = make_train_step(*args)
+
+        def train_step(state, *rest):
+            bad = int(state.step) + 1 == 5
+            state, metrics = step(state, *rest)
+            return state, metrics | ({"loss": np.float32(math.nan)} if bad else {})
+
+        return train_step
+
+    monkeypatch.setattr(train, "make_train_step", poisoning)
+    with pytest.raises(UserError, match=r"step 5: not finite \(.*loss nan"):
+        train_and_evaluate(tiny_config(), tmp_path / "bad")
+    assert [r["step"] for r in rows(tmp_path / "bad", "train")] == [1, 2, 3, 4]
+    chex.assert_trees_all_equal(
+        parameters(tmp_path / "bad", tiny_config())["state"].step, np.int32(4)
+    )
+
+
+def test_divergence_is_noticed(tmp_path):
+    wild = tiny_config(optimizer__learning_rate=1e38, optimizer__schedule="constant")
+    with pytest.raises(UserError, match="not finite .* Lower optimizer.learning_rate"):
+        train_and_evaluate(wild, tmp_path)
+
+
+def test_workdir_of_another_config_is_refused(finished):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match="backbone.width is 8 there and 16 here"):
+        train_and_evaluate(tiny_config(backbone__width=16), workdir)
+    with pytest.raises(UserError, match="backbone.width is 8 there and 16 here"):
+        evaluate_checkpoint(tiny_config(backbone__width=16), workdir)
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_evaluation_of_a_checkpoint_may_ask_for_other_tests(finished):
+    config, (workdir, results) = tiny_config(), finished
+    again = evaluate_checkpoint(config, workdir)
+    assert again == results
+    more = evaluate_checkpoint(tiny_config(test__tasks=7), workdir)
+    assert more["w5s1"]["protonets"].num_tasks == 7
+    table = format_results(config, again).splitlines()
+    assert table[0].split()[:4] == ["test", "episodes", "protonets", "raw"]
+    assert table[2].startswith("5-way 1-shot") and table[2].endswith(" 4")
+
+
+def test_evaluation_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint to evaluate: train first"):
+        evaluate_checkpoint(tiny_config(), tmp_path)
+
+
+def test_baseline_is_the_nearest_raw_pixel_mean():
+    config = tiny_config()
+    task = next(
+        iter(evaluate.split_tasks(
+            config, config.test.episodes.w5s5, factory.make_sources(config)("test"),
+            "t", 1,
+        ))
+    )  # fmt: skip
+    score = evaluate.make_scorer(factory.make_baseline(config), chunk_size=4)
+    support, query = (
+        x.inputs.reshape(len(x.inputs), -1) / 255.0 for x in (task.support, task.query)
+    )
+    means = np.stack([support[task.support.labels == c].mean(0) for c in range(5)])
+    nearest = ((query[:, None] - means[None]) ** 2).sum(-1).argmin(1)
+    expected = (nearest == task.query.labels).mean()
+    np.testing.assert_allclose(score({}, task), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"train__steps": 0}, "train.steps=0: expected 1"),
+        ({"train__tasks_per_step": 0}, "train.tasks_per_step=0"),
+        ({"test__tasks": 0}, "test.tasks=0"),
+        ({"data__dataset": "omniglt"}, "'omniglt'; did you mean 'omniglot'"),
+        ({"data__dataset": "folder"}, "data.root is empty"),
+        ({"data__image_size": 8}, "16 pixels a side"),
+        ({"data__image_size": 0}, "data.image_size=0"),
+        ({"learner": "protonet"}, "learner 'protonet'; did you mean 'protonets'"),
+        ({"backbone__name": "conv5"}, "did you mean 'conv4'"),
+        ({"backbone__norm": "batch"}, "backbone.norm='batch'.*depend on the others"),
+        ({"gradient__estimator": "light"}, "'light'; did you mean 'lite'"),
+        ({"gradient__sampling": "unifrom"}, "'unifrom'; did you mean 'uniform'"),
+        ({"gradient__num_backprop": 0}, "gradient.num_backprop=0"),
+        ({"gradient__chunk_size": 0}, "gradient.chunk_size=0"),
+        ({"optimizer__schedule": "linear"}, "optimizer.schedule 'linear'"),
+        ({"optimizer__learning_rate": 0.0}, "optimizer.learning_rate=0.0"),
+        ({"train__episode__way": (3, 200)}, "train.episode.way=200 is more than the"),
+        ({"test__episodes__w5s1__query": 40}, "'pattern 40' has 40 images, too few"),
+        ({"valid__episode__way": (1, 5)}, "valid.episode.way=1,5"),
+    ],
+)  # fmt: skip
+def test_setting_that_cannot_serve_is_refused_before_anything_is_written(
+    changes, message, tmp_path
+):
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(tiny_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_h_above_a_fixed_n_is_refused_and_above_a_varying_one_clipped(tmp_path, caplog):
+    fixed = {"train__episode__way": (3, 3), "train__episode__shot": (2, 2)}
+    config = tiny_config(gradient__num_backprop=7, **fixed)
+    with pytest.raises(UserError, match="num_backprop=7 is more than the 6 support"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with caplog.at_level(logging.WARNING, "lite_jax"):
+        factory.make_set_sum(tiny_config(gradient__num_backprop=99))
+    assert (
+        "num_backprop=99 is more than the 6 support images of the smallest"
+        in caplog.text
+    )
+
+
+def test_unwritable_workdir_is_explained(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="file/run cannot be written"):
+        train_and_evaluate(tiny_config(), tmp_path / "file" / "run")
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def test_optimizer_clips_and_anneals():
+    config = tiny_config(optimizer__clip_norm=0.5, optimizer__learning_rate=0.1)
+    optimizer = factory.make_optimizer(config)
+    params = {"w": np.zeros(3, np.float32)}
+    state = optimizer.init(params)
+    sizes = []
+    for _ in range(config.train.steps + 1):
+        updates, state = optimizer.update(
+            {"w": np.full(3, 9, np.float32)}, state, params
+        )
+        sizes.append(float(abs(updates["w"][0])))
+    np.testing.assert_allclose(sizes[0], 0.1, rtol=1e-3)
+    assert sizes[-1] == 0 and all(
+        a >= b for a, b in zip(sizes, sizes[1:], strict=False)
+    )
