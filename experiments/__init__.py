@@ -1,0 +1,1 @@
+"""Studies that use the public package; each is `python -m experiments.NAME`."""

@@ -1,0 +1,37 @@
+"""The rows that experiments leave: JSON lines that say where they come from."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lite_jax.metrics import append_row, format_row
+
+PACKAGES = ("lite_jax", "jax", "flax", "optax", "numpy")
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with what every experiment takes."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--smoke", action="store_true", help="end within a minute")
+    found.add_argument("--out", type=Path, help="append the rows to this file as well")
+    return found
+
+
+def emit(out: Path | None, row: dict[str, Any]) -> None:
+    """Print a row, and append it to `out` with the device and the versions."""
+    print(format_row(row), flush=True)
+    if out is None:
+        return
+    origin = {
+        "device": jax.devices()[0].device_kind,
+        "python": sys.version.split()[0],
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    append_row(out, row | origin)
