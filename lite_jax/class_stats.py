@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite_jax.lite import accumulation_dtype
+from lite_jax.additive import accumulation_dtype
 
 
 class ClassSums(NamedTuple):

@@ -8,9 +8,9 @@ estimated from H sampled examples, weighted so that its mean is exact.
     additive(args, examples, weights) -> aggregate        Σ_n w_n · term(args, x_n)
     set_sum(additive, args, examples, key, mask) -> aggregate
 
-`per_example` and `batched` make an additive function from an encoder; `exact_sum`,
-`lite_sum` and `subsample_sum` are the operators; `lite_grad` substitutes one into
-any function that takes a `set_sum` keyword.
+`per_example` and `batched` (`lite_jax.additive`) make an additive function from an
+encoder; `exact_sum`, `lite_sum` and `subsample_sum` are the operators; `lite_grad`
+substitutes one into any function that takes a `set_sum` keyword.
 
 Reference: Bronskill et al., "Memory Efficient Meta-Learning with Large Images",
 NeurIPS 2021, https://arxiv.org/abs/2107.01105.
@@ -22,187 +22,35 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lite_jax.additive import (
+    accumulation_dtype,
+    batched,
+    check_additive,
+    leading_axis,
+    per_example,
+)
 from lite_jax.errors import unknown_name
-from lite_jax.types import Additive, Key, PyTree, SetSum
+from lite_jax.sampling import SAMPLERS, Draw, Sampler, sample_all, sample_uniform
+from lite_jax.types import Key, PyTree, SetSum
 
-# ------------------------------------------------------------ additive functions
-
-
-def per_example(encode: Callable[[PyTree, PyTree], PyTree]) -> Additive:
-    """Lift an encoder of one example to an additive function.
-
-    Args:
-        encode: `(args, example) -> term`; `example` has no batch axis, `term` is
-            any pytree of arrays.
-
-    Returns:
-        `additive(args, examples, weights)`: Σ_n weights_n · encode(args, x_n),
-        accumulated in float32 at least. `encode` runs under `jax.vmap`; a network is
-        faster, and its weight gradient smaller, through `batched`.
-
-    >>> cube = per_example(lambda a, x: a * x**3)
-    >>> print(cube(2.0, jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 1.0, 0.0])))
-    18.0
-    """
-    return batched(jax.vmap(encode, in_axes=(None, 0)))
-
-
-def batched(encode: Callable[[PyTree, PyTree], PyTree]) -> Additive:
-    """Lift an encoder of a batch to an additive function.
-
-    Args:
-        encode: `(args, examples [n]) -> terms [n]`. Row i must depend on example i
-            alone, so no batch statistics; `check_additive` tests it.
-
-    Returns:
-        `additive(args, examples, weights)`: Σ_n weights_n · terms_n, accumulated in
-        float32 at least.
-    """
-
-    def additive(args: PyTree, examples: PyTree, weights: jax.Array) -> PyTree:
-        def weighted_sum(terms: jax.Array) -> jax.Array:
-            terms = terms.astype(accumulation_dtype(terms.dtype))
-            column = weights.astype(terms.dtype)
-            column = column.reshape(column.shape + (1,) * (terms.ndim - 1))
-            return (column * terms).sum(axis=0)
-
-        return jax.tree.map(weighted_sum, encode(args, examples))
-
-    return additive
-
-
-def check_additive(
-    additive: Additive, args: PyTree, examples: PyTree, *, rtol: float = 1e-3
-) -> None:
-    """Raise unless `additive` is a weighted sum of independent per-example terms.
-
-    Compares f(A) + f(B) with f(A ∪ B), with A and B the two halves of `examples`;
-    f(A ∪ B) with B at weight 0 against f(A); and f under doubled weights with 2 f.
-
-    Args:
-        additive: The function to check.
-        args: What it is called with.
-        examples: At least two examples, with content that differs.
-        rtol: Largest accepted deviation, relative to the norm of each leaf.
-
-    Raises:
-        ValueError: It is not additive. The usual cause is an encoder in which one
-            example sees another: batch normalisation in training mode, attention
-            across examples, a mean over the batch.
-
-    >>> x = jnp.arange(6.0).reshape(6, 1)
-    >>> check_additive(batched(lambda a, x: a * x), 2.0, x)
-    >>> check_additive(batched(lambda a, x: a * (x - x.mean()) ** 2), 2.0, x)
-    Traceback (most recent call last):
-        ...
-    ValueError: not additive: f(A) + f(B) differs from f(A ∪ B) by 6.8 (relative). \
-Does the encoder mix examples (batch statistics, attention across examples)? Use \
-GroupNorm, LayerNorm or frozen BatchNorm
-    """
-    size = _leading_axis(examples)
-    if size < 2:
-        raise ValueError(f"check_additive needs 2 or more examples, got {size}")
-    first = jnp.arange(size) < size // 2
-    ones = jnp.ones(size)
-    whole = additive(args, examples, ones)
-    part_a = additive(
-        args, jax.tree.map(lambda x: x[: size // 2], examples), ones[first]
-    )
-    part_b = additive(
-        args, jax.tree.map(lambda x: x[size // 2 :], examples), ones[~first]
-    )
-    claims = {
-        "f(A) + f(B) differs from f(A ∪ B)": (_add(part_a, part_b), whole),
-        "examples of weight 0 change the sum": (
-            additive(args, examples, first.astype(ones.dtype)),
-            part_a,
-        ),
-        "doubling the weights does not double the sum": (
-            additive(args, examples, 2 * ones),
-            _add(whole, whole),
-        ),
-    }
-    for claim, (found, expected) in claims.items():
-        error = _relative_error(found, expected, scale=(part_a, part_b))
-        if not error <= rtol:
-            raise ValueError(
-                f"not additive: {claim} by {error:.2g} (relative). Does the encoder "
-                "mix examples (batch statistics, attention across examples)? Use "
-                "GroupNorm, LayerNorm or frozen BatchNorm"
-            )
-
-
-# ---------------------------------------------------------------------- sampling
-
-
-class Draw(NamedTuple):
-    """The examples that carry the gradient.
-
-    Attributes:
-        indices: `[h]` int32, rows of the example set.
-        weights: `[h]` float, Horvitz-Thompson weights: the mean over draws of
-            Σ_h weights_h · v[indices_h] is Σ_n mask_n · v[n]. 0 marks no draw.
-        num_drawn: int32 scalar; draws of non-zero weight are among the first so many.
-    """
-
-    indices: jax.Array
-    weights: jax.Array
-    num_drawn: jax.Array
-
-
-Sampler = Callable[[Key, jax.Array, int], Draw]
-"""`(key, mask [n], num_backprop) -> Draw`, a rule for `lite_sum(sampling=…)`."""
-
-
-def sample_uniform(key: Key, mask: jax.Array, num_backprop: int) -> Draw:
-    """Draw H examples uniformly without replacement, each of weight N/H.
-
-    The variance is that of the paper's with-replacement draw times (N-H)/(N-1), and
-    0 at H = N. Padding at the end leaves the drawn examples as they are.
-    """
-    words = jax.random.bits(key, (mask.size, 2), jnp.uint32)
-    rows = jnp.arange(mask.size, dtype=jnp.int32)
-    *_, order = lax.sort((~mask, words[:, 0], words[:, 1], rows), num_keys=3)
-    total = mask.sum(dtype=jnp.int32)
-    count = jnp.minimum(num_backprop, total)
-    weight = total.astype(float) / jnp.maximum(count, 1).astype(float)
-    places = jnp.arange(num_backprop, dtype=jnp.int32)
-    weights = jnp.where(places < count, weight, 0)
-    return Draw(order[:num_backprop], weights, count)
-
-
-def sample_with_replacement(key: Key, mask: jax.Array, num_backprop: int) -> Draw:
-    """Draw H examples independently, each of weight N/H (the paper's formula)."""
-    total = mask.sum(dtype=jnp.int32)
-    places = jax.random.randint(key, (num_backprop,), 0, jnp.maximum(total, 1))
-    weight = jnp.full(num_backprop, total.astype(float) / num_backprop)
-    return Draw(_real_first(mask)[places], weight, jnp.int32(num_backprop))
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "uniform": sample_uniform,
-    "with_replacement": sample_with_replacement,
-}
-
-
-def _sample_all(seed: None, mask: jax.Array) -> Draw:
-    """Take every real example once, at weight 1: the exact gradient."""
-    del seed
-    order = _real_first(mask)
-    return Draw(order, mask[order].astype(float), mask.sum(dtype=jnp.int32))
-
-
-def _real_first(mask: jax.Array) -> jax.Array:
-    """Return the row numbers, real examples before padding, else in order."""
-    rows = jnp.arange(mask.size, dtype=jnp.int32)
-    return lax.sort((~mask, rows), num_keys=2)[1]
-
+__all__ = [
+    "batched",
+    "check_additive",
+    "exact_grad",
+    "exact_sum",
+    "exact_value_and_grad",
+    "lite_grad",
+    "lite_sum",
+    "lite_value_and_grad",
+    "per_example",
+    "subsample_sum",
+]
 
 # --------------------------------------------------------------------- operators
 
@@ -228,11 +76,11 @@ def exact_sum(chunk_size: int | None = None) -> SetSum:
     _check_positive("chunk_size", chunk_size, optional=True)
 
     def set_sum(additive, args, examples, key, mask=None):
-        _check_mask(examples, mask)
+        mask = _checked_mask(examples, mask)
         if chunk_size is None:
             return _whole_sum(additive, args, lax.stop_gradient(examples), mask)
         return _recomputed_sum(
-            additive, _sample_all, chunk_size, args, examples, None, mask
+            additive, sample_all, chunk_size, args, examples, None, mask
         )
 
     return set_sum
@@ -288,7 +136,7 @@ def lite_sum(
 
     def set_sum(additive, args, examples, key, mask=None):
         _check_key("lite_sum", key)
-        _check_mask(examples, mask)
+        mask = _checked_mask(examples, mask)
         size = _clip_to_set("num_backprop", num_backprop, examples, mask)
         seed, open_seed = _consume(key)
 
@@ -322,7 +170,7 @@ def subsample_sum(num_examples: int) -> SetSum:
 
     def set_sum(additive, args, examples, key, mask=None):
         _check_key("subsample_sum", key)
-        _check_mask(examples, mask)
+        mask = _checked_mask(examples, mask)
         size = _clip_to_set("num_examples", num_examples, examples, mask)
         draw = sample_uniform(key, _full_mask(examples, mask), size)
         sample = _chunk(lax.stop_gradient(examples), draw, 0, size)
@@ -347,9 +195,9 @@ def _consume(key: Key) -> tuple[jax.Array, Callable[[jax.Array], Key]]:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _recomputed_sum(additive, draw, chunk_size, args, examples, seed, mask):
     """Sum exactly; in the backward pass, recompute the examples that `draw` picks."""
-    if chunk_size is None or chunk_size >= _leading_axis(examples):
+    if chunk_size is None or chunk_size >= leading_axis(examples):
         return _whole_sum(additive, args, examples, mask)
-    everything = _sample_all(seed, _full_mask(examples, mask))
+    everything = sample_all(seed, _full_mask(examples, mask))
     summand = functools.partial(additive, args)
     first_chunk = _chunk(examples, everything, 0, chunk_size)
     zeros = jax.tree.map(_zeros, jax.eval_shape(summand, *first_chunk))
@@ -386,7 +234,7 @@ _recomputed_sum.defvjp(_forward, _backward)
 def _whole_sum(additive, args, examples, mask):
     """Sum all examples in one call; `mask` None means that all are real."""
     if mask is None:
-        weights = jnp.ones(_leading_axis(examples))
+        weights = jnp.ones(leading_axis(examples))
     else:
         weights, first = mask.astype(float), jnp.argmax(mask)
         rows = jnp.where(mask, jnp.arange(mask.size), first)
@@ -426,7 +274,7 @@ def _chunk(examples, draw, step, chunk_size):
 
 
 def _take(examples, rows):
-    return jax.tree.map(lambda x: x[rows], examples)
+    return jax.tree.map(lambda x: jnp.asarray(x)[rows], examples)
 
 
 # --------------------------------------------------------------------- transform
@@ -534,12 +382,6 @@ def _substitute(fun: Callable[..., Any], set_sum: SetSum) -> Callable[..., Any]:
 # ------------------------------------------------------------------ small helpers
 
 
-def accumulation_dtype(dtype: Any) -> Any:
-    """Return the dtype that terms of `dtype` are summed in: float32 at least."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(dtype, jnp.float32)
-
-
 def _in_accumulators(total: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.astype(accumulation_dtype(x.dtype)), total)
 
@@ -556,41 +398,23 @@ def _add(left: PyTree, right: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: a + b.astype(a.dtype), left, right)
 
 
-def _relative_error(found: PyTree, expected: PyTree, scale: PyTree) -> float:
-    """Return the largest leaf-wise ‖found - expected‖ relative to the parts' norm."""
-
-    def leaf_error(x, y, *parts):
-        size = max(float(jnp.linalg.norm(jnp.ravel(p))) for p in parts)
-        error = float(jnp.linalg.norm(jnp.ravel(x - y)))
-        return error / size if size else error
-
-    return max(jax.tree.leaves(jax.tree.map(leaf_error, found, expected, *scale)))
-
-
-def _leading_axis(examples: PyTree) -> int:
-    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(examples)}
-    if len(sizes) != 1 or () in sizes:
-        shapes = [jnp.shape(x) for x in jax.tree.leaves(examples)]
-        raise ValueError(
-            f"examples: every leaf needs the same leading axis N, got shapes {shapes}"
-        )
-    return sizes.pop()[0]
-
-
 def _full_mask(examples: PyTree, mask: jax.Array | None) -> jax.Array:
     """Return the mask, all True by default."""
-    return jnp.ones(_leading_axis(examples), bool) if mask is None else mask
+    return jnp.ones(leading_axis(examples), bool) if mask is None else mask
 
 
-def _check_mask(examples: PyTree, mask: jax.Array | None) -> None:
-    size = _leading_axis(examples)
+def _checked_mask(examples: PyTree, mask: Any) -> jax.Array | None:
+    """Return the mask as an array, or None for none; refuse what fits no set."""
+    size = leading_axis(examples)
     if mask is None:
-        return
-    if jnp.shape(mask) != (size,) or not jnp.issubdtype(jnp.result_type(mask), bool):
+        return None
+    mask = jnp.asarray(mask)
+    if mask.shape != (size,) or mask.dtype != jnp.bool_:
         raise ValueError(
             f"mask: expected bool [{size}] to match the examples, got "
-            f"{jnp.result_type(mask)} {list(jnp.shape(mask))}"
+            f"{mask.dtype} {list(mask.shape)}"
         )
+    return mask
 
 
 def _check_key(operator: str, key: Key) -> None:
@@ -610,7 +434,7 @@ def _check_positive(name: str, value: int | None, optional: bool = False) -> Non
 
 def _clip_to_set(name: str, value: int, examples: PyTree, mask: Any) -> int:
     """Return `value`, at most the size of the set; refuse more where N is fixed."""
-    size = _leading_axis(examples)
+    size = leading_axis(examples)
     if value <= size:
         return value
     if mask is None:

@@ -21,7 +21,7 @@ from lite_jax import (
     per_example,
     subsample_sum,
 )
-from lite_jax.lite import SAMPLERS, sample_uniform
+from lite_jax.sampling import SAMPLERS, sample_uniform
 
 square = per_example(lambda a, x: a * x**2)
 
@@ -303,3 +303,23 @@ def test_not_finite_is_not_additive():
 def test_one_example_cannot_be_checked():
     with pytest.raises(ValueError, match="2 or more examples, got 1"):
         check_additive(square, 1.0, jnp.ones(1))
+
+
+def test_numpy_inputs_will_do():
+    x, mask = np.arange(5.0), np.arange(5) < 3
+    for set_sum in (
+        exact_sum(),
+        exact_sum(2),
+        lite_sum(3),
+        lite_sum(3, 2),
+        subsample_sum(3),
+    ):
+
+        def total(a, mask, set_sum=set_sum):
+            return set_sum(square, a, x, jax.random.key(0), mask)
+
+        assert (
+            jax.grad(total)(1.0, mask)
+            == jax.jit(jax.grad(total))(1.0, mask)
+            == 0 + 1 + 4
+        )

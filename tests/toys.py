@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lite_jax import Examples, Network, Task, batched, lite_sum
-from lite_jax.lite import Draw
+from lite_jax.sampling import Draw
 
 
 def network(features=3):

@@ -1,0 +1,152 @@
+"""Additive functions: weighted sums of per-example terms, and a test that they are.
+
+    additive(args, examples, weights) -> aggregate        Σ_n w_n · term(args, x_n)
+
+One is what a set sum (`lite_jax.lite`) is handed: linear in the weights, with terms
+that depend on one example each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lite_jax.types import Additive, PyTree
+
+
+def per_example(encode: Callable[[PyTree, PyTree], PyTree]) -> Additive:
+    """Lift an encoder of one example to an additive function.
+
+    Args:
+        encode: `(args, example) -> term`; `example` has no batch axis, `term` is
+            any pytree of arrays.
+
+    Returns:
+        `additive(args, examples, weights)`: Σ_n weights_n · encode(args, x_n),
+        accumulated in float32 at least. `encode` runs under `jax.vmap`; a network is
+        faster, and its weight gradient smaller, through `batched`.
+
+    >>> cube = per_example(lambda a, x: a * x**3)
+    >>> print(cube(2.0, jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 1.0, 0.0])))
+    18.0
+    """
+    return batched(jax.vmap(encode, in_axes=(None, 0)))
+
+
+def batched(encode: Callable[[PyTree, PyTree], PyTree]) -> Additive:
+    """Lift an encoder of a batch to an additive function.
+
+    Args:
+        encode: `(args, examples [n]) -> terms [n]`. Row i must depend on example i
+            alone, so no batch statistics; `check_additive` tests it.
+
+    Returns:
+        `additive(args, examples, weights)`: Σ_n weights_n · terms_n, accumulated in
+        float32 at least.
+    """
+
+    def additive(args: PyTree, examples: PyTree, weights: jax.Array) -> PyTree:
+        def weighted_sum(terms: jax.Array) -> jax.Array:
+            terms = terms.astype(accumulation_dtype(terms.dtype))
+            column = weights.astype(terms.dtype)
+            column = column.reshape(column.shape + (1,) * (terms.ndim - 1))
+            return (column * terms).sum(axis=0)
+
+        return jax.tree.map(weighted_sum, encode(args, examples))
+
+    return additive
+
+
+def check_additive(
+    additive: Additive, args: PyTree, examples: PyTree, *, rtol: float = 1e-3
+) -> None:
+    """Raise unless `additive` is a weighted sum of independent per-example terms.
+
+    Compares f(A) + f(B) with f(A ∪ B), with A and B the two halves of `examples`;
+    f(A ∪ B) with B at weight 0 against f(A); and f under doubled weights with 2 f.
+
+    Args:
+        additive: The function to check.
+        args: What it is called with.
+        examples: At least two examples, with content that differs.
+        rtol: Largest accepted deviation, relative to the norm of each leaf.
+
+    Raises:
+        ValueError: It is not additive. The usual cause is an encoder in which one
+            example sees another: batch normalisation in training mode, attention
+            across examples, a mean over the batch.
+
+    >>> x = jnp.arange(6.0).reshape(6, 1)
+    >>> check_additive(batched(lambda a, x: a * x), 2.0, x)
+    >>> check_additive(batched(lambda a, x: a * (x - x.mean()) ** 2), 2.0, x)
+    Traceback (most recent call last):
+        ...
+    ValueError: not additive: f(A) + f(B) differs from f(A ∪ B) by 6.8 (relative). \
+Does the encoder mix examples (batch statistics, attention across examples)? Use \
+GroupNorm, LayerNorm or frozen BatchNorm
+    """
+    size = leading_axis(examples)
+    if size < 2:
+        raise ValueError(f"check_additive needs 2 or more examples, got {size}")
+    first = jnp.arange(size) < size // 2
+    ones = jnp.ones(size)
+    whole = additive(args, examples, ones)
+    part_a = additive(
+        args, jax.tree.map(lambda x: x[: size // 2], examples), ones[first]
+    )
+    part_b = additive(
+        args, jax.tree.map(lambda x: x[size // 2 :], examples), ones[~first]
+    )
+    claims = {
+        "f(A) + f(B) differs from f(A ∪ B)": (
+            jax.tree.map(jnp.add, part_a, part_b),
+            whole,
+        ),
+        "examples of weight 0 change the sum": (
+            additive(args, examples, first.astype(ones.dtype)),
+            part_a,
+        ),
+        "doubling the weights does not double the sum": (
+            additive(args, examples, 2 * ones),
+            jax.tree.map(jnp.add, whole, whole),
+        ),
+    }
+    for claim, (found, expected) in claims.items():
+        error = _relative_error(found, expected, scale=(part_a, part_b))
+        if not error <= rtol:
+            raise ValueError(
+                f"not additive: {claim} by {error:.2g} (relative). Does the encoder "
+                "mix examples (batch statistics, attention across examples)? Use "
+                "GroupNorm, LayerNorm or frozen BatchNorm"
+            )
+
+
+def accumulation_dtype(dtype: Any) -> Any:
+    """Return the dtype that terms of `dtype` are summed in: float32 at least."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(dtype, jnp.float32)
+
+
+def leading_axis(examples: PyTree) -> int:
+    """Return N, the size of the axis that all leaves of a set of examples share."""
+    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(examples)}
+    if len(sizes) != 1 or () in sizes:
+        shapes = [jnp.shape(x) for x in jax.tree.leaves(examples)]
+        raise ValueError(
+            f"examples: every leaf needs the same leading axis N, got shapes {shapes}"
+        )
+    return sizes.pop()[0]
+
+
+def _relative_error(found: PyTree, expected: PyTree, scale: PyTree) -> float:
+    """Return the largest leaf-wise ‖found - expected‖ relative to the parts' norm."""
+
+    def leaf_error(x, y, *parts):
+        size = max(float(jnp.linalg.norm(jnp.ravel(p))) for p in parts)
+        error = float(jnp.linalg.norm(jnp.ravel(x - y)))
+        return error / size if size else error
+
+    return max(jax.tree.leaves(jax.tree.map(leaf_error, found, expected, *scale)))
