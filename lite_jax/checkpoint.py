@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from lite_jax.errors import UserError
+
 
 class Slot:
     """A folder that keeps the newest checkpoint saved to it.
@@ -34,9 +36,20 @@ class Slot:
             raise OSError(f"checkpoint of step {step} was not saved")
 
     def restore(self, template: Any) -> Any:
-        """Return the tree, in the structure, shapes and dtypes of `template`."""
+        """Return the tree, in the structure, shapes and dtypes of `template`.
+
+        Raises:
+            UserError: The checkpoint holds another tree.
+        """
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        return self._manager.restore(self.step(), args=ocp.args.StandardRestore(shapes))
+        step, wanted = self.step(), ocp.args.StandardRestore(shapes)
+        try:
+            return self._manager.restore(step, args=wanted)
+        except ValueError as error:
+            raise UserError(
+                f"the checkpoint in {self._manager.directory} does not fit this model "
+                f"and these images: {str(error).splitlines()[0]}"
+            ) from error
 
     def close(self) -> None:
         """Release the folder."""

@@ -14,13 +14,13 @@ from lite_jax.checkpoint import Slot
 from lite_jax.data.loader import load_task, run_ahead
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError
+from lite_jax.factory import Sources
 from lite_jax.lite import exact_sum
 from lite_jax.metrics import Interval, interval
 from lite_jax.objectives import episode_loss
 from lite_jax.types import Learner, Params, Task
 
 Scorer = Callable[[Params, Task], jax.Array]
-Sources = Callable[[str], ClassSource]
 Results = dict[str, dict[str, Interval]]
 
 
@@ -106,9 +106,8 @@ def evaluate_checkpoint(config: ConfigDict, folder: Path) -> Results:
     sources = factory.make_sources(config)
     factory.check_episodes(config, sources, splits=("test",))
     learner = factory.make_learner(config)
-    params = factory.params_shape(learner, sources("test"))
     best = Slot(folder / "checkpoints/best")
-    params = best.restore(params)
+    params = best.restore(factory.params_shape(learner, sources("test")))
     best.close()
     return run_tests(config, learner, params, sources)
 

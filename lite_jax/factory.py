@@ -25,9 +25,12 @@ from lite_jax.types import GradFn, Learner, Network, Params, SetSum
 
 _logger = logging.getLogger(__name__)
 
+Sources = Callable[[str], ClassSource]
+"""`split -> source`, for "train", "valid" and "test"."""
 
-def make_sources(config: ConfigDict) -> Callable[[str], ClassSource]:
-    """Return `split -> source` for "train", "valid" and "test", each made once."""
+
+def make_sources(config: ConfigDict) -> Sources:
+    """Return the data set's splits, each made when it is first asked for."""
     settings = config.data
     if settings.image_size < 1:
         raise UserError(f"data.image_size={settings.image_size}: expected 1 or more")
@@ -90,15 +93,21 @@ _SOURCES: dict[str, Callable[[ConfigDict, str], ClassSource]] = {
 
 def make_spec(settings: ConfigDict) -> EpisodeSpec:
     """Return the episode settings as the sampler wants them."""
-    return EpisodeSpec(
-        tuple(settings.way), tuple(settings.shot), settings.query, settings.max_support
-    )
+    way, shot = _ends("way", settings.way), _ends("shot", settings.shot)
+    return EpisodeSpec(way, shot, settings.query, settings.max_support)
+
+
+def _ends(name: str, value: Sequence[int]) -> tuple[int, int]:
+    """Return `least, most`; a single number is both."""
+    if not 1 <= len(value) <= 2 or not all(isinstance(x, int) for x in value):
+        raise UserError(
+            f"episode {name}={tuple(value)}: expected one whole number, or least,most"
+        )
+    return value[0], value[-1]
 
 
 def check_episodes(
-    config: ConfigDict,
-    sources: Callable[[str], ClassSource],
-    splits: Sequence[str] = data.SPLITS,
+    config: ConfigDict, sources: Sources, splits: Sequence[str] = data.SPLITS
 ) -> None:
     """Raise unless the classes of the splits can serve the episodes asked of them."""
     for name, split, settings in episode_settings(config):
@@ -118,19 +127,22 @@ def episode_settings(config: ConfigDict) -> list[tuple[str, str, ConfigDict]]:
 def make_learner(config: ConfigDict) -> Learner:
     """Return the learner, with room for the largest way among the episodes."""
     backbone = _make_backbone(config.backbone)
-    way = max(make_spec(settings).way[1] for _, _, settings in episode_settings(config))
-    return _pick("learner", config.learner, {"protonets": protonets})(backbone, way=way)
+    make = _pick("learner", config.learner, {"protonets": protonets})
+    return make(backbone, way=_most_ways(config))
 
 
 def make_baseline(config: ConfigDict) -> Learner:
     """Return the learner-free baseline: prototypes of raw pixels."""
-    way = max(make_spec(settings).way[1] for _, _, settings in episode_settings(config))
-    return protonets(pixels(), way=way)
+    return protonets(pixels(), way=_most_ways(config))
 
 
-def init_params(
-    config: ConfigDict, learner: Learner, sources: Callable[[str], ClassSource]
-) -> Params:
+def _most_ways(config: ConfigDict) -> int:
+    return max(
+        make_spec(settings).way[1] for _, _, settings in episode_settings(config)
+    )
+
+
+def init_params(config: ConfigDict, learner: Learner, sources: Sources) -> Params:
     """Return the learner's initial parameters, decided by the seed."""
     key = jax.random.fold_in(jax.random.key(config.seed), _INIT)
     return learner.init(key, _example_spec(sources("train")))

@@ -122,6 +122,9 @@ def run() -> None:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

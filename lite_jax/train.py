@@ -27,12 +27,12 @@ from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError
 from lite_jax.evaluate import (
     Results,
-    Sources,
     evaluate,
     make_scorer,
     run_tests,
     split_tasks,
 )
+from lite_jax.factory import Sources
 from lite_jax.metrics import MetricsWriter
 from lite_jax.types import GradFn, Key, Params, Task
 

@@ -222,6 +222,13 @@ def test_evaluation_of_a_checkpoint_may_ask_for_other_tests(finished):
     assert table[2].startswith("5-way 1-shot") and table[2].endswith(" 4")
 
 
+def test_checkpoint_for_other_images_is_refused(finished):
+    """The run is on colour images; digits are grey."""
+    workdir, _ = finished
+    with pytest.raises(UserError, match="does not fit this model and these images"):
+        evaluate_checkpoint(tiny_config(data__dataset="digits"), workdir)
+
+
 def test_evaluation_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint to evaluate: train first"):
         evaluate_checkpoint(tiny_config(), tmp_path)
@@ -267,6 +274,7 @@ def test_baseline_is_the_nearest_raw_pixel_mean():
         ({"train__episode__way": (3, 200)}, "train.episode.way=200 is more than the"),
         ({"test__episodes__w5s1__query": 40}, "'pattern 40' has 40 images, too few"),
         ({"valid__episode__way": (1, 5)}, "valid.episode.way=1,5"),
+        ({"train__episode__way": (3, 4, 5)}, r"way=\(3, 4, 5\): expected one whole"),
     ],
 )  # fmt: skip
 def test_setting_that_cannot_serve_is_refused_before_anything_is_written(
@@ -313,3 +321,8 @@ def test_optimizer_clips_and_anneals():
     assert sizes[-1] == 0 and all(
         a >= b for a, b in zip(sizes, sizes[1:], strict=False)
     )
+
+
+def test_a_single_number_fixes_the_way():
+    config = tiny_config(train__episode__way=(4,))
+    assert factory.make_spec(config.train.episode).way == (4, 4)

@@ -1,0 +1,66 @@
+"""What the documents say, tried: the README's Python runs, its files exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import lite_jax
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_python_of_the_readme_runs_in_order(capsys):
+    space = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), space)
+    printed = capsys.readouterr().out.split()
+    promised = re.findall(r"print\(.*\)  # (.*)", "\n".join(blocks("python")))
+    assert promised and printed == " ".join(promised).split()
+
+
+def test_both_commands_stand_in_the_readme_as_promised():
+    commands = "".join(blocks("sh"))
+    assert (
+        "pip install -e . && python -m lite_jax.main --config=configs/protonets.py\n"
+        in commands
+    )
+    assert "pip install -e '.[test]' && python -m pytest\n" in commands
+
+
+def test_files_and_modules_that_the_readme_names_exist():
+    for name in re.findall(
+        r"`((?:configs|experiments|tests|lite_jax)/[\w/.]*)`", README
+    ):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"python -m experiments\.(\w+)", README):
+        assert (ROOT / "experiments" / f"{name}.py").exists(), name
+    for name in re.findall(r"--config=(configs/\w+\.py)", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_public_names_are_few_and_documented():
+    assert len(lite_jax.__all__) <= 30
+    for name in set(lite_jax.__all__) - {"GradFn"}:  # an alias, documented in types
+        assert getattr(lite_jax, name).__doc__, name
+
+
+def test_changelog_has_the_version():
+    assert f"## {lite_jax.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_documents_name_no_place_of_their_making():
+    """Paths and hosts of a developer's machine have no business in the repository."""
+    suffixes = {".py", ".md", ".toml", ".jsonl"}
+    for path in ROOT.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+        if path.suffix in suffixes and not hidden and "runs" not in path.parts:
+            text = path.read_text()
+            assert "/" + "root/" not in text and "/" + "tmp/" not in text, path
