@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -106,9 +107,8 @@ def evaluate_checkpoint(config: ConfigDict, folder: Path) -> Results:
     sources = factory.make_sources(config)
     factory.check_episodes(config, sources, splits=("test",))
     learner = factory.make_learner(config)
-    best = Slot(folder / "checkpoints/best")
-    params = best.restore(factory.params_shape(learner, sources("test")))
-    best.close()
+    with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
+        params = best.restore(factory.params_shape(learner, sources("test")))
     return run_tests(config, learner, params, sources)
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,13 +79,17 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
     workdirs.claim(workdir, config)
     _announce(config, sources, state.params)
 
-    slots = {name: Slot(workdir / "checkpoints" / name) for name in ("last", "best")}
-    saved: dict[str, Any] = {"state": state, "best": np.array(-1, np.float32)}
-    if slots["last"].step() is not None:
-        saved = slots["last"].restore(saved)
-        _logger.info("resumed after step %d", saved["state"].step)
-    writer = MetricsWriter(workdir, last_step=int(saved["state"].step))
-    with contextlib.closing(writer):
+    with contextlib.ExitStack() as stack:
+        slots = {
+            name: stack.enter_context(closing(Slot(workdir / "checkpoints" / name)))
+            for name in ("last", "best")
+        }
+        saved: dict[str, Any] = {"state": state, "best": np.array(-1, np.float32)}
+        if slots["last"].step() is not None:
+            saved = slots["last"].restore(saved)
+            _logger.info("resumed after step %d", saved["state"].step)
+        last_step = int(saved["state"].step)
+        writer = stack.enter_context(closing(MetricsWriter(workdir, last_step)))
         train_step = make_train_step(grad_fn, optimizer)
         validate = _make_validation(config, sources)
         _train(config, sources("train"), train_step, validate, saved, slots, writer)
@@ -94,8 +99,6 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
             for name, result in found.items():
                 row = {"episodes": kind, "learner": name, **result._asdict()}
                 writer.write("test", config.train.steps, row)
-    for slot in slots.values():
-        slot.close()
     return results
 
 
@@ -157,7 +160,7 @@ def _train(
     batches = run_ahead(load_step, steps, depth=config.data.prefetch)
     total, width = config.train.steps, config.train.tasks_per_step
     with (
-        contextlib.closing(batches),
+        closing(batches),
         tqdm(
             total=total * width, initial=(steps.start - 1) * width, unit="task"
         ) as bar,
