@@ -37,8 +37,9 @@ def make_config(
     config.train.steps = 2 if arguments.smoke else arguments.steps
     config.train.episode = episode(way=(20, 20), shot=(5, 5), query=5)
     config.valid.tasks = 0
-    config.test.tasks = 5 if arguments.smoke else 300
+    config.test.tasks = 5 if arguments.smoke else 200
     if arguments.dataset == "omniglot":
+        del config.test.episodes.w5s1
         config.test.episodes.w20s1 = episode(way=(20, 20), shot=(1, 1), query=5)
     return config
 
@@ -48,7 +49,7 @@ def main() -> None:
     found = parser("accuracy of LITE and of the exact gradient after equal steps")
     found.add_argument("--dataset", default="digits", choices=("digits", "omniglot"))
     found.add_argument("--root", default="", help="folder of the Omniglot sets")
-    found.add_argument("--steps", type=int, default=400)
+    found.add_argument("--steps", type=int, default=300)
     found.add_argument("--seeds", type=int, default=3)
     arguments = found.parse_args()
     for seed in range(1 if arguments.smoke else arguments.seeds):

@@ -185,13 +185,20 @@ def test_class_of_unreadable_images_is_refused(tmp_path):
         folder(tmp_path, "train", 8)
 
 
-def test_unreadable_image_of_a_set_too_large_to_cache_is_named(tmp_path):
-    class_folders(tmp_path / "train", ["a"])
-    (tmp_path / "train/a/1.png").write_bytes(b"")
+def test_unreadable_image_of_a_set_too_large_to_cache_is_replaced(tmp_path, caplog):
+    class_folders(tmp_path / "train", ["a", "b"])
+    (tmp_path / "train/a/2.png").write_bytes(b"")
     source = folder(tmp_path, "train", 8, cache_gb=0.0)
-    assert source.read(0, [0, 2]).shape == (2, 8, 8, 3)
-    with pytest.raises(UserError, match="cannot read .*1.png .* raise data.cache_gb"):
-        source.read(0, [1])
+    with caplog.at_level(logging.WARNING):
+        images = source.read(0, [0, 1, 2])
+        np.testing.assert_array_equal(images, source.read(0, [0, 1, 2]))
+    np.testing.assert_array_equal(images[2], images[0])
+    assert (images[1] != images[0]).any()
+    assert caplog.text.count("skipped unreadable") == 1 and "2.png" in caplog.text
+    for path in (tmp_path / "train/b").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="class 'b': none of its 3 images can be read"):
+        source.read(1, [1])
 
 
 def test_decompression_bomb_is_unreadable(tmp_path, monkeypatch, caplog):

@@ -39,8 +39,8 @@ def folder(
         split: "train", "valid" or "test"; their classes are disjoint.
         image_size: Pixels a side.
         cache_gb: Decoded images are kept in memory up to this many GB (10⁹ bytes).
-            A set that fits is decoded once, at the start, and its unreadable images
-            are skipped with a count; a larger one is decoded as it is read.
+            A set that fits is decoded once, at the start; a larger one is decoded as
+            it is read. Unreadable images are named, counted and skipped in both.
 
     Raises:
         UserError: No such folder, no images, too few classes, or a class that
@@ -109,12 +109,17 @@ def omniglot_folder(
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """Image files decoded each time they are read."""
+    """Image files decoded each time they are read.
+
+    In place of an unreadable file stands the next readable one of its class, always
+    the same, so that reading stays pure; each is named once in a warning, with a count.
+    """
 
     class_names: Sequence[str]
     files: Sequence[Sequence[Path]]
     image_shape: tuple[int, int, int]
     decode: Decoder
+    unreadable: set[Path] = dataclasses.field(default_factory=set)
 
     @property
     def class_sizes(self) -> list[int]:
@@ -123,16 +128,28 @@ class FileSource:
 
     def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return images `[len(indices), height, width, channels]` uint8."""
-        return np.stack([self._one(self.files[class_index][i]) for i in indices])
+        return np.stack([self._readable(class_index, int(i)) for i in indices])
 
-    def _one(self, path: Path) -> np.ndarray:
-        image, reason = _try_decode(self.decode, path)
-        if image is None:
-            raise UserError(
-                f"cannot read {path} ({reason}): replace or remove it, or raise "
-                "data.cache_gb so that bad images are found and skipped at the start"
-            )
-        return image
+    def _readable(self, class_index: int, index: int) -> np.ndarray:
+        paths, reason = self.files[class_index], ""
+        for path in (*paths[index:], *paths[:index]):
+            image, reason = _try_decode(self.decode, path)
+            if image is not None:
+                return image
+            if path not in self.unreadable:
+                self.unreadable.add(path)
+                _logger.warning(
+                    "skipped unreadable %s (%s), number %d so far",
+                    path, reason, len(self.unreadable),
+                )  # fmt: skip
+        raise _dry_class(self.class_names[class_index], paths, reason)
+
+
+def _dry_class(name: str, paths: Sequence[Path], reason: str) -> UserError:
+    return UserError(
+        f"class {name!r}: none of its {len(paths)} images can be read, e.g. {paths[0]} "
+        f"({reason}): mend them or remove the class"
+    )
 
 
 def _file_source(
@@ -179,10 +196,7 @@ def _decode_all(
     for name, paths in zip(names, files, strict=True):
         readable = [results[path][0] for path in paths if results[path][0] is not None]
         if not readable:
-            raise UserError(
-                f"class {name!r}: none of its {len(paths)} images can be read, e.g. "
-                f"{paths[0]} ({results[paths[0]][1]}): mend them or remove the class"
-            )
+            raise _dry_class(name, paths, results[paths[0]][1])
         images.append(np.stack(readable))
     return images
 
