@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse flags; a mistake becomes one `UserError`."""
-    _check_config_path(argv)
+    if not any(argument.lstrip("-").startswith("help") for argument in argv):
+        _check_config_path(argv)
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:

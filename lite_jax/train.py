@@ -252,18 +252,22 @@ def _make_validation(
 
     def validate(params: Params) -> float:
         tasks = split_tasks(config, settings, source, "valid", config.valid.tasks)
-        return evaluate({"": (score, params)}, tasks)[""].mean
+        mean = evaluate({"": (score, params)}, tasks)[""].mean
+        return float(np.float32(mean))  # as a checkpoint keeps the best one
 
     return validate
 
 
 def _check_settings(config: ConfigDict) -> None:
-    least = {"steps": 1, "tasks_per_step": 1, "valid_every": 1}
-    found = {f"train.{k}": (config.train[k], v) for k, v in least.items()}
-    found["valid.tasks"] = config.valid.tasks, 0
-    found["test.tasks"] = config.test.tasks, 1
-    found["data.prefetch"] = config.data.prefetch, 1
-    for name, (value, bound) in found.items():
+    least = {
+        "data.prefetch": (config.data.prefetch, 1),
+        "train.steps": (config.train.steps, 1),
+        "train.tasks_per_step": (config.train.tasks_per_step, 1),
+        "train.valid_every": (config.train.valid_every, 1),
+        "valid.tasks": (config.valid.tasks, 0),
+        "test.tasks": (config.test.tasks, 1),
+    }
+    for name, (value, bound) in least.items():
         if value < bound:
             raise UserError(f"{name}={value}: expected {bound} or more")
 

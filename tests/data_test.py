@@ -19,6 +19,7 @@ from lite_jax.data import (
     folder,
     load_task,
     omniglot_folder,
+    random_affine,
     rotated,
     run_ahead,
     sample_episode,
@@ -377,6 +378,37 @@ def test_task_holds_the_episode_padded():
             assert not examples.inputs[count:].any()
             sizes = np.bincount(examples.labels[:count])
             assert sizes.tolist() == [len(p) for p in parts]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_affine_distorts_about_half_of_the_images_a_little(channels):
+    images = np.zeros((400, 28, 28, channels), np.uint8)
+    images[:, 12:16, 12:16] = 255  # a square on the centre
+    found = random_affine(images, np.random.default_rng(0))
+    assert found.shape == images.shape and found.dtype == np.uint8
+    changed = found[(found != images).any((1, 2, 3))][:, :, :, 0].astype(float)
+    assert 0.4 < len(changed) / 400 < 0.6
+    weights = changed / changed.sum((1, 2), keepdims=True)
+    for axis in np.mgrid[:28, :28]:
+        centre = (weights * axis).sum((1, 2))
+        # Shifts within 7 % of 28 pixels, stretched by up to 1 + 0.3 over 0.8.
+        assert abs(centre - 13.5).max() < 0.07 * 28 * 1.3 / 0.8 + 0.1
+        assert abs(centre.mean() - 13.5) < 0.3 and centre.std() > 0.5
+    area = changed.sum((1, 2)) / (16 * 255)
+    # Scales in [0.8, 1.2] along both axes; shears change areas by 1 ± 0.09.
+    assert 0.5 < area.min() < 0.9 and 1.1 < area.max() < 1.7
+
+
+def test_augmented_task_is_pure_too():
+    source = synthetic("train", 8)
+    tasks = [
+        load_task(source, SPEC, 0, "train", 5, augment=random_affine) for _ in range(2)
+    ]
+    assert tasks_equal(*tasks)
+    plain = load_task(source, SPEC, 0, "train", 5)
+    assert not tasks_equal(tasks[0], plain)
+    assert np.array_equal(tasks[0].support.labels, plain.support.labels)
+    assert not tasks[0].support.inputs[~plain.support.mask].any()
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,11 @@ def test_the_command_trains_evaluates_and_leaves_a_workdir(tmp_path):
     assert evaluated.stdout == trained.stdout
 
 
+def test_help_lists_the_flags():
+    found = lite_jax("--help")
+    assert "--workdir" in found.stdout and "<train|eval>" in found.stdout
+
+
 def test_default_workdir_is_named_after_the_run(tmp_path):
     config = f"--config={ROOT / 'configs/protonets.py'}:synthetic,smoke"
     small = [
