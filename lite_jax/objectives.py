@@ -33,6 +33,16 @@ def episode_loss(
         `loss(params, task, key, *, set_sum) -> (loss, aux)`: the mean cross-entropy
         over real query examples, and `{"accuracy": …}` in [0, 1]. Hand it to
         `lite_grad` or `lite_value_and_grad` with `has_aux=True`.
+
+    >>> from lite_jax import Network, lite_value_and_grad, protonets
+    >>> scale = Network(lambda key, spec: 1.0, lambda a, x: a * x.reshape(len(x), -1))
+    >>> images = jnp.array([0.0, 0.2, 0.7, 1.0]).reshape(4, 1, 1, 1)
+    >>> examples = Examples(images, jnp.array([0, 0, 1, 1]), jnp.ones(4, bool))
+    >>> loss_fn = episode_loss(protonets(scale, way=2))
+    >>> lite = lite_value_and_grad(loss_fn, num_backprop=4, has_aux=True)
+    >>> (loss, aux), grad = lite(1.0, Task(examples, examples), jax.random.key(0))
+    >>> print(f"{loss:.4f} {grad:.4f} {aux['accuracy']:.0%}")
+    0.4552 -0.3928 100%
     """
     query_sum = exact_sum(query_chunk_size)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from lite_jax.class_stats import (
     ClassSums,
@@ -38,6 +39,16 @@ def protonets(backbone: Network, *, way: int) -> Learner:
 
     Returns:
         A `Learner` whose parameters are the backbone's.
+
+    >>> from lite_jax import exact_sum, nn
+    >>> learner = protonets(nn.pixels(), way=2)
+    >>> images = jnp.array([0.0, 0.25, 0.75, 1.0]).reshape(4, 1, 1, 1)
+    >>> support = Examples(images, jnp.array([0, 0, 1, 1]), jnp.ones(4, bool))
+    >>> state = learner.adapt({}, support, None, exact_sum())
+    >>> print(state.prototypes.ravel())
+    [0.125 0.875]
+    >>> print(learner.predict({}, state, images[1:2]))
+    [[-0.015625 -0.390625]]
 
     References:
         Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning", 2017.
