@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from lite_jax.class_stats import (
     ClassSums,
@@ -40,6 +39,7 @@ def protonets(backbone: Network, *, way: int) -> Learner:
     Returns:
         A `Learner` whose parameters are the backbone's.
 
+    >>> import jax.numpy as jnp
     >>> from lite_jax import exact_sum, nn
     >>> learner = protonets(nn.pixels(), way=2)
     >>> images = jnp.array([0.0, 0.25, 0.75, 1.0]).reshape(4, 1, 1, 1)
