@@ -102,9 +102,9 @@ def lite_sum(
         over draws, at any smooth loss, provided each sum has a key of its own; exact
         at H = N without replacement. (An optimiser that is not linear in the
         gradient, such as Adam, does not make an unbiased update of it.) Memory: one
-        chunk, forward or backward, whatever N and H; nothing is kept in between but
-        the inputs. Compute: N + H forward and H backward passes. Differentiable once,
-        in reverse mode.
+        chunk, forward or backward, whatever N and H (without a chunk size, N forward
+        and H backward); nothing is kept in between but the inputs. Compute: N + H
+        forward and H backward passes. Differentiable once, in reverse mode.
 
     Args:
         num_backprop: H, the number of examples that are back-propagated, 1 or more.
