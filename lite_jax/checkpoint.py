@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ class Slot:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=1, enable_async_checkpointing=False
         )
-        self._manager = ocp.CheckpointManager(path.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(
+            path.absolute(),
+            options=options,
+            item_handlers=ocp.StandardCheckpointHandler(),
+        )
 
     def step(self) -> int | None:
         """Return the step of the checkpoint, or None where there is none."""
@@ -41,15 +46,23 @@ class Slot:
         Raises:
             UserError: The checkpoint holds another tree.
         """
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        step, wanted = self.step(), ocp.args.StandardRestore(shapes)
-        try:
-            return self._manager.restore(step, args=wanted)
-        except ValueError as error:
+        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        self._check_shapes(wanted)
+        args = ocp.args.StandardRestore(wanted)
+        return self._manager.restore(self.step(), args=args)
+
+    def _check_shapes(self, wanted: Any) -> None:
+        """Compare before reading: Orbax leaves reads pending when it finds out late."""
+        saved, asked = (
+            collections.Counter(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))
+            for tree in (self._manager.item_metadata(self.step()).tree, wanted)
+        )
+        if saved != asked:
             raise UserError(
                 f"the checkpoint in {self._manager.directory} does not fit this model "
-                f"and these images: {str(error).splitlines()[0]}"
-            ) from error
+                "and these images: it holds arrays of shapes "
+                f"{sorted(saved - asked)} where {sorted(asked - saved)} are needed"
+            )
 
     def close(self) -> None:
         """Release the folder."""

@@ -99,7 +99,7 @@ def evaluate_checkpoint(config: ConfigDict, folder: Path) -> Results:
         UserError: No checkpoint there, or one of another learner or backbone.
     """
     saved = workdir.read_config(folder)
-    if saved is None or not (folder / "checkpoints/best").is_dir():
+    if saved is None or not list((folder / "checkpoints/best").glob("[0-9]*")):
         raise UserError(
             f"workdir={folder} holds no checkpoint to evaluate: train first"
         )

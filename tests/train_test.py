@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from runs import tiny_config
 
-from lite_jax import UserError, evaluate, factory, train
+from lite_jax import UserError, evaluate, factory, train, workdir
 from lite_jax.checkpoint import Slot
 from lite_jax.evaluate import evaluate_checkpoint, format_results
 from lite_jax.train import train_and_evaluate
@@ -236,11 +236,19 @@ def test_evaluation_of_a_checkpoint_may_ask_for_other_tests(finished):
 def test_checkpoint_for_other_images_is_refused(finished):
     """The run is on colour images; digits are grey."""
     workdir, _ = finished
-    with pytest.raises(UserError, match="does not fit this model and these images"):
+    with pytest.raises(
+        UserError,
+        match=r"does not fit .* \[\(3, 3, 3, 8\)\] where \[\(3, 3, 1, 8\)\] are needed",
+    ):
         evaluate_checkpoint(tiny_config(data__dataset="digits"), workdir)
 
 
 def test_evaluation_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint to evaluate: train first"):
+        evaluate_checkpoint(tiny_config(), tmp_path)
+    # As a run leaves it that was stopped before its first validation.
+    workdir.claim(tmp_path, tiny_config())
+    (tmp_path / "checkpoints/best").mkdir(parents=True)
     with pytest.raises(UserError, match="holds no checkpoint to evaluate: train first"):
         evaluate_checkpoint(tiny_config(), tmp_path)
 
