@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lite_jax.types import Additive, PyTree
 
@@ -50,10 +51,11 @@ def batched(encode: Callable[[PyTree, PyTree], PyTree]) -> Additive:
 
     def additive(args: PyTree, examples: PyTree, weights: jax.Array) -> PyTree:
         def weighted_sum(terms: jax.Array) -> jax.Array:
+            # A product, not a sum of products: XLA:CPU of jaxlib 0.10.2 reduces
+            # weights · terms wrongly where the terms are large.
             terms = terms.astype(accumulation_dtype(terms.dtype))
-            column = weights.astype(terms.dtype)
-            column = column.reshape(column.shape + (1,) * (terms.ndim - 1))
-            return (column * terms).sum(axis=0)
+            row = weights.astype(terms.dtype)
+            return jnp.tensordot(row, terms, 1, precision=lax.Precision.HIGHEST)
 
         return jax.tree.map(weighted_sum, encode(args, examples))
 

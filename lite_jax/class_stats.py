@@ -12,27 +12,36 @@ from lite_jax.additive import accumulation_dtype
 
 
 class ClassSums(NamedTuple):
-    """One example's share, or their sum, of what a class mean needs.
+    """What class means are made of; additive over examples.
 
     Attributes:
-        features: `[…, way, d]`, features in the row of the example's class.
-        counts: `[…, way]`, 1 at the example's class.
+        features: `[way, d]`, the sum of each class's features.
+        counts: `[way]`, the sum of each class's weights.
     """
 
     features: jax.Array
     counts: jax.Array
 
 
-def class_terms(features: jax.Array, labels: jax.Array, way: int) -> ClassSums:
-    """Return the terms `[n]` whose sum over examples gives the class means.
+def class_sums(
+    features: jax.Array, labels: jax.Array, weights: jax.Array, way: int
+) -> ClassSums:
+    """Return the weighted sums of features and of ones within each class.
 
     Args:
         features: `[n, d]`.
         labels: `[n]` int in `0 … way-1`; a label outside belongs to no class.
+        weights: `[n]`.
         way: Static number of classes.
+
+    Returns:
+        Sums in float32 at least, with full-precision products.
     """
-    counts = jax.nn.one_hot(labels, way, dtype=features.dtype)
-    return ClassSums(counts[:, :, None] * features[:, None, :], counts)
+    features = features.astype(accumulation_dtype(features.dtype))
+    members = jax.nn.one_hot(labels, way, dtype=features.dtype)
+    members = members * weights.astype(features.dtype)[:, None]
+    totals = jnp.matmul(members.T, features, precision=lax.Precision.HIGHEST)
+    return ClassSums(totals, members.sum(0))
 
 
 def class_means(totals: ClassSums) -> jax.Array:

@@ -316,3 +316,13 @@ def test_numpy_inputs_will_do(set_sum):
         return set_sum(square, a, x, jax.random.key(0), mask)
 
     assert jax.grad(total)(1.0, mask) == jax.jit(jax.grad(total))(1.0, mask) == 1 + 4
+
+
+@pytest.mark.parametrize("features", [100, 20_000, 100_000])
+def test_sums_of_large_terms_are_right_when_compiled(features):
+    """XLA:CPU has got Σ_n w_n · t_n wrong for large terms: compare with NumPy."""
+    rng = np.random.default_rng(0)
+    terms = rng.random((25, 5, features), np.float32)
+    weights = rng.random(25).astype(np.float32)
+    total = jax.jit(batched(lambda args, x: x))(None, terms, jnp.array(weights))
+    np.testing.assert_allclose(total, np.einsum("n,nkd->kd", weights, terms), rtol=1e-4)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from lite_jax.class_stats import (
     ClassSums,
     class_means,
-    class_terms,
+    class_sums,
     euclidean_logits,
 )
 from lite_jax.errors import UserError
-from lite_jax.lite import batched
 from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
 
 
@@ -39,7 +39,6 @@ def protonets(backbone: Network, *, way: int) -> Learner:
     Returns:
         A `Learner` whose parameters are the backbone's.
 
-    >>> import jax.numpy as jnp
     >>> from lite_jax import exact_sum, nn
     >>> learner = protonets(nn.pixels(), way=2)
     >>> images = jnp.array([0.0, 0.25, 0.75, 1.0]).reshape(4, 1, 1, 1)
@@ -57,18 +56,17 @@ def protonets(backbone: Network, *, way: int) -> Learner:
     if way < 2:
         raise UserError(f"way={way}: a classifier needs 2 classes or more")
 
-    def encode_batch(params: Params, examples: Examples) -> ClassSums:
+    def additive(params: Params, examples: Examples, weights: jax.Array) -> ClassSums:
         features = backbone.apply(params, examples.inputs)
-        return class_terms(features, examples.labels, way)
+        return class_sums(features, examples.labels, weights, way)
 
     def encode(params: Params, example: Examples) -> ClassSums:
-        terms = encode_batch(params, jax.tree.map(lambda x: x[None], example))
-        return jax.tree.map(lambda x: x[0], terms)
+        return additive(params, jax.tree.map(lambda x: x[None], example), jnp.ones(1))
 
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
     ) -> ProtoNetsState:
-        totals = set_sum(batched(encode_batch), params, support, key, support.mask)
+        totals = set_sum(additive, params, support, key, support.mask)
         return ProtoNetsState(class_means(totals), totals.counts > 0)
 
     def predict(params: Params, task_state: ProtoNetsState, inputs: jax.Array):
