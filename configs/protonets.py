@@ -4,13 +4,17 @@ Paper    Snell et al. 2017 (the learner); Bronskill et al. 2021 (its gradient, e
 Command  python -m lite_jax.main --config=configs/protonets.py[:VARIANT[,VARIANT]]
 
 digits     (default) 10-way 5-shot training on turned even digits; test on the odd ones
+           69.5 ± 0.7 % (5-way 1-shot), 88.8 ± 0.3 % (5-way 5-shot); 2 minutes
 omniglot   --config.data.root=FOLDER that holds images_background_small1 and _small2;
            train on small1, test on the alphabets of small2 that small1 lacks
+           83.7 ± 0.4 % (20-way 1-shot), 98.4 ± 0.2 % (5-way 5-shot); 19 minutes
 folder     --config.data.root=FOLDER of class folders of photographs, at 84 pixels
+           Caltech101, 40 training classes: 38.0 ± 0.6 % (5-way 1-shot),
+           55.5 ± 0.6 % (5-way 5-shot); 20 minutes
 synthetic  procedural images; no data needed
 smoke      a few steps and tasks, to see that everything runs; combines with the above
 
-Accuracies, hours and hardware: README.md, table "What it reaches".
+Accuracy on 600 test tasks with its 95 % interval, one seed; time on two CPU cores.
 """
 
 from lite_jax.defaults import choose, episode
