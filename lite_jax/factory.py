@@ -32,8 +32,8 @@ Sources = Callable[[str], ClassSource]
 def make_sources(config: ConfigDict) -> Sources:
     """Return the data set's splits, each made when it is first asked for."""
     settings = config.data
-    if settings.image_size < 1:
-        raise UserError(f"data.image_size={settings.image_size}: expected 1 or more")
+    if not 1 <= settings.image_size <= 4096:
+        raise UserError(f"data.image_size={settings.image_size}: expected 1 to 4096")
     make = _pick("data.dataset", settings.dataset, _SOURCES)
 
     @functools.cache

@@ -140,6 +140,14 @@ def test_classes_side_by_side_are_split_once_and_for_all(tmp_path):
     assert folder(tmp_path, "train", 8).class_names == splits["train"]
 
 
+@pytest.mark.parametrize("count", [6, 7, 8, 9, 11, 40])
+def test_every_split_has_two_classes_or_more(tmp_path, count):
+    class_folders(tmp_path, [f"c{i}" for i in range(count)], images=1)
+    splits = [folder(tmp_path, s, 8).class_names for s in ("train", "valid", "test")]
+    assert min(map(len, splits)) >= 2
+    assert len(set().union(*splits)) == sum(map(len, splits)) == count
+
+
 @pytest.mark.parametrize("cache_gb", [1.0, 0.0])
 def test_photographs_are_upright_rgb_squares(tmp_path, cache_gb):
     for name in ("train/a", "valid/b", "test/c"):

@@ -281,6 +281,7 @@ def test_baseline_is_the_nearest_raw_pixel_mean():
         ({"data__dataset": "folder"}, "data.root is empty"),
         ({"data__image_size": 8}, "16 pixels a side"),
         ({"data__image_size": 0}, "data.image_size=0"),
+        ({"data__image_size": 8_000_000}, "image_size=8000000: expected 1 to 4096"),
         ({"learner": "protonet"}, "learner 'protonet'; did you mean 'protonets'"),
         ({"backbone__name": "conv5"}, "did you mean 'conv4'"),
         ({"backbone__norm": "batch"}, "backbone.norm='batch'.*depend on the others"),

@@ -18,7 +18,7 @@ from lite_jax.errors import UserError, unknown_name
 
 _logger = logging.getLogger(__name__)
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-_FRACTIONS = {"train": 0.6, "valid": 0.2, "test": 0.2}
+_HELD_OUT = 0.2  # of the classes, for validation and again for testing
 
 Decoder = Callable[[Path], np.ndarray]
 
@@ -252,9 +252,9 @@ def _split_classes(found: dict[str, Path], root: Path, split: str) -> dict[str, 
         )
     names = sorted(found)
     order = np.random.default_rng(0).permutation(len(names))
-    ends = np.rint(np.cumsum(list(_FRACTIONS.values())) * len(names)).astype(int)
-    place = SPLITS.index(split)
-    share = order[ends[place - 1] if place else 0 : ends[place]]
+    held_out = max(2, round(_HELD_OUT * len(names)))
+    train, valid, test = np.split(order, [-2 * held_out, -held_out])
+    share = {"train": train, "valid": valid, "test": test}[split]
     return {names[i]: found[names[i]] for i in sorted(share)}
 
 
