@@ -35,7 +35,7 @@ from lite_jax.evaluate import (
 )
 from lite_jax.factory import Sources
 from lite_jax.metrics import MetricsWriter
-from lite_jax.types import GradFn, Key, Params, Task
+from lite_jax.types import GradFn, Key, Learner, Params, Task
 
 _logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
         last_step = int(saved["state"].step)
         writer = stack.enter_context(closing(MetricsWriter(workdir, last_step)))
         train_step = make_train_step(grad_fn, optimizer)
-        validate = _make_validation(config, sources)
+        validate = _make_validation(config, learner, sources)
         _train(config, sources("train"), train_step, validate, saved, slots, writer)
         params = slots["best"].restore(state.params)
         results = run_tests(config, learner, params, sources)
@@ -242,12 +242,12 @@ def _make_step_loader(config: ConfigDict, source: ClassSource) -> Callable[[int]
 
 
 def _make_validation(
-    config: ConfigDict, sources: Sources
+    config: ConfigDict, learner: Learner, sources: Sources
 ) -> Callable[[Params], float | None]:
     """Return `params -> mean accuracy` on the validation tasks, or None without."""
     if not config.valid.tasks:
         return lambda params: None
-    score = make_scorer(factory.make_learner(config), config.gradient.chunk_size)
+    score = make_scorer(learner, config.gradient.chunk_size)
     source, settings = sources("valid"), config.valid.episode
 
     def validate(params: Params) -> float:
