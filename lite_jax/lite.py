@@ -27,15 +27,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from lite_jax.additive import (
-    accumulation_dtype,
     batched,
     check_additive,
     leading_axis,
     per_example,
 )
+from lite_jax.chunks import (
+    chunked_sum,
+    full_mask,
+    in_accumulators,
+    take_chunk,
+    whole_sum,
+    zeros_for,
+)
 from lite_jax.errors import unknown_name
+from lite_jax.partition import merge
 from lite_jax.sampling import SAMPLERS, Draw, Sampler, sample_all, sample_uniform
 from lite_jax.types import Key, PyTree, SetSum
 
@@ -78,7 +87,7 @@ def exact_sum(chunk_size: int | None = None) -> SetSum:
     def set_sum(additive, args, examples, key, mask=None):
         mask = _checked_mask(examples, mask)
         if chunk_size is None:
-            return _whole_sum(additive, args, lax.stop_gradient(examples), mask)
+            return whole_sum(additive, args, lax.stop_gradient(examples), mask)
         return _recomputed_sum(
             additive, sample_all, chunk_size, args, examples, None, mask
         )
@@ -172,9 +181,9 @@ def subsample_sum(num_examples: int) -> SetSum:
         _check_key("subsample_sum", key)
         mask = _checked_mask(examples, mask)
         size = _clip_to_set("num_examples", num_examples, examples, mask)
-        draw = sample_uniform(key, _full_mask(examples, mask), size)
-        sample = _chunk(lax.stop_gradient(examples), draw, 0, size)
-        return _in_accumulators(additive(args, *sample))
+        draw = sample_uniform(key, full_mask(examples, mask), size)
+        sample = take_chunk(lax.stop_gradient(examples), draw, 0, size)
+        return in_accumulators(additive(args, *sample))
 
     return set_sum
 
@@ -196,85 +205,48 @@ def _consume(key: Key) -> tuple[jax.Array, Callable[[jax.Array], Key]]:
 def _recomputed_sum(additive, draw, chunk_size, args, examples, seed, mask):
     """Sum exactly; in the backward pass, recompute the examples that `draw` picks."""
     if chunk_size is None or chunk_size >= leading_axis(examples):
-        return _whole_sum(additive, args, examples, mask)
-    everything = sample_all(seed, _full_mask(examples, mask))
+        return whole_sum(additive, args, examples, mask)
+    everything = sample_all(seed, full_mask(examples, mask))
     summand = functools.partial(additive, args)
-    first_chunk = _chunk(examples, everything, 0, chunk_size)
-    zeros = jax.tree.map(_zeros, jax.eval_shape(summand, *first_chunk))
-    return _chunked_sum(summand, zeros, examples, everything, chunk_size)
+    first_chunk = take_chunk(examples, everything, 0, chunk_size)
+    zeros = jax.tree.map(zeros_for, jax.eval_shape(summand, *first_chunk))
+    return chunked_sum(summand, zeros, examples, everything, chunk_size)
 
 
 def _forward(additive, draw, chunk_size, args, examples, seed, mask):
-    total = _recomputed_sum(additive, draw, chunk_size, args, examples, seed, mask)
-    return total, (args, examples, seed, mask)
+    value = functools.partial(jax.tree.map, lambda leaf: leaf.value)
+    varied = jax.tree.map(lambda x: x.value if _varies(x) else None, args)
+    fixed = jax.tree.map(lambda x: None if _varies(x) else x.value, args)
+    inputs = value(examples), value(seed), value(mask)
+    total = _recomputed_sum(additive, draw, chunk_size, value(args), *inputs)
+    return total, (varied, fixed, *inputs)
 
 
 def _backward(additive, draw, chunk_size, residuals, cotangent):
-    args, examples, seed, mask = residuals
-    picked = draw(seed, _full_mask(examples, mask))
+    varied, fixed, examples, seed, mask = residuals
+    picked = draw(seed, full_mask(examples, mask))
+    cotangent = jax.tree.map(_instantiate, cotangent)
 
     def pull_back(chunk: PyTree, weights: jax.Array) -> PyTree:
-        total, vjp = jax.vjp(lambda args: additive(args, chunk, weights), args)
-        as_total = jax.tree.map(lambda c, t: c.astype(t.dtype), cotangent, total)
-        (gradient,) = vjp(as_total)
-        return jax.tree.map(lambda x, g: g if _is_inexact(x) else None, args, gradient)
+        def summand(varied: PyTree) -> PyTree:
+            return additive(merge(varied, fixed), chunk, weights)
 
-    zeros = jax.tree.map(lambda x: _zeros(x) if _is_inexact(x) else None, args)
+        total, vjp = jax.vjp(summand, varied)
+        (gradient,) = vjp(
+            jax.tree.map(lambda c, t: c.astype(t.dtype), cotangent, total)
+        )
+        return gradient
+
     size = chunk_size or picked.indices.size
-    sums = _chunked_sum(pull_back, zeros, examples, picked, size)
-    gradient = jax.tree.map(
-        lambda x, g: None if g is None else g.astype(jnp.result_type(x)), args, sums
-    )
+    zeros = jax.tree.map(zeros_for, varied)
+    sums = chunked_sum(pull_back, zeros, examples, picked, size)
+    gradient = jax.tree.map(lambda x, g: g.astype(jnp.result_type(x)), varied, sums)
     return gradient, None, None, None
 
 
-_recomputed_sum.defvjp(_forward, _backward)
-
-
-def _whole_sum(additive, args, examples, mask):
-    """Sum all examples in one call; `mask` None means that all are real."""
-    if mask is None:
-        weights = jnp.ones(leading_axis(examples))
-    else:
-        weights, first = mask.astype(float), jnp.argmax(mask)
-        rows = jnp.where(mask, jnp.arange(mask.size), first)
-        examples = _take(examples, rows)
-    return _in_accumulators(additive(args, examples, weights))
-
-
-def _chunked_sum(summand, zeros, examples, draw, chunk_size):
-    """Add `summand(chunk, weights)` over the chunks of a draw, `zeros` first.
-
-    The trip count follows the draw, not the padded size, so that one compilation
-    serves all set sizes at their own cost.
-    """
-    chunk_size = min(chunk_size, draw.indices.size)
-
-    def add_chunk(step, totals):
-        return _add(totals, summand(*_chunk(examples, draw, step, chunk_size)))
-
-    if draw.indices.size == chunk_size:
-        return add_chunk(0, zeros)
-    steps = (draw.num_drawn + chunk_size - 1) // chunk_size
-    return lax.fori_loop(0, steps, add_chunk, zeros)
-
-
-def _chunk(examples, draw, step, chunk_size):
-    """Return the examples and weights of chunk `step`; past the end, weight 0.
-
-    Where the weight is 0 a drawn example stands in: what the padding holds must not
-    reach the encoder, since 0 times a gradient that is not finite is not 0.
-    """
-    places = step * chunk_size + jnp.arange(chunk_size, dtype=jnp.int32)
-    inside = places < draw.indices.size
-    places = jnp.minimum(places, draw.indices.size - 1)
-    weights = jnp.where(inside, draw.weights[places], 0)
-    rows = jnp.where(weights == 0, draw.indices[0], draw.indices[places])
-    return _take(examples, rows), weights
-
-
-def _take(examples, rows):
-    return jax.tree.map(lambda x: jnp.asarray(x)[rows], examples)
+# Symbolic zeros tell which arguments are differentiated: a frozen backbone among them
+# costs neither the memory nor the time of its gradient.
+_recomputed_sum.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 # --------------------------------------------------------------------- transform
@@ -382,25 +354,15 @@ def _substitute(fun: Callable[..., Any], set_sum: SetSum) -> Callable[..., Any]:
 # ------------------------------------------------------------------ small helpers
 
 
-def _in_accumulators(total: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x.astype(accumulation_dtype(x.dtype)), total)
+def _varies(leaf: Any) -> bool:
+    """Say whether an argument, as a forward rule gets it, is differentiated."""
+    return leaf.perturbed and jnp.issubdtype(jnp.result_type(leaf.value), jnp.inexact)
 
 
-def _zeros(like: Any) -> jax.Array:
-    return jnp.zeros(jnp.shape(like), accumulation_dtype(jnp.result_type(like)))
-
-
-def _is_inexact(x: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-
-
-def _add(left: PyTree, right: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: a + b.astype(a.dtype), left, right)
-
-
-def _full_mask(examples: PyTree, mask: jax.Array | None) -> jax.Array:
-    """Return the mask, all True by default."""
-    return jnp.ones(leading_axis(examples), bool) if mask is None else mask
+def _instantiate(cotangent: Any) -> jax.Array:
+    if isinstance(cotangent, SymbolicZero):
+        return jnp.zeros(cotangent.shape, cotangent.dtype)
+    return cotangent
 
 
 def _checked_mask(examples: PyTree, mask: Any) -> jax.Array | None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from lite_jax.lite import batched, exact_sum
-from lite_jax.types import Examples, Key, Learner, Params, PyTree, SetSum, Task
+from lite_jax.types import Examples, GradFn, Key, Learner, Params, PyTree, SetSum, Task
 
 
 def episode_loss(
@@ -18,7 +18,8 @@ def episode_loss(
 ) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
     """Return the loss of adapting on a task's support and predicting its query.
 
-    L(φ) = (1/M) Σ_m -log p(y*_m | x*_m, adapt(φ, support)), the paper's eq. 1.
+    L(φ) = (1/M) Σ_m -log p(y*_m | x*_m, adapt(φ, support)), the paper's eq. 1,
+    plus the learner's penalty where it has one.
 
     Guarantees:
         The support reaches the loss through `set_sum` alone. The query loss is an
@@ -32,7 +33,8 @@ def episode_loss(
     Returns:
         `loss(params, task, key, *, set_sum) -> (loss, aux)`: the mean cross-entropy
         over real query examples, and `{"accuracy": …}` in [0, 1]. Hand it to
-        `lite_grad` or `lite_value_and_grad` with `has_aux=True`.
+        `lite_grad` or `lite_value_and_grad` with `has_aux=True`, or to `episode_grad`,
+        which leaves out what is frozen.
 
     >>> from lite_jax import Network, lite_value_and_grad, protonets
     >>> scale = Network(lambda key, spec: 1.0, lambda a, x: a * x.reshape(len(x), -1))
@@ -40,8 +42,9 @@ def episode_loss(
     >>> examples = Examples(images, jnp.array([0, 0, 1, 1]), jnp.ones(4, bool))
     >>> loss_fn = episode_loss(protonets(scale, way=2))
     >>> lite = lite_value_and_grad(loss_fn, num_backprop=4, has_aux=True)
-    >>> (loss, aux), grad = lite(1.0, Task(examples, examples), jax.random.key(0))
-    >>> print(f"{loss:.4f} {grad:.4f} {aux['accuracy']:.0%}")
+    >>> params, task = {"backbone": 1.0}, Task(examples, examples)
+    >>> (loss, aux), grad = lite(params, task, jax.random.key(0))
+    >>> print(f"{loss:.4f} {grad['backbone']:.4f} {aux['accuracy']:.0%}")
     0.4552 -0.3928 100%
     """
     query_sum = exact_sum(query_chunk_size)
@@ -54,9 +57,42 @@ def episode_loss(
         )
         count = jnp.maximum(task.query.mask.sum(), 1)
         means = jax.tree.map(lambda total: total / count.astype(total.dtype), totals)
-        return means["loss"], {"accuracy": means["accuracy"]}
+        loss = means["loss"]
+        if learner.penalty is not None:
+            loss = loss + learner.penalty(params).astype(loss.dtype)
+        return loss, {"accuracy": means["accuracy"]}
 
     return loss_fn
+
+
+def episode_grad(
+    learner: Learner, set_sum: SetSum, *, query_chunk_size: int | None = None
+) -> GradFn:
+    """Return the gradient of `episode_loss` over what the learner learns.
+
+    Frozen parameters are partitioned out before differentiation, so that they cost
+    neither gradient memory nor time.
+
+    Args:
+        learner: The meta-learner; its parameters are a dictionary.
+        set_sum: The operator that decides the gradient over the support.
+        query_chunk_size: Query examples predicted at once; None takes all.
+
+    Returns:
+        `(params, task, key) -> ((loss, aux), grads)`; `grads` lacks the frozen names.
+    """
+    loss_fn = episode_loss(learner, query_chunk_size=query_chunk_size)
+
+    def grad_fn(params: Params, task: Task, key: Key):
+        frozen = {name: params[name] for name in learner.frozen}
+        learned = {name: x for name, x in params.items() if name not in frozen}
+
+        def loss(learned: Params):
+            return loss_fn(learned | frozen, task, key, set_sum=set_sum)
+
+        return jax.value_and_grad(loss, has_aux=True)(learned)
+
+    return grad_fn
 
 
 def query_scores(

@@ -50,11 +50,16 @@ class Network(NamedTuple):
         init: `(key, example_spec) -> params`; `example_spec` is the
             `jax.ShapeDtypeStruct` of one image `[height, width, channels]`.
         apply: `(params, inputs [n, height, width, channels]) -> features [n, d]`;
-            row i depends on image i alone.
+            row i depends on image i alone. A network with FiLM takes its parameters
+            as a third argument.
+        identity_film: `() -> film`, the FiLM parameters that change nothing: a tree
+            of `{"scale": ones [c], "shift": zeros [c]}`, one a place. None for a
+            network without FiLM.
     """
 
     init: Callable[[Key, Any], Params]
-    apply: Callable[[Params, Any], Any]
+    apply: Callable[..., Any]
+    identity_film: Callable[[], PyTree] | None = None
 
 
 class SetSum(Protocol):
@@ -76,23 +81,33 @@ class SetSum(Protocol):
 
 
 class Learner(NamedTuple):
-    """A meta-learner as four pure functions.
+    """A meta-learner as pure functions.
 
     Attributes:
-        init: `(key, example_spec) -> params`.
+        init: `(key, example_spec) -> params`, a dictionary; the feature extractor's
+            parameters are under "backbone".
         encode: `(args, example) -> term`, the per-example encoder e_φ(x, y) whose
-            terms are summed over the support set; `example` is an `Examples`
+            terms are summed over the support set, in its last sum where there are
+            several; `example` is one of that sum's examples, most often an `Examples`
             without the leading axis.
         adapt: `(params, support, key, set_sum) -> task_state`.
         predict: `(params, task_state, inputs [m, …]) -> logits [m, way]`; a class
             absent from the support has logit −inf.
+        frozen: Names in `params` that are not learned: `episode_grad` does not
+            differentiate them, so they cost no gradient memory.
+        penalty: `params -> scalar`, added to the loss of a task; None for none.
     """
 
     init: Callable[[Key, Any], Params]
-    encode: Callable[[PyTree, Examples], PyTree]
+    encode: Callable[[PyTree, Any], PyTree]
     adapt: Callable[[Params, Examples, Key, SetSum], PyTree]
     predict: Callable[[Params, PyTree, Any], Any]
+    frozen: tuple[str, ...] = ()
+    penalty: Callable[[Params], Any] | None = None
 
 
 GradFn = Callable[[Params, Task, Key], tuple[tuple[Any, Any], Params]]
-"""`(params, task, key) -> ((loss, aux), grads)`: all that the trainer sees."""
+"""`(params, task, key) -> ((loss, aux), grads)`: all that the trainer sees.
+
+`grads` holds the learned parameters alone, by their names in `params`.
+"""

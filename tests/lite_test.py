@@ -33,7 +33,7 @@ def nested_means(shared):
     exact = exact_grad(toys.nested_loss)(params, task, jax.random.key(2))
     mean = toys.mean_over_subsets(
         toys.nested_loss, (params, task, jax.random.key(3)),
-        num_support=5, num_backprop=2, num_sums=2, shared=shared,
+        num_support=5, num_backprop=2, sum_keys=jax.random.split, shared=shared,
     )  # fmt: skip
     return toys.relative_error(mean, exact)
 

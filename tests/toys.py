@@ -28,6 +28,22 @@ def network(features=3):
     return Network(init, apply)
 
 
+def film_network(features=3):
+    """The same with one FiLM place, and a smooth layer after it."""
+    plain = network(features)
+
+    def apply(params, inputs, film=None):
+        found = plain.apply(params, inputs)
+        if film is not None:
+            found = found * film["scale"][None, :] + film["shift"][None, :]
+        return jnp.tanh(found)
+
+    def identity_film():
+        return {"scale": jnp.ones(features), "shift": jnp.zeros(features)}
+
+    return Network(plain.init, apply, identity_film)
+
+
 def task(num_support=6, num_query=4, way=3, support_padding=0, query_padding=0, seed=0):
     """A task of 2×2 images; the padding holds rubbish that must not count."""
     rng = np.random.default_rng(seed)
@@ -88,44 +104,52 @@ def subsets(count, size):
     return jnp.array(list(itertools.combinations(range(count), size)), jnp.int32)
 
 
-def mean_over_subsets(fun, args, num_support, num_backprop, num_sums, shared=False):
+def mean_over_subsets(
+    fun, args, num_support, num_backprop, sum_keys=lambda key: [key], shared=False
+):
     """Enumerate the mean gradient of `fun(params, task, key, set_sum)` over all draws.
 
-    Each of the `num_sums` sums that `fun` forms has a subset of its own, and all
-    combinations count alike; with `shared`, one subset serves all of them.
+    The subset of a sum is read off its key, and keys are searched for until every
+    combination of subsets has one. `sum_keys(key)` are the keys of the sums that `fun`
+    forms with `key`: were they others, combinations would be missed and the mean wrong.
+    With `shared`, one subset serves all sums.
     """
     choices = subsets(num_support, num_backprop)
-    if shared:
-        combinations = jnp.stack([choices] * num_sums, 1)
-    else:
-        rows = itertools.product(range(len(choices)), repeat=num_sums)
-        combinations = choices[jnp.array(list(rows))]
-
     params, task, key = args
 
-    def gradient(chosen_and_key):
-        chosen, key = chosen_and_key
-        operators = iter([_fixed_lite_sum(c, num_support) for c in chosen])
+    def chosen(key):
+        words = jax.random.key_data(key)[..., 0]
+        return (words % np.uint32(len(choices))).astype(jnp.int32)
 
-        def set_sum(*args):
-            return next(operators)(*args)
+    def combination(seed):
+        used = [
+            jax.random.split(k, 1)[0] for k in sum_keys(jax.random.wrap_key_data(seed))
+        ]
+        return jnp.stack([chosen(k) for k in used])
 
-        return jax.grad(lambda params: fun(params, task, key, set_sum=set_sum))(params)
+    seeds = jax.random.key_data(jax.random.split(key, 5000))
+    with jax.debug_key_reuse(False):  # seeds are tried, then used
+        found = np.asarray(jax.vmap(combination)(seeds))
+    seed_of = {tuple(c): i for i, c in enumerate(found.tolist())}
+    if shared:
+        seed_of = {c: i for c, i in seed_of.items() if len(set(c)) == 1}
+    num_free = 1 if shared else found.shape[1]
+    assert len(seed_of) == len(choices) ** num_free
 
-    keys = jax.random.split(key, len(combinations))
-    each = jax.jit(lambda draws: jax.lax.map(gradient, draws))((combinations, keys))
+    def sampler(key, mask, size):
+        del mask
+        weights = jnp.full(size, num_support / size)
+        return Draw(choices[chosen(key)], weights, jnp.int32(size))
+
+    operator = lite_sum(num_backprop, chunk_size=1, sampling=sampler)
+
+    def gradient(seed):
+        key = jax.random.wrap_key_data(seed)
+        return jax.grad(lambda params: fun(params, task, key, set_sum=operator))(params)
+
+    used = seeds[np.array(list(seed_of.values()))]
+    each = jax.jit(lambda seeds: jax.lax.map(gradient, seeds))(used)
     return jax.tree.map(lambda g: g.mean(0), each)
-
-
-def _fixed_lite_sum(indices, num_support):
-    size = len(indices)
-
-    def sampler(key, mask, num_backprop):
-        del key, mask
-        weights = jnp.full(num_backprop, num_support / num_backprop)
-        return Draw(indices, weights, jnp.int32(num_backprop))
-
-    return lite_sum(size, chunk_size=1, sampling=sampler)
 
 
 def relative_error(found, expected):
