@@ -1,5 +1,24 @@
 """Networks as `(init, apply)` pairs over plain dictionaries; Flax stays in here."""
 
-from lite_jax.nn.backbones import conv4, pixels
+from lite_jax.nn.backbones import conv4, pixels, set_encoder
+from lite_jax.nn.efficientnet import efficientnet_b0
+from lite_jax.nn.layers import NORMS
+from lite_jax.nn.network import feature_size
+from lite_jax.nn.resnet import resnet12, resnet18, resnet50
+from lite_jax.nn.vit import vit_s
+from lite_jax.nn.weights import pretrained, save_weights
 
-__all__ = ["conv4", "pixels"]
+__all__ = [
+    "NORMS",
+    "conv4",
+    "efficientnet_b0",
+    "feature_size",
+    "pixels",
+    "pretrained",
+    "resnet12",
+    "resnet18",
+    "resnet50",
+    "save_weights",
+    "set_encoder",
+    "vit_s",
+]

@@ -1,0 +1,201 @@
+"""ResNets: 18 and 50 in the layout of torchvision and timm, 12 as in few-shot papers.
+
+Parameters carry timm's names (`layer1.0.conv1`), which `lite_jax.nn.weights` reads.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from lite_jax.nn.layers import (
+    Conv,
+    Norm,
+    global_average,
+    max_pool,
+    overlapping_max_pool,
+    pads,
+)
+from lite_jax.nn.network import make_network
+from lite_jax.types import Network
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def resnet18(
+    *,
+    norm: str = "batch",
+    norm_groups: int = 32,
+    mean: float | tuple[float, ...] = IMAGENET_MEAN,
+    std: float | tuple[float, ...] = IMAGENET_STD,
+    remat: bool = False,
+) -> Network:
+    """Return ResNet-18 (He et al. 2016) without its classifier: 512 features.
+
+    FiLM after both norms of every block, 16 places.
+
+    Args:
+        norm: "batch" with frozen statistics, for pretrained weights; "group" to train.
+        norm_groups: Groups of each GroupNorm.
+        mean: Subtracted from pixels in [0, 1]: one number, or one a channel.
+        std: What pixels are divided by afterwards.
+        remat: Keep block boundaries only, and compute blocks again for the gradient.
+
+    Raises:
+        UserError: At `init`, images under 32 pixels a side.
+    """
+    module = ResNet(BasicBlock, (2, 2, 2, 2), norm, norm_groups, remat)
+    return make_network(module, mean=mean, std=std, least_size=32)
+
+
+def resnet50(
+    *,
+    norm: str = "batch",
+    norm_groups: int = 32,
+    mean: float | tuple[float, ...] = IMAGENET_MEAN,
+    std: float | tuple[float, ...] = IMAGENET_STD,
+    remat: bool = False,
+) -> Network:
+    """Return ResNet-50 without its classifier: 2048 features; see `resnet18`.
+
+    Strides stand at the 3×3 convolutions, as in torchvision. FiLM after the first two
+    norms of every block, 32 places.
+    """
+    module = ResNet(Bottleneck, (3, 4, 6, 3), norm, norm_groups, remat)
+    return make_network(module, mean=mean, std=std, least_size=32)
+
+
+def resnet12(
+    widths: Sequence[int] = (64, 160, 320, 640),
+    *,
+    norm: str = "group",
+    norm_groups: int = 8,
+    mean: float | tuple[float, ...] = 0.5,
+    std: float | tuple[float, ...] = 0.25,
+    remat: bool = False,
+) -> Network:
+    """Return ResNet-12, the larger backbone of the few-shot literature: 640 features.
+
+    Four residual blocks of three 3×3 convolutions, leaky ReLU 0.1 and 2×2 max-pooling
+    (Lee et al., "Meta-Learning with Differentiable Convex Optimization", 2019), without
+    DropBlock. FiLM after all three norms of every block, 12 places. Arguments as those
+    of `resnet18`; images of 16 pixels a side or more.
+    """
+    module = ResNet12(tuple(widths), norm, norm_groups, remat)
+    return make_network(module, mean=mean, std=std, least_size=16)
+
+
+class ResNet(nn.Module):
+    """Stem, four stages of blocks, mean over positions."""
+
+    block: Any
+    depths: Sequence[int]
+    norm: str
+    norm_groups: int
+    remat: bool
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Return `[n, 512 · expansion]`."""
+        block = nn.remat(self.block) if self.remat else self.block
+        x = Conv(64, (7, 7), (2, 2), padding=pads(7), name="conv1")(images)
+        x = nn.relu(Norm(self.norm, self.norm_groups, film=False, name="bn1")(x))
+        x = overlapping_max_pool(x)
+        for stage, depth in enumerate(self.depths):
+            for i in range(depth):
+                stride = 2 if stage and not i else 1
+                name = f"layer{stage + 1}.{i}"
+                x = block(
+                    64 * 2**stage, stride, self.norm, self.norm_groups, name=name
+                )(x)
+        return global_average(x)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions beside a shortcut."""
+
+    width: int
+    stride: int
+    norm: str
+    norm_groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return `[n, height/stride, width/stride, width]`."""
+        norm = functools.partial(Norm, self.norm, self.norm_groups)
+        strides = (self.stride, self.stride)
+        y = Conv(self.width, (3, 3), strides, padding=pads(3), name="conv1")(x)
+        y = nn.relu(norm(name="bn1")(y))
+        y = Conv(self.width, (3, 3), padding=pads(3), name="conv2")(y)
+        y = norm(name="bn2")(y)
+        return nn.relu(y + _shortcut(x, self.width, strides, norm))
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions beside a shortcut."""
+
+    width: int
+    stride: int
+    norm: str
+    norm_groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return `[n, height/stride, width/stride, 4 · width]`."""
+        norm = functools.partial(Norm, self.norm, self.norm_groups)
+        strides = (self.stride, self.stride)
+        y = nn.relu(norm(name="bn1")(Conv(self.width, (1, 1), name="conv1")(x)))
+        y = Conv(self.width, (3, 3), strides, padding=pads(3), name="conv2")(y)
+        y = nn.relu(norm(name="bn2")(y))
+        y = Conv(4 * self.width, (1, 1), name="conv3")(y)
+        y = norm(film=False, name="bn3")(y)
+        return nn.relu(y + _shortcut(x, 4 * self.width, strides, norm))
+
+
+def _shortcut(x: jax.Array, width: int, strides: tuple[int, int], norm: Any) -> Any:
+    if x.shape[-1] == width and strides == (1, 1):
+        return x
+    x = Conv(width, (1, 1), strides, padding=pads(1), name="downsample.0")(x)
+    return norm(film=False, name="downsample.1")(x)
+
+
+class ResNet12(nn.Module):
+    """Four `ResNet12Block`s, averaged over positions."""
+
+    widths: tuple[int, ...]
+    norm: str
+    norm_groups: int
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return `[n, widths[-1]]`."""
+        block = nn.remat(ResNet12Block) if self.remat else ResNet12Block
+        for i, width in enumerate(self.widths):
+            x = block(width, self.norm, self.norm_groups, name=f"blocks.{i}")(x)
+        return global_average(x)
+
+
+class ResNet12Block(nn.Module):
+    """Three 3×3 convolutions beside a 1×1 shortcut, then 2×2 max-pooling."""
+
+    width: int
+    norm: str
+    norm_groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return images of half the size."""
+        norm = functools.partial(Norm, self.norm, self.norm_groups)
+        y = x
+        for i in (1, 2, 3):
+            y = Conv(self.width, (3, 3), name=f"conv{i}")(y)
+            y = norm(name=f"bn{i}")(y)
+            y = nn.leaky_relu(y, 0.1) if i < 3 else y
+        x = Conv(self.width, (1, 1), name="downsample.0")(x)
+        x = norm(film=False, name="downsample.1")(x)
+        return max_pool(nn.leaky_relu(x + y, 0.1))
