@@ -9,6 +9,37 @@ import jax.numpy as jnp
 from jax import lax
 
 from lite_jax.additive import accumulation_dtype
+from lite_jax.errors import UserError
+
+
+def check_way(way: int) -> None:
+    """Raise unless there are classes to tell apart."""
+    if way < 2:
+        raise UserError(f"way={way}: a classifier needs 2 classes or more")
+
+
+def check_labels(labels: jax.Array, mask: jax.Array, way: int) -> None:
+    """Raise where a real example's label is outside `0 … way-1`.
+
+    Under `jax.jit` labels cannot be seen, and such an example belongs to no class.
+    """
+    real = jnp.where(mask, labels, 0)
+    try:
+        least, most = int(real.min()), int(real.max())
+    except jax.errors.ConcretizationTypeError:
+        return
+    if least < 0 or most >= way:
+        raise UserError(
+            f"labels: class {least if least < 0 else most} is outside 0 … {way - 1}: "
+            "number the classes of a task from 0, and give the learner a way of "
+            "at least their number"
+        )
+
+
+def classes_present(labels: jax.Array, mask: jax.Array, way: int) -> jax.Array:
+    """Return `[way]` bool: which classes have real examples."""
+    classes = jnp.arange(way, dtype=labels.dtype)
+    return ((labels[None, :] == classes[:, None]) & mask[None, :]).any(1)
 
 
 class ClassSums(NamedTuple):
@@ -47,6 +78,29 @@ def class_sums(
 def class_means(totals: ClassSums) -> jax.Array:
     """Return `[way, d]` class means; 0 for a class without examples."""
     return totals.features / jnp.maximum(totals.counts, 1)[:, None]
+
+
+class LinearClassifier(NamedTuple):
+    """A linear classifier over the classes that a support holds.
+
+    Attributes:
+        weights: `[way, d]`.
+        biases: `[way]`.
+        present: `[way]` bool; other classes get −inf.
+    """
+
+    weights: jax.Array
+    biases: jax.Array
+    present: jax.Array
+
+
+def linear_logits(classifier: LinearClassifier, features: jax.Array) -> jax.Array:
+    """Return `w_kᵀ f_m + b_k`, `[m, way]`, in float32 at least."""
+    dtype = accumulation_dtype(features.dtype)
+    features, weights = features.astype(dtype), classifier.weights.astype(dtype)
+    products = jnp.matmul(features, weights.T, precision=lax.Precision.HIGHEST)
+    logits = products + classifier.biases.astype(dtype)[None, :]
+    return jnp.where(classifier.present[None, :], logits, -jnp.inf)
 
 
 def euclidean_logits(

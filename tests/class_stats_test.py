@@ -3,7 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lite_jax.class_stats import ClassSums, class_means, class_sums, euclidean_logits
+from lite_jax import UserError
+from lite_jax.class_stats import (
+    ClassSums,
+    LinearClassifier,
+    check_labels,
+    class_means,
+    class_sums,
+    classes_present,
+    euclidean_logits,
+    linear_logits,
+)
 
 
 @pytest.mark.parametrize("features", [3, 30_000])
@@ -38,3 +48,26 @@ def test_euclidean_logits_are_negative_squared_distances(features):
     kept = [0, 2]
     np.testing.assert_allclose(found[:, kept], expected[:, kept], rtol=1e-3, atol=1e-5)
     assert jnp.all(found[:, 1] == -jnp.inf)
+
+
+@pytest.mark.parametrize("bad, told", [(3, 3), (-1, -1)])
+def test_labels_beyond_the_way_are_refused_where_they_can_be_seen(bad, told):
+    labels, mask = jnp.array([0, 2, bad]), jnp.array([True, True, True])
+    with pytest.raises(UserError, match=f"class {told} is outside 0 … 2"):
+        check_labels(labels, mask, 3)
+    check_labels(labels, mask.at[2].set(False), 3)  # padding may hold anything
+    jax.jit(lambda labels: check_labels(labels, mask, 3))(labels)
+
+
+def test_classes_present_are_those_of_real_examples():
+    labels, mask = jnp.array([0, 2, 1]), jnp.array([True, True, False])
+    assert classes_present(labels, mask, 4).tolist() == [True, False, True, False]
+
+
+def test_linear_logits_are_the_formula_and_minus_infinity_where_absent():
+    weights = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    classifier = LinearClassifier(
+        weights, jnp.array([0.5, 0.0, 0.0]), jnp.array([True, True, False])
+    )
+    found = linear_logits(classifier, jnp.array([[1.0, -1.0]]))
+    assert found.tolist() == [[-0.5, -1.0, -jnp.inf]]
