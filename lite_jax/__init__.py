@@ -5,7 +5,7 @@ unbiased gradient at the memory of one chunk of examples. See `lite_jax.lite`.
 """
 
 from lite_jax.errors import UserError
-from lite_jax.learners import protonets
+from lite_jax.learners import cnaps, finetuner, maml, protonets, simple_cnaps
 from lite_jax.lite import (
     batched,
     check_additive,
@@ -18,7 +18,7 @@ from lite_jax.lite import (
     per_example,
     subsample_sum,
 )
-from lite_jax.objectives import episode_loss
+from lite_jax.objectives import episode_grad, episode_loss
 from lite_jax.types import Examples, GradFn, Learner, Network, SetSum, Task
 
 __version__ = "0.1.0"
@@ -33,14 +33,19 @@ __all__ = [
     "UserError",
     "batched",
     "check_additive",
+    "cnaps",
+    "episode_grad",
     "episode_loss",
     "exact_grad",
     "exact_sum",
     "exact_value_and_grad",
+    "finetuner",
     "lite_grad",
     "lite_sum",
     "lite_value_and_grad",
+    "maml",
     "per_example",
     "protonets",
+    "simple_cnaps",
     "subsample_sum",
 ]

@@ -13,40 +13,106 @@ from lite_jax import (
     Examples,
     Task,
     check_additive,
+    cnaps,
+    episode_grad,
     episode_loss,
     exact_grad,
     exact_sum,
     exact_value_and_grad,
+    finetuner,
     lite_grad,
     lite_sum,
     lite_value_and_grad,
+    maml,
     per_example,
     protonets,
+    simple_cnaps,
 )
+from lite_jax.learners import inner_rules
 
 WAY, NUM_SUPPORT = 3, 6
+CLOSE = {"rtol": 1e-9, "atol": 1e-13}
+SMALL_ENCODER = {"embedding": toys.network(4), "embedding_size": 4}
 LEARNERS = {
-    # name: (learner of `way` classes, number of set sums over the support)
-    "protonets": (lambda way: protonets(toys.network(), way=way), 1),
+    # name: (learner of `way` classes, the keys of its set sums, made from its key)
+    "protonets": (lambda way: protonets(toys.network(), way=way), lambda key: [key]),
+    "cnaps": (
+        lambda way: cnaps(toys.film_network(), way=way, **SMALL_ENCODER),
+        jax.random.split,
+    ),
+    "simple_cnaps": (
+        lambda way: simple_cnaps(toys.film_network(), way=way, **SMALL_ENCODER),
+        jax.random.split,
+    ),
+    "simple_cnaps, more features than examples": (
+        lambda way: simple_cnaps(toys.film_network(9), way=way, **SMALL_ENCODER),
+        jax.random.split,
+    ),
+    "maml": (
+        lambda way: maml(toys.network(), way=way, steps=2, rule=inner_rules.sgd(0.5)),
+        jax.random.split,
+    ),
+    "maml++": (
+        lambda way: maml(
+            toys.network(), way=way, steps=2, rule=inner_rules.learned_sgd(0.5)
+        ),
+        jax.random.split,
+    ),
+    "finetuner": (
+        lambda way: finetuner(toys.network(), way=way, steps=3),
+        lambda key: [key],
+    ),
+    "finetuner with FiLM": (
+        lambda way: finetuner(toys.film_network(), way=way, steps=2, film=True),
+        jax.random.split,
+    ),
 }
 
 
 @pytest.fixture(params=LEARNERS)
 def case(request):
-    make, num_sums = LEARNERS[request.param]
+    return made(request.param)
+
+
+@functools.cache
+def made(name):
+    """The learner of a name, its parameters, and the keys of its sums."""
+    make, sum_keys = LEARNERS[name]
     learner = make(WAY)
     spec = jax.ShapeDtypeStruct((2, 2, 1), jnp.float64)
-    return learner, learner.init(jax.random.key(7), spec), num_sums
+    params = learner.init(jax.random.key(7), spec)
+    if "film" in params:  # so that generated FiLM parameters matter
+        params["film"]["amplitude"] *= 300
+    return learner, params, sum_keys
+
+
+@functools.cache
+def sums_of(name):
+    """The sums that `adapt` forms, one by one: (additive, args, examples, total)."""
+    learner, params, _ = made(name)
+    seen = []
+
+    def recording_sum(additive, args, examples, key, mask=None):
+        total = exact_sum()(additive, args, examples, key, mask)
+        seen.append((additive, args, examples, total))
+        return total
+
+    support = toys.task(NUM_SUPPORT).support
+    with jax.disable_jit():  # a scan then runs step by step
+        learner.adapt(params, support, jax.random.key(0), recording_sum)
+    return seen
 
 
 def test_mean_gradient_over_all_subsets_is_exact(case, key):
-    learner, params, num_sums = case
+    learner, params, sum_keys = case
     task = toys.task(NUM_SUPPORT)
     loss_fn = episode_loss(learner)
-    exact = exact_grad(loss_fn, has_aux=True)(params, task, jax.random.key(1))[0]
+    exact = jax.jit(exact_grad(loss_fn, has_aux=True))(params, task, jax.random.key(1))[
+        0
+    ]
     mean = toys.mean_over_subsets(
         lambda *args, set_sum: loss_fn(*args, set_sum=set_sum)[0],
-        (params, task, key), NUM_SUPPORT, 2, num_sums,
+        (params, task, key), NUM_SUPPORT, 2, sum_keys,
     )  # fmt: skip
     assert toys.relative_error(mean, exact) < 1e-10
 
@@ -55,13 +121,13 @@ def test_one_draw_is_not_the_exact_gradient(case, key):
     learner, params, _ = case
     args = params, toys.task(NUM_SUPPORT), key
     loss_fn = episode_loss(learner)
-    drawn = lite_grad(loss_fn, num_backprop=2, has_aux=True)(*args)[0]
+    drawn = jax.jit(lite_grad(loss_fn, num_backprop=2, has_aux=True))(*args)[0]
     args = params, toys.task(NUM_SUPPORT), jax.random.key(0)
-    exact = exact_grad(loss_fn, has_aux=True)(*args)[0]
+    exact = jax.jit(exact_grad(loss_fn, has_aux=True))(*args)[0]
     assert toys.relative_error(drawn, exact) > 1e-3
 
 
-@pytest.mark.parametrize("chunk_size", [None, 1, 4, 6])
+@pytest.mark.parametrize("chunk_size", [None, 4])
 def test_all_examples_back_propagated_is_the_plain_gradient(case, key, chunk_size):
     learner, params, _ = case
     task = toys.task(NUM_SUPPORT)
@@ -71,19 +137,22 @@ def test_all_examples_back_propagated_is_the_plain_gradient(case, key, chunk_siz
         state = learner.adapt(params, task.support, key_for_plain, exact_sum())
         logits = learner.predict(params, state, task.query.inputs)
         log_probs = jax.nn.log_softmax(logits)
-        return -jnp.take_along_axis(log_probs, task.query.labels[:, None], 1).mean()
+        loss = -jnp.take_along_axis(log_probs, task.query.labels[:, None], 1).mean()
+        return loss if learner.penalty is None else loss + learner.penalty(params)
 
     key_for_plain = jax.random.key(1)
-    full = lite_grad(
-        episode_loss(learner), num_backprop=NUM_SUPPORT, chunk_size=chunk_size,
-        has_aux=True,
+    full = jax.jit(
+        lite_grad(
+            episode_loss(learner), num_backprop=NUM_SUPPORT, chunk_size=chunk_size,
+            has_aux=True,
+        )
     )  # fmt: skip
     assert (
         toys.relative_error(full(params, task, key)[0], jax.grad(plain)(params)) < 1e-10
     )
 
 
-@pytest.mark.parametrize("chunk_size", [None, 1, 4, 6])
+@pytest.mark.parametrize("chunk_size", [None, 4])
 def test_loss_under_lite_equals_loss_under_exact(case, chunk_size):
     learner, params, _ = case
     loss_fn, task = episode_loss(learner), toys.task(NUM_SUPPORT, support_padding=3)
@@ -115,16 +184,20 @@ def test_chunk_size_changes_nothing(case):
 
     def gradient(chunk_size, query_chunk_size):
         loss_fn = episode_loss(learner, query_chunk_size=query_chunk_size)
-        lite = lite_grad(loss_fn, num_backprop=3, chunk_size=chunk_size, has_aux=True)
+        lite = jax.jit(
+            lite_grad(loss_fn, num_backprop=3, chunk_size=chunk_size, has_aux=True)
+        )
         return lite(params, task, jax.random.key(0))
 
-    for sizes in [(1, 1), (2, 3), (4, 100), (100, None)]:
-        chex.assert_trees_all_close(gradient(*sizes), gradient(None, None), rtol=1e-12)
+    for sizes in [(1, 3), (4, 100)]:
+        chex.assert_trees_all_close(gradient(*sizes), gradient(None, None), **CLOSE)
 
 
 def test_padding_changes_nothing(case):
     learner, params, _ = case
-    lite = lite_grad(episode_loss(learner), num_backprop=3, chunk_size=2, has_aux=True)
+    lite = jax.jit(
+        lite_grad(episode_loss(learner), num_backprop=3, chunk_size=2, has_aux=True)
+    )
     plain = lite(params, toys.task(NUM_SUPPORT), jax.random.key(0))
     task = toys.task(NUM_SUPPORT)
     padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:1], x[:2]]), task)
@@ -132,9 +205,7 @@ def test_padding_changes_nothing(case):
         support=_pad_with_rubbish(padded.support, NUM_SUPPORT),
         query=_pad_with_rubbish(padded.query, 4),
     )
-    chex.assert_trees_all_close(
-        lite(params, padded, jax.random.key(0)), plain, rtol=1e-12
-    )
+    chex.assert_trees_all_close(lite(params, padded, jax.random.key(0)), plain, **CLOSE)
 
 
 def _pad_with_rubbish(examples, count):
@@ -149,10 +220,12 @@ def test_order_of_the_support_changes_nothing(case):
     task = toys.task(NUM_SUPPORT)
     order = np.random.default_rng(0).permutation(NUM_SUPPORT)
     shuffled = task._replace(support=jax.tree.map(lambda x: x[order], task.support))
-    exact = exact_value_and_grad(episode_loss(learner), chunk_size=4, has_aux=True)
+    exact = jax.jit(
+        exact_value_and_grad(episode_loss(learner), chunk_size=4, has_aux=True)
+    )
     chex.assert_trees_all_close(
         exact(params, shuffled, jax.random.key(0)),
-        exact(params, task, jax.random.key(0)), rtol=1e-12,
+        exact(params, task, jax.random.key(0)), **CLOSE,
     )  # fmt: skip
 
 
@@ -167,44 +240,31 @@ def test_permuted_labels_permute_the_logits(case):
         return learner.predict(params, state, task.query.inputs)
 
     chex.assert_trees_all_close(
-        logits(support)[:, renamed], logits(task.support), rtol=1e-12
+        logits(support)[:, renamed], logits(task.support), **CLOSE
     )
 
 
-def test_what_the_learner_sums_is_additive(case):
-    learner, params, _ = case
-    support = toys.task(NUM_SUPPORT).support
-    seen = []
-
-    def recording_sum(additive, args, examples, key, mask=None):
-        seen.append((additive, args, examples))
-        return exact_sum()(additive, args, examples, key, mask)
-
-    learner.adapt(params, support, jax.random.key(0), recording_sum)
-    for additive, args, examples in seen:
-        check_additive(additive, args, examples, rtol=1e-12)
-    assert len(seen) == case[2]
+@pytest.mark.parametrize("name", LEARNERS)
+def test_what_the_learner_sums_is_additive(name):
+    for additive, args, examples, _ in sums_of(name):
+        check_additive(additive, args, examples, rtol=1e-10)
+    sum_keys = LEARNERS[name][1]
+    assert len(sums_of(name)) == len(list(sum_keys(jax.random.key(0))))
 
 
-def test_encode_gives_the_terms_of_the_sum(case):
-    learner, params, _ = case
-    support = toys.task(NUM_SUPPORT).support
-    sums = []
-
-    def recording_sum(additive, args, examples, key, mask=None):
-        total = exact_sum()(additive, args, examples, key, mask)
-        sums.append((args, total))
-        return total
-
-    learner.adapt(params, support, jax.random.key(0), recording_sum)
-    args, total = sums[-1]
-    from_encode = exact_sum()(per_example(learner.encode), args, support, None)
-    chex.assert_trees_all_close(from_encode, total, rtol=1e-12)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_encode_gives_the_terms_of_the_last_sum(name):
+    _, args, examples, total = sums_of(name)[-1]
+    encode = made(name)[0].encode
+    from_encode = exact_sum()(per_example(encode), args, examples, None)
+    chex.assert_trees_all_close(from_encode, total, **CLOSE)
 
 
 def test_one_back_propagated_example_is_finite(case, key):
     learner, params, _ = case
-    lite = lite_grad(episode_loss(learner), num_backprop=1, chunk_size=1, has_aux=True)
+    lite = jax.jit(
+        lite_grad(episode_loss(learner), num_backprop=1, chunk_size=1, has_aux=True)
+    )
     grads, _ = lite(params, toys.task(NUM_SUPPORT, support_padding=2), key)
     chex.assert_tree_all_finite(grads)
     assert any(jnp.any(g != 0) for g in jax.tree.leaves(grads))
@@ -219,13 +279,15 @@ def test_jit_equals_eager(case):
     task = toys.task(NUM_SUPPORT, support_padding=1)
     eager = lite(params, task, jax.random.key(0))
     chex.assert_trees_all_close(
-        jax.jit(lite)(params, task, jax.random.key(0)), eager, rtol=1e-12
+        jax.jit(lite)(params, task, jax.random.key(0)), eager, **CLOSE
     )
 
 
 def test_one_compilation_serves_all_task_sizes(case):
     learner, params, _ = case
-    lite = lite_grad(episode_loss(learner), num_backprop=2, chunk_size=2, has_aux=True)
+    lite = jax.jit(
+        lite_grad(episode_loss(learner), num_backprop=2, chunk_size=2, has_aux=True)
+    )
     traces = []
 
     @jax.jit
@@ -275,3 +337,18 @@ def test_shapes_are_as_documented(case):
 def test_fewer_than_two_classes_are_refused(name, way):
     with pytest.raises(ValueError, match=f"way={way}"):
         LEARNERS[name][0](way)
+
+
+def test_frozen_parameters_have_no_gradient_and_the_others_the_plain_one(case, key):
+    learner, params, _ = case
+    task = toys.task(NUM_SUPPORT)
+    operator = lite_sum(NUM_SUPPORT, chunk_size=2)
+    learned = {k: v for k, v in params.items() if k not in learner.frozen}
+    if not learned:
+        pytest.skip("the fine-tuner learns nothing but at test time")
+    (loss, _), grads = episode_grad(learner, operator)(params, task, key)
+    exact = jax.jit(exact_value_and_grad(episode_loss(learner), has_aux=True))
+    (expected, _), every = exact(params, task, jax.random.key(1))
+    assert set(grads) == set(learned)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-12)
+    chex.assert_trees_all_close(grads, {name: every[name] for name in learned}, **CLOSE)

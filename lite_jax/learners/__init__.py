@@ -1,5 +1,18 @@
 """Meta-learners: factories that take hyper-parameters and return a `Learner`."""
 
+from lite_jax.learners import inner_rules
+from lite_jax.learners.classifier import classifier
+from lite_jax.learners.cnaps import cnaps, simple_cnaps
+from lite_jax.learners.finetuner import finetuner
+from lite_jax.learners.maml import maml
 from lite_jax.learners.protonets import protonets
 
-__all__ = ["protonets"]
+__all__ = [
+    "classifier",
+    "cnaps",
+    "finetuner",
+    "inner_rules",
+    "maml",
+    "protonets",
+    "simple_cnaps",
+]

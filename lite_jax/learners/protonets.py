@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lite_jax.class_stats import (
     ClassSums,
+    check_labels,
+    check_way,
     class_means,
     class_sums,
+    classes_present,
     euclidean_logits,
 )
-from lite_jax.errors import UserError
 from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
 
 
@@ -37,27 +39,29 @@ def protonets(backbone: Network, *, way: int) -> Learner:
         way: Static maximum of classes in a task; a task may have fewer.
 
     Returns:
-        A `Learner` whose parameters are the backbone's.
+        A `Learner` with parameters "backbone".
 
     >>> from lite_jax import exact_sum, nn
     >>> learner = protonets(nn.pixels(), way=2)
     >>> images = jnp.array([0.0, 0.25, 0.75, 1.0]).reshape(4, 1, 1, 1)
     >>> support = Examples(images, jnp.array([0, 0, 1, 1]), jnp.ones(4, bool))
-    >>> state = learner.adapt({}, support, None, exact_sum())
+    >>> state = learner.adapt({"backbone": {}}, support, None, exact_sum())
     >>> print(state.prototypes.ravel())
     [0.125 0.875]
-    >>> print(learner.predict({}, state, images[1:2]))
+    >>> print(learner.predict({"backbone": {}}, state, images[1:2]))
     [[-0.015625 -0.390625]]
 
     References:
         Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning", 2017.
         Bronskill et al., "Memory Efficient Meta-Learning with Large Images", 2021.
     """
-    if way < 2:
-        raise UserError(f"way={way}: a classifier needs 2 classes or more")
+    check_way(way)
+
+    def init(key: Key, example_spec: Any) -> Params:
+        return {"backbone": backbone.init(key, example_spec)}
 
     def additive(params: Params, examples: Examples, weights: jax.Array) -> ClassSums:
-        features = backbone.apply(params, examples.inputs)
+        features = backbone.apply(params["backbone"], examples.inputs)
         return class_sums(features, examples.labels, weights, way)
 
     def encode(params: Params, example: Examples) -> ClassSums:
@@ -66,11 +70,13 @@ def protonets(backbone: Network, *, way: int) -> Learner:
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
     ) -> ProtoNetsState:
+        check_labels(support.labels, support.mask, way)
         totals = set_sum(additive, params, support, key, support.mask)
-        return ProtoNetsState(class_means(totals), totals.counts > 0)
+        present = classes_present(support.labels, support.mask, way)
+        return ProtoNetsState(class_means(totals), present)
 
     def predict(params: Params, task_state: ProtoNetsState, inputs: jax.Array):
-        features = backbone.apply(params, inputs)
+        features = backbone.apply(params["backbone"], inputs)
         return euclidean_logits(features, task_state.prototypes, task_state.present)
 
-    return Learner(backbone.init, encode, adapt, predict)
+    return Learner(init, encode, adapt, predict)

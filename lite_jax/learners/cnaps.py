@@ -1,0 +1,223 @@
+"""CNAPs and Simple CNAPs: a frozen backbone that the support set modulates (§3.1).
+
+Two sums over the support, each with a key of its own: the mean of a set encoder gives
+the task embedding, from which FiLM parameters are generated; the features of the
+backbone so modulated give the classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lite_jax.class_stats import (
+    ClassSums,
+    LinearClassifier,
+    check_labels,
+    check_way,
+    class_means,
+    class_sums,
+    classes_present,
+    linear_logits,
+)
+from lite_jax.errors import UserError
+from lite_jax.feature_table import Slotted, add_rows, with_slots
+from lite_jax.lite import batched
+from lite_jax.mahalanobis import (
+    MahalanobisState,
+    fit_mahalanobis,
+    mahalanobis_logits,
+)
+from lite_jax.nn import feature_size, set_encoder
+from lite_jax.nn.hypernets import AMPLITUDE, film_generator, linear_hypernet
+from lite_jax.types import Examples, Key, Learner, Network, Params, PyTree, SetSum
+
+
+class FilmState(NamedTuple):
+    """FiLM parameters of the backbone, and the classifier on its features."""
+
+    film: PyTree
+    classifier: PyTree
+
+
+def cnaps(
+    backbone: Network,
+    *,
+    way: int,
+    embedding: Network | None = None,
+    embedding_size: int = 64,
+    film_penalty: float = 1e-3,
+) -> Learner:
+    """Return CNAPs: FiLM and a linear classifier, both generated from the support.
+
+    z = (1/N) Σ_n e(x_n),  film = g(z),  w_k, b_k = h((1/N_k) Σ_{y_n = k} f(x_n; film))
+    p(y = k | x) ∝ exp(w_kᵀ f(x; film) + b_k)
+
+    The sums are those of the set encoder's outputs, and of the per-class features and
+    counts. Set encoder e, generators g and hyper-network h are learned; the backbone f
+    is frozen. At H = N support examples the gradient is exact.
+
+    Args:
+        backbone: The feature extractor f, with FiLM places.
+        way: Static maximum of classes in a task; a task may have fewer.
+        embedding: The set encoder e; `lite_jax.nn.set_encoder()` by default.
+        embedding_size: Numbers that the set encoder returns for an image.
+        film_penalty: Times the squares of the generators' amplitudes, added to the
+            loss.
+
+    Returns:
+        A `Learner` with parameters "backbone" (frozen), "set_encoder", "film" and
+        "head".
+
+    Raises:
+        UserError: A backbone without FiLM places, or `way` under 2.
+
+    References:
+        Requeima et al., "Fast and Flexible Multi-Task Classification Using Conditional
+        Neural Adaptive Processes", 2019, https://arxiv.org/abs/1906.07697.
+    """
+    options = way, embedding, embedding_size, film_penalty
+    return _film_learner(backbone, _linear_head(way), *options)
+
+
+def simple_cnaps(
+    backbone: Network,
+    *,
+    way: int,
+    embedding: Network | None = None,
+    embedding_size: int = 64,
+    film_penalty: float = 1e-3,
+) -> Learner:
+    """Return Simple CNAPs: generated FiLM and Mahalanobis distances to class means.
+
+    z = (1/N) Σ_n e(x_n),  film = g(z)
+    p(y = k | x) ∝ exp(-(f(x; film) - μ_k)ᵀ Q_k⁻¹ (f(x; film) - μ_k))
+
+    Q_k is made of class and task covariances; see `lite_jax.mahalanobis`. The second
+    sum is direct: each example adds its features in a row of its own, `[n, d]` in all,
+    so that means and covariances are those of exact features, at `n · d` numbers
+    instead of the `way · d²` of second moments.
+
+    Args, errors and parameters are those of `cnaps`, less the head, which has none.
+    `encode` takes an example of the second sum: a `Slotted`, an image and its row.
+
+    >>> from lite_jax import nn
+    >>> learner = simple_cnaps(nn.conv4(8), way=3)
+    >>> image = jax.ShapeDtypeStruct((16, 16, 3), jnp.uint8)
+    >>> params = learner.init(jax.random.key(0), image)
+    >>> print(sorted(params), learner.frozen)
+    ['backbone', 'film', 'set_encoder'] ('backbone',)
+
+    References:
+        Bateni et al., "Improved Few-Shot Visual Classification", CVPR 2020,
+        https://arxiv.org/abs/1912.03432.
+    """
+    options = way, embedding, embedding_size, film_penalty
+    return _film_learner(backbone, _mahalanobis_head(way), *options)
+
+
+class _Head(NamedTuple):
+    """A classifier on features, fitted to one sum over the support.
+
+    Attributes:
+        init: `(key, feature size) -> params`.
+        members: `support -> examples` of the sum, which have `inputs`.
+        additive: `(features [n, d], examples, weights) -> aggregate`.
+        fit: `(params, aggregate, support) -> classifier`.
+        logits: `(classifier, features [m, d]) -> [m, way]`.
+    """
+
+    init: Callable[..., Params]
+    members: Callable[[Examples], PyTree]
+    additive: Callable[..., PyTree]
+    fit: Callable[..., PyTree]
+    logits: Callable[..., jax.Array]
+
+
+def _film_learner(
+    backbone: Network,
+    head: _Head,
+    way: int,
+    embedding: Network | None,
+    embedding_size: int,
+    film_penalty: float,
+) -> Learner:
+    """Return the learner that the two have in common."""
+    check_way(way)
+    if backbone.identity_film is None:
+        raise UserError(
+            "backbone: CNAPs modulates its backbone by FiLM, and this one has no FiLM "
+            "places: choose another backbone.name"
+        )
+    encoder = embedding or set_encoder(embedding_size)
+    generator = film_generator(backbone.identity_film(), embedding_size)
+    embed = batched(lambda params, examples: encoder.apply(params, examples.inputs))
+
+    def init(key: Key, example_spec: Any) -> Params:
+        keys = jax.random.split(key, 4)
+        params = {
+            "backbone": backbone.init(keys[0], example_spec),
+            "set_encoder": encoder.init(keys[1], example_spec),
+            "film": generator.init(keys[2]),
+        }
+        size = feature_size(backbone, params["backbone"], example_spec)
+        own = head.init(keys[3], size)
+        return params | ({"head": own} if own else {})
+
+    def additive(args: PyTree, examples: Any, weights: jax.Array) -> PyTree:
+        features = backbone.apply(args[0], examples.inputs, args[1])
+        return head.additive(features, examples, weights)
+
+    def encode(args: PyTree, example: PyTree) -> PyTree:
+        return additive(args, jax.tree.map(lambda x: x[None], example), jnp.ones(1))
+
+    def adapt(
+        params: Params, support: Examples, key: Key, set_sum: SetSum
+    ) -> FilmState:
+        check_labels(support.labels, support.mask, way)
+        embed_key, feature_key = jax.random.split(key)
+        total = set_sum(embed, params["set_encoder"], support, embed_key, support.mask)
+        count = jnp.maximum(support.mask.sum(), 1).astype(total.dtype)
+        film = generator.apply(params["film"], total / count)
+        args, members = (params["backbone"], film), head.members(support)
+        aggregate = set_sum(additive, args, members, feature_key, support.mask)
+        return FilmState(film, head.fit(params.get("head"), aggregate, support))
+
+    def predict(params: Params, task_state: FilmState, inputs: jax.Array) -> jax.Array:
+        features = backbone.apply(params["backbone"], inputs, task_state.film)
+        return head.logits(task_state.classifier, features)
+
+    def penalty(params: Params) -> jax.Array:
+        return film_penalty * (params["film"][AMPLITUDE] ** 2).sum()
+
+    return Learner(init, encode, adapt, predict, ("backbone",), penalty)
+
+
+def _linear_head(way: int) -> _Head:
+    def init(key: Key, size: int) -> Params:
+        return linear_hypernet(size).init(key)
+
+    def additive(features: jax.Array, examples: Examples, weights: jax.Array):
+        return class_sums(features, examples.labels, weights, way)
+
+    def fit(params: Params, totals: ClassSums, support: Examples) -> LinearClassifier:
+        means = class_means(totals)
+        weights, biases = linear_hypernet(means.shape[1]).apply(params, means)
+        present = classes_present(support.labels, support.mask, way)
+        return LinearClassifier(weights, biases, present)
+
+    return _Head(init, lambda support: support, additive, fit, linear_logits)
+
+
+def _mahalanobis_head(way: int) -> _Head:
+    def additive(features: jax.Array, examples: Slotted, weights: jax.Array):
+        return add_rows(features, examples.slot, weights)
+
+    def fit(params: None, table: jax.Array, support: Examples) -> MahalanobisState:
+        del params
+        return fit_mahalanobis(table, support.labels, support.mask, way)
+
+    return _Head(lambda key, size: {}, with_slots, additive, fit, mahalanobis_logits)

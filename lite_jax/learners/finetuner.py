@@ -1,0 +1,119 @@
+"""The transfer baseline: a classifier trained by gradient steps at test time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from lite_jax.class_stats import (
+    LinearClassifier,
+    check_labels,
+    check_way,
+    classes_present,
+    linear_logits,
+)
+from lite_jax.errors import UserError
+from lite_jax.feature_table import Slotted, add_rows, with_slots
+from lite_jax.learners.inner_rules import optax_rule
+from lite_jax.learners.maml import maml
+from lite_jax.types import Examples, Key, Learner, Network, Params, PyTree, SetSum
+
+
+def finetuner(
+    backbone: Network,
+    *,
+    way: int,
+    steps: int = 50,
+    optimizer: optax.GradientTransformation | None = None,
+    film: bool = False,
+) -> Learner:
+    """Return the fine-tuner: frozen backbone, linear head trained on the support.
+
+    The head starts at 0 and takes `steps` full-batch steps on the mean cross-entropy.
+    The features of a frozen backbone do not change, so they are computed once, as a
+    direct sum `[n, d]`; with `film`, FiLM parameters are trained too, and every step is
+    a pass over the support (then this is `maml` with another rule).
+
+    Nothing is meta-learned: train for 0 steps, with pretrained weights.
+
+    Args:
+        backbone: The feature extractor.
+        way: Static maximum of classes in a task; a task may have fewer.
+        steps: Optimiser steps at test time, 1 or more.
+        optimizer: From optax; by default SGD at 0.1, as in the LITE paper's code.
+        film: Train FiLM parameters beside the head.
+
+    Returns:
+        A `Learner` with parameters "backbone" (frozen). Without `film`, `encode` takes
+        a `Slotted`, an image and its row.
+
+    Raises:
+        UserError: `steps` under 1, `way` under 2, FiLM asked of a backbone without it.
+
+    >>> from lite_jax import exact_sum
+    >>> flat = Network(lambda key, spec: {}, lambda params, x: x.reshape(len(x), -1))
+    >>> learner = finetuner(flat, way=2, steps=1, optimizer=optax.sgd(1.0))
+    >>> images = jnp.array([-1.0, 1.0]).reshape(2, 1, 1, 1)
+    >>> support = Examples(images, jnp.array([0, 1]), jnp.ones(2, bool))
+    >>> state = learner.adapt({"backbone": {}}, support, None, exact_sum())
+    >>> print(state.weights.ravel())
+    [-0.5  0.5]
+    """
+    optimizer = optimizer or optax.sgd(0.1)
+    if film:
+        rule = optax_rule(optimizer, adapts=_film_and_head)
+        learner = maml(backbone, way=way, steps=steps, rule=rule, film=True)
+        return learner._replace(frozen=("backbone",))
+    check_way(way)
+    if steps < 1:
+        raise UserError(f"learner steps={steps}: fine-tuning needs 1 step or more")
+
+    def init(key: Key, example_spec: Any) -> Params:
+        return {"backbone": backbone.init(key, example_spec)}
+
+    def additive(params: Params, examples: Slotted, weights: jax.Array) -> jax.Array:
+        features = backbone.apply(params, examples.inputs)
+        return add_rows(features, examples.slot, weights)
+
+    def encode(params: Params, example: Slotted) -> jax.Array:
+        return additive(params, jax.tree.map(lambda x: x[None], example), jnp.ones(1))
+
+    def adapt(
+        params: Params, support: Examples, key: Key, set_sum: SetSum
+    ) -> LinearClassifier:
+        check_labels(support.labels, support.mask, way)
+        members = with_slots(support)
+        table = set_sum(additive, params["backbone"], members, key, support.mask)
+        present = classes_present(support.labels, support.mask, way)
+        count = jnp.maximum(support.mask.sum(), 1).astype(table.dtype)
+        real_label = jnp.argmax(present).astype(support.labels.dtype)
+
+        def loss(head: Params) -> jax.Array:
+            found = linear_logits(LinearClassifier(**head, present=present), table)
+            labels = jnp.where(support.mask, support.labels, real_label)
+            losses = optax.softmax_cross_entropy_with_integer_labels(found, labels)
+            return jnp.where(support.mask, losses, 0).sum() / count
+
+        def step(carry: PyTree, _: None) -> Any:
+            head, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(head), state, head)
+            return (optax.apply_updates(head, updates), state), None
+
+        zeros = {"weights": jnp.zeros((way, table.shape[1])), "biases": jnp.zeros(way)}
+        head = jax.tree.map(lambda x: x.astype(table.dtype), zeros)
+        (head, _), _ = lax.scan(step, (head, optimizer.init(head)), length=steps)
+        return LinearClassifier(**head, present=present)
+
+    def predict(params: Params, task_state: LinearClassifier, inputs: jax.Array) -> Any:
+        features = backbone.apply(params["backbone"], inputs)
+        return linear_logits(task_state, features)
+
+    return Learner(init, encode, adapt, predict, ("backbone",))
+
+
+def _film_and_head(path: str) -> bool:
+    return path.startswith(("film/", "head/"))

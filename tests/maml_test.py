@@ -1,0 +1,281 @@
+"""MAML beyond the contract: inner rules, several steps, first order, the fine-tuner."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toys
+
+from lite_jax import (
+    Examples,
+    Task,
+    UserError,
+    episode_loss,
+    exact_grad,
+    exact_sum,
+    finetuner,
+    lite_grad,
+    lite_sum,
+    maml,
+    nn,
+)
+from lite_jax.class_stats import LinearClassifier, linear_logits
+from lite_jax.learners import inner_rules
+
+WAY = 3
+SPEC = jax.ShapeDtypeStruct((2, 2, 1), jnp.float64)
+
+
+SGD = inner_rules.sgd(0.5)
+
+
+def made(learner):
+    return learner, learner.init(jax.random.key(7), SPEC)
+
+
+def by_hand(params, task, steps, learning_rate, trained):
+    """The inner loop as printed: full-batch gradient descent on chosen parameters."""
+    net = toys.network()
+    inner = {
+        "backbone": params["backbone"],
+        "head": params.get("head")
+        or {"weights": jnp.zeros((WAY, 3)), "biases": jnp.zeros(WAY)},
+    }
+
+    def logits(inner, inputs):
+        head = LinearClassifier(**inner["head"], present=jnp.ones(WAY, bool))
+        return linear_logits(head, net.apply(inner["backbone"], inputs))
+
+    def loss(inner, examples):
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits(inner, examples.inputs), examples.labels
+        ).mean()
+
+    for step in range(steps):
+        gradient = jax.grad(loss)(inner, task.support)
+        rate = learning_rate[step] if np.ndim(learning_rate) else learning_rate
+        for name in trained:
+            inner[name] = jax.tree.map(
+                lambda x, g, rate=rate: x - rate * g, inner[name], gradient[name]
+            )
+    return logits(inner, task.query.inputs)
+
+
+RULES = {
+    "sgd": (inner_rules.sgd(0.5), False, ("backbone", "head")),
+    "anil": (inner_rules.anil(0.5), False, ("head",)),
+    "boil": (inner_rules.boil(0.5), True, ("backbone",)),
+    "learned_sgd": (inner_rules.learned_sgd(0.5), False, ("backbone", "head")),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_inner_steps_are_gradient_descent_on_what_the_rule_names(name, chunk_size):
+    rule, learned_head, trained = RULES[name]
+    learner, params = made(
+        maml(toys.network(), way=WAY, steps=3, rule=rule, learned_head=learned_head)
+    )
+    task = toys.task(6)
+    adapt = jax.jit(functools.partial(learner.adapt, set_sum=exact_sum(chunk_size)))
+    state = adapt(params, task.support, jax.random.key(0))
+    found = learner.predict(params, state, task.query.inputs)
+    expected = by_hand(params, task, 3, 0.5, trained)
+    chex.assert_trees_all_close(found, expected, rtol=1e-9)
+    for part in ("backbone", "head"):
+        start = params.get(
+            part, {"weights": jnp.zeros((WAY, 3)), "biases": jnp.zeros(3)}
+        )
+        moved = any(
+            jnp.any(a != b)
+            for a, b in zip(
+                jax.tree.leaves(state.inner_params[part]),
+                jax.tree.leaves(start),
+                strict=True,
+            )
+        )
+        assert moved == (part in trained)
+
+
+def test_step_sizes_are_learned_for_each_tensor_and_step():
+    rule = inner_rules.learned_sgd(0.5)
+    learner, params = made(maml(toys.network(), way=WAY, steps=2, rule=rule))
+    sizes = params["inner_rule"]
+    assert jax.tree.map(jnp.shape, sizes) == {
+        "backbone": {"first": (2,), "second": (2,)},
+        "head": {"weights": (2,), "biases": (2,)},
+    }
+    task, loss_fn = toys.task(6), episode_loss(learner)
+    gradient = exact_grad(loss_fn, has_aux=True)(params, task, jax.random.key(0))[0]
+    changed = jax.tree.map(lambda x: x + jnp.array([0.25, -0.25]), sizes)
+    expected = by_hand(params, task, 2, [0.75, 0.25], ("backbone", "head"))
+    state = learner.adapt(
+        params | {"inner_rule": changed}, task.support, jax.random.key(1), exact_sum()
+    )
+    found = learner.predict(params, state, task.query.inputs)
+    chex.assert_trees_all_close(found, expected, rtol=1e-9)
+    # A head that starts at 0 gives the body no gradient in the first step.
+    assert float(gradient["inner_rule"]["backbone"]["first"][0]) == 0
+    assert float(gradient["inner_rule"]["backbone"]["first"][1]) != 0
+    assert jnp.all(gradient["inner_rule"]["head"]["weights"] != 0)
+
+
+def test_outer_gradient_agrees_with_finite_differences():
+    learner, params = made(maml(toys.network(), way=WAY, steps=3, rule=SGD))
+    task = toys.task(6)
+    loss = jax.jit(
+        lambda params: episode_loss(learner)(
+            params, task, jax.random.key(0), set_sum=exact_sum(4)
+        )[0]
+    )
+    direction = jax.tree.map(
+        lambda x: jnp.array(np.random.default_rng(x.size).normal(size=x.shape)), params
+    )
+
+    def moved(size):
+        return loss(jax.tree.map(lambda x, d: x + size * d, params, direction))
+
+    slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
+    gradient = jax.grad(loss)(params)
+    products = jax.tree.map(lambda g, d: (g * d).sum(), gradient, direction)
+    assert float(sum(jax.tree.leaves(products))) == pytest.approx(
+        float(slope), rel=1e-6
+    )
+
+
+def test_lite_is_unbiased_through_four_steps_by_monte_carlo():
+    """|mean of 4000 draws - exact| within 4.5 standard errors, leaf by leaf."""
+    learner, params = made(maml(toys.network(), way=WAY, steps=4, rule=SGD))
+    task, loss_fn, draws = toys.task(6), episode_loss(learner), 4000
+    exact = exact_grad(loss_fn, has_aux=True)(params, task, jax.random.key(0))[0]
+    lite = lite_grad(loss_fn, num_backprop=2, has_aux=True)
+
+    def draw(seed):
+        return lite(params, task, jax.random.wrap_key_data(seed))[0]
+
+    seeds = jax.random.key_data(jax.random.split(jax.random.key(1), draws))
+    each = jax.jit(lambda seeds: jax.lax.map(draw, seeds))(seeds)
+
+    def z_score(found, expected):
+        error = found.std(0) / draws**0.5
+        assert float(error.max()) > 0
+        return float(jnp.abs((found.mean(0) - expected) / error).max())
+
+    assert max(jax.tree.leaves(jax.tree.map(z_score, each, exact))) < 4.5
+
+
+def test_first_order_is_the_gradient_at_the_adapted_parameters_whatever_the_draw(key):
+    learner, params = made(
+        maml(
+            toys.network(),
+            way=WAY,
+            steps=2,
+            rule=SGD,
+            first_order=True,
+        )
+    )
+    task, loss_fn = toys.task(6), episode_loss(learner)
+    found = lite_grad(loss_fn, num_backprop=1, has_aux=True)(params, task, key)[0]
+    state = learner.adapt(params, task.support, jax.random.key(1), exact_sum())
+
+    def query_loss(inner):
+        at = state._replace(inner_params=state.inner_params | {"backbone": inner})
+        logits = learner.predict(params, at, task.query.inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, task.query.labels
+        ).mean()
+
+    expected = jax.grad(query_loss)(state.inner_params["backbone"])
+    chex.assert_trees_all_close(found["backbone"], expected, rtol=1e-9)
+    second = maml(toys.network(), way=WAY, steps=2, rule=SGD)
+    full = exact_grad(episode_loss(second), has_aux=True)(
+        params, task, jax.random.key(2)
+    )
+    assert toys.relative_error(found, full[0]) > 1e-3
+
+
+def test_memory_of_lite_maml_does_not_grow_with_the_support():
+    """Compiled for 16-pixel images: a chunk at a time, at second order too."""
+    learner = maml(nn.conv4(8), way=5, steps=2)
+    spec = jax.ShapeDtypeStruct((16, 16, 3), jnp.uint8)
+    params = jax.eval_shape(lambda key: learner.init(key, spec), jax.random.key(0))
+
+    def temp(operator, count):
+        examples = Examples(
+            jax.ShapeDtypeStruct((count, 16, 16, 3), jnp.uint8),
+            jax.ShapeDtypeStruct((count,), jnp.int32),
+            jax.ShapeDtypeStruct((count,), jnp.bool_),
+        )
+        loss = functools.partial(
+            episode_loss(learner, query_chunk_size=4), set_sum=operator
+        )
+        step = jax.jit(jax.grad(loss, has_aux=True))
+        with jax.numpy_dtype_promotion("standard"):
+            lowered = step.lower(params, Task(examples, examples), jax.random.key(0))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temp(lite_sum(4, chunk_size=4), 64) < 1.2 * temp(
+        lite_sum(4, chunk_size=4), 16
+    )
+    assert temp(exact_sum(), 64) > 2 * temp(exact_sum(), 16)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+@pytest.mark.parametrize("make", [maml, finetuner])
+def test_no_inner_steps_are_refused(make, steps):
+    with pytest.raises(UserError, match=f"steps={steps}.*1 step or more"):
+        make(toys.network(), way=WAY, steps=steps)
+
+
+def test_a_rule_that_leaves_a_zero_head_is_refused():
+    with pytest.raises(UserError, match="learned_head=True"):
+        maml(toys.network(), way=WAY, rule=inner_rules.boil())
+
+
+def test_film_asked_of_a_backbone_without_it_is_refused():
+    with pytest.raises(UserError, match="FiLM"):
+        maml(toys.network(), way=WAY, film=True)
+    with pytest.raises(UserError, match="FiLM"):
+        finetuner(toys.network(), way=WAY, film=True)
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, float("nan")])
+@pytest.mark.parametrize("rule", [inner_rules.sgd, inner_rules.learned_sgd])
+def test_a_step_size_that_is_not_positive_is_refused(rule, rate):
+    with pytest.raises(UserError, match="learning_rate=.*expected > 0"):
+        rule(rate)
+
+
+# --------------------------------------------------------------------- fine-tuning
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.3), optax.sgd(0.1, momentum=0.9)])
+def test_cached_features_give_the_head_that_full_passes_give(optimizer):
+    """The same learner as a MAML whose rule adapts the head, from one pass not K."""
+    task = toys.task(6, support_padding=2)
+    quick = finetuner(toys.network(), way=WAY, steps=5, optimizer=optimizer)
+    rule = inner_rules.optax_rule(optimizer, adapts=inner_rules.head_only)
+    slow = maml(toys.network(), way=WAY, steps=5, rule=rule)
+    params = quick.init(jax.random.key(7), SPEC)
+
+    def logits(learner):
+        state = learner.adapt(params, task.support, jax.random.key(0), exact_sum(4))
+        return learner.predict(params, state, task.query.inputs)
+
+    chex.assert_trees_all_close(logits(quick), logits(slow), rtol=1e-9)
+
+
+def test_film_is_trained_at_test_time_where_asked():
+    learner = finetuner(toys.film_network(), way=WAY, steps=3, film=True)
+    params = learner.init(jax.random.key(7), SPEC)
+    task = toys.task(6)
+    state = learner.adapt(params, task.support, jax.random.key(0), exact_sum())
+    inner = state.inner_params
+    assert jnp.any(inner["film"]["scale"] != 1) and jnp.any(
+        inner["head"]["weights"] != 0
+    )
+    chex.assert_trees_all_equal(inner["backbone"], params["backbone"])
