@@ -11,71 +11,30 @@ omniglot   --config.data.root=FOLDER that holds images_background_small1 and _sm
 folder     --config.data.root=FOLDER of class folders of photographs, at 84 pixels
            Caltech101, 40 training classes: 38.0 ± 0.6 % (5-way 1-shot),
            55.5 ± 0.6 % (5-way 5-shot); 20 minutes
+paper      --config.data.root=FOLDER and weights; the paper's recipe (see
+           lite_jax.defaults.paper) with ProtoNets; for one GPU, not run here
 synthetic  procedural images; no data needed
+resnet18   that backbone instead; combines with the above
 smoke      a few steps and tasks, to see that everything runs; combines with the above
 
 Accuracy on 600 test tasks with its 95 % interval, one seed; time on two CPU cores.
 """
 
-from lite_jax.defaults import choose, episode
+from lite_jax import defaults
 
 
 def get_config(arguments=""):
     """Return the configuration that `--config=configs/protonets.py:ARGUMENTS` names."""
-    variants = {
-        "digits": digits,
+    variants = defaults.VARIANTS | {
         "omniglot": omniglot,
-        "folder": folder,
-        "synthetic": synthetic,
-        "smoke": smoke,
+        "paper": defaults.paper,
+        "resnet18": defaults.resnet18,
     }
-    return choose(arguments, variants)
-
-
-def digits(config):
-    """Keep the defaults."""
-    config.name = "protonets_digits"
+    return defaults.choose(arguments, variants)
 
 
 def omniglot(config):
-    """Train at 60-way 1-shot, H = 20, on turned characters of the small sets."""
-    config.name = "protonets_omniglot"
-    config.data.dataset = "omniglot"
-    config.data.image_size = 28
-    config.data.affine = True
-    config.backbone.mean, config.backbone.std = 0.0, 1.0
-    config.gradient.num_backprop = 20
-    config.gradient.chunk_size = 20
+    """Train for longer than the digits need."""
+    defaults.omniglot(config)
     config.train.steps = 4000
     config.train.valid_every = 500
-    config.train.episode = episode(way=(60, 60), shot=(1, 1), query=3)
-    config.valid.episode = episode(way=(20, 20), shot=(1, 1), query=5)
-    config.test.episodes.w5s5 = episode(way=(5, 5), shot=(5, 5), query=15)
-    config.test.episodes.w20s1 = episode(way=(20, 20), shot=(1, 1), query=5)
-
-
-def folder(config):
-    """Train on folders of photographs at 84 pixels."""
-    config.name = "protonets_folder"
-    config.data.dataset = "folder"
-    config.data.image_size = 84
-    config.data.rotations = False
-    config.gradient.chunk_size = 20
-    config.train.steps = 400
-    config.train.episode = episode(way=(10, 10), shot=(5, 5), query=5)
-
-
-def synthetic(config):
-    """Train on procedural images."""
-    config.name = "protonets_synthetic"
-    config.data.dataset = "synthetic"
-    config.data.image_size = 28
-
-
-def smoke(config):
-    """Shrink whatever was chosen to seconds."""
-    config.name += "_smoke"
-    config.train.steps = 4
-    config.train.valid_every = 2
-    config.valid.tasks = 4
-    config.test.tasks = 10

@@ -24,36 +24,57 @@ def base_config() -> ConfigDict:
                 "root": "",  # folder of the images; digits and synthetic need none
                 "image_size": 32,  # pixels a side
                 "rotations": True,  # training classes turned by 90° as extra ones
-                "affine": False,  # training images turned, sheared, scaled, shifted
+                "augment": "none",  # of training images: none | affine | crop
                 "cache_gb": 2.0,  # decoded images kept in memory, up to this
                 "prefetch": 2,  # steps of episodes loaded ahead of the device
                 "synthetic_classes": 20,  # per split, for dataset=synthetic
                 "synthetic_images": 40,  # per class
                 "synthetic_channels": 3,  # 1 or 3
             },
+            # protonets | cnaps | simple_cnaps | maml | finetuner | classifier
             "learner": "protonets",
             "backbone": {
+                # conv4 | resnet12 | resnet18 | resnet50 | efficientnet_b0 |
+                # tf_efficientnet_b0 | vit_s | pixels
                 "name": "conv4",
-                "width": 64,  # channels of every block
-                "norm": "group",  # batch statistics would mix examples: refused
+                "width": 64,  # channels of every block, of conv4 alone
+                "norm": "group",  # group | batch (frozen statistics of the weights)
                 "norm_groups": 8,  # must divide the width
-                "mean": 0.5,  # normalisation of pixels in [0, 1]
-                "std": 0.25,
+                "mean": placeholder(float),  # of pixels in [0, 1]; by default that of
+                "std": placeholder(float),  # the weights, or else of the backbone
+                "weights": "",  # a safetensors file, its folder, or hub:NAME
+                "frozen": False,  # not learned: no gradient memory is spent on it
+                "remat": False,  # keep block boundaries alone, in plain and LITE steps
+            },
+            "cnaps": {
+                "film_penalty": 1e-3,  # times the squares of the FiLM amplitudes
+            },
+            "inner": {  # the inner loop of maml and finetuner
+                "steps": 5,
+                "learning_rate": 0.01,
+                "rule": "sgd",  # of maml: sgd | learned_sgd | anil | boil
+                "first_order": False,  # of maml: inner gradients are constants
+                "learned_head": False,  # of maml: else the head starts at 0
+                "optimizer": "sgd",  # of finetuner: sgd | adam
+                "film": False,  # adapt FiLM parameters too
             },
             "gradient": {
-                "estimator": "lite",  # lite | exact | subsample
+                # lite | exact (chunks computed again) | plain (all kept) | subsample
+                "estimator": "lite",
                 "num_backprop": 20,  # H; lower: faster steps, noisier gradients
                 "chunk_size": 50,  # images at once: sets the memory, never results
                 "sampling": "uniform",  # uniform | with_replacement
             },
             "optimizer": {
                 "learning_rate": 1e-3,  # of Adam
+                "weight_decay": 0.0,  # decoupled, as in AdamW
                 "schedule": "cosine",  # cosine (to 0 at the last step) | constant
                 "clip_norm": 0.0,  # global norm that gradients are cut to; 0: not
             },
             "train": {
-                "steps": 200,  # parameter updates
+                "steps": 200,  # parameter updates; 0 tests the learner as it is
                 "tasks_per_step": 1,  # tasks whose gradients are averaged
+                "batch_size": 64,  # of learner=classifier, which trains on no tasks
                 "valid_every": 100,  # steps between validations and checkpoints
                 "episode": episode(way=(10, 10), shot=(5, 5), query=10),
             },
@@ -93,21 +114,111 @@ def episode(
     return config
 
 
+def digits(config: ConfigDict) -> None:
+    """Keep scikit-learn's digits, which need no download: train on the even ones."""
+    config.data.dataset = "digits"
+
+
+def synthetic(config: ConfigDict) -> None:
+    """Use procedural images; no data needed."""
+    config.data.dataset = "synthetic"
+    config.data.image_size = 28
+
+
+def omniglot(config: ConfigDict) -> None:
+    """Use Omniglot's small sets, distorted a little in training; 60-way 1-shot."""
+    config.data.dataset = "omniglot"
+    config.data.image_size = 28
+    config.data.augment = "affine"
+    config.backbone.mean, config.backbone.std = 0.0, 1.0
+    config.gradient.chunk_size = 20
+    config.train.episode = episode(way=(60, 60), shot=(1, 1), query=3)
+    config.valid.episode = episode(way=(20, 20), shot=(1, 1), query=5)
+    config.test.episodes.w20s1 = episode(way=(20, 20), shot=(1, 1), query=5)
+
+
+def folder(config: ConfigDict) -> None:
+    """Use folders of photographs at 84 pixels; 10-way 5-shot."""
+    config.data.dataset = "folder"
+    config.data.image_size = 84
+    config.data.rotations = False
+    config.gradient.chunk_size = 20
+    config.train.steps = 400
+    config.train.episode = episode(way=(10, 10), shot=(5, 5), query=5)
+
+
+def resnet18(config: ConfigDict) -> None:
+    """Use ResNet-18 with GroupNorm, which can be trained without a download."""
+    config.backbone.name = "resnet18"
+    config.backbone.norm_groups = 32
+
+
+def paper(config: ConfigDict) -> None:
+    """Use the recipe of the LITE paper: large tasks of 224-pixel photographs.
+
+    Adam at 1e-3, 10,000 tasks, 16 a step, 5 to 50 ways, at most 500 support images and
+    10 query images a class, H = 40, chunks of 40, EfficientNet-B0.
+    """
+    folder(config)
+    config.data.image_size = 224
+    config.data.cache_gb = 8.0
+    config.backbone.name = "efficientnet_b0"
+    config.backbone.norm = "batch"
+    config.gradient.num_backprop = 40
+    config.gradient.chunk_size = 40
+    config.optimizer.schedule = "constant"
+    config.train.tasks_per_step = 16
+    config.train.steps = 10_000 // 16
+    config.train.episode = episode(
+        way=(5, 50), shot=(1, 100), query=10, max_support=500
+    )
+
+
+def shrink(config: ConfigDict) -> None:
+    """Shrink whatever was chosen to seconds: the `smoke` variant of every config."""
+    config.train.steps = min(config.train.steps, 4)
+    config.train.valid_every = 2
+    config.train.tasks_per_step = min(config.train.tasks_per_step, 2)
+    config.valid.tasks = 4
+    config.test.tasks = 10
+
+
+def folder_resnet18(config: ConfigDict) -> None:
+    """Use photographs, and the backbone that `configs/pretrain.py:folder` trains."""
+    folder(config)
+    resnet18(config)
+
+
+Change = Callable[[ConfigDict], None]
+VARIANTS: dict[str, Change] = {  # what the config files have in common
+    "digits": digits,
+    "omniglot": omniglot,
+    "folder": folder,
+    "synthetic": synthetic,
+    "smoke": shrink,
+}
+
+
 def choose(
-    arguments: str, variants: Mapping[str, Callable[[ConfigDict], None]]
+    arguments: str, variants: Mapping[str, Change], start: Change = digits
 ) -> ConfigDict:
     """Return the base configuration after the named variants, in the order given.
+
+    The run is named after the configuration and its variants.
 
     Args:
         arguments: What follows the colon of `--config=FILE:a,b`; may be empty.
         variants: Name → function that changes the configuration in place.
+        start: What is changed before any variant.
 
     Raises:
         UserError: An unknown variant.
     """
     config = base_config()
+    start(config)
     for name in filter(None, (x.strip() for x in arguments.split(","))):
         if name not in variants:
             raise unknown_name("config argument", name, variants)
         variants[name](config)
+        config.name += f"_{name}"
     return config.lock()

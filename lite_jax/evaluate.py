@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from lite_jax import factory, workdir
+from lite_jax import factory, models, workdir
 from lite_jax.checkpoint import Slot
 from lite_jax.data.loader import load_task, run_ahead
 from lite_jax.data.sources import ClassSource
@@ -76,9 +76,10 @@ def run_tests(
 ) -> Results:
     """Return, for each kind of test episode, the learner's and raw pixels' accuracy."""
     chunk = config.gradient.chunk_size
+    no_params: Params = {"backbone": {}}
     scorers = {
         config.learner: (make_scorer(learner, chunk), params),
-        "raw pixels": (make_scorer(factory.make_baseline(config), chunk), {}),
+        "raw pixels": (make_scorer(models.make_baseline(config), chunk), no_params),
     }
     results: Results = {}
     for name, settings in config.test.episodes.items():
@@ -103,12 +104,15 @@ def evaluate_checkpoint(config: ConfigDict, folder: Path) -> Results:
         raise UserError(
             f"workdir={folder} holds no checkpoint to evaluate: train first"
         )
-    workdir.check_same(folder, saved, config, ["learner", "backbone"])
+    workdir.check_same(folder, saved, config, ["learner", "backbone", "cnaps"])
     sources = factory.make_sources(config)
     factory.check_episodes(config, sources, splits=("test",))
-    learner = factory.make_learner(config)
+    # The checkpoint holds all parameters, so the weights it began with may be gone.
+    config = config.copy_and_resolve_references()
+    config.backbone.weights = ""
+    learner = models.make_learners(config, sources).tested
     with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
-        params = best.restore(factory.params_shape(learner, sources("test")))
+        params = best.restore(models.params_shape(learner, sources("test")))
     return run_tests(config, learner, params, sources)
 
 

@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run."""
+"""From a configuration to data, gradients and optimisers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from lite_jax import data
 from lite_jax.data.episodes import EpisodeSpec, check_spec
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError, unknown_name
-from lite_jax.learners import protonets
 from lite_jax.lite import exact_sum, lite_sum, subsample_sum
-from lite_jax.nn import conv4, pixels
-from lite_jax.objectives import episode_loss
-from lite_jax.types import GradFn, Learner, Network, Params, SetSum
+from lite_jax.objectives import episode_grad
+from lite_jax.types import GradFn, Learner, SetSum
 
 _logger = logging.getLogger(__name__)
 
@@ -34,7 +32,7 @@ def make_sources(config: ConfigDict) -> Sources:
     settings = config.data
     if not 1 <= settings.image_size <= 4096:
         raise UserError(f"data.image_size={settings.image_size}: expected 1 to 4096")
-    make = _pick("data.dataset", settings.dataset, _SOURCES)
+    make = pick("data.dataset", settings.dataset, _SOURCES)
 
     @functools.cache
     def source(split: str) -> ClassSource:
@@ -124,66 +122,18 @@ def episode_settings(config: ConfigDict) -> list[tuple[str, str, ConfigDict]]:
     return found + [(f"test.episodes.{k}", "test", v) for k, v in tests]
 
 
-def make_learner(config: ConfigDict) -> Learner:
-    """Return the learner, with room for the largest way among the episodes."""
-    backbone = _make_backbone(config.backbone)
-    make = _pick("learner", config.learner, {"protonets": protonets})
-    return make(backbone, way=_most_ways(config))
-
-
-def make_baseline(config: ConfigDict) -> Learner:
-    """Return the learner-free baseline: prototypes of raw pixels."""
-    return protonets(pixels(), way=_most_ways(config))
-
-
-def _most_ways(config: ConfigDict) -> int:
-    return max(
-        make_spec(settings).way[1] for _, _, settings in episode_settings(config)
-    )
-
-
-def init_params(config: ConfigDict, learner: Learner, sources: Sources) -> Params:
-    """Return the learner's initial parameters, decided by the seed."""
-    key = jax.random.fold_in(jax.random.key(config.seed), _INIT)
-    return learner.init(key, _example_spec(sources("train")))
-
-
-def params_shape(learner: Learner, source: ClassSource) -> Params:
-    """Return the shapes of the learner's parameters, for images like the source's."""
-    spec = _example_spec(source)
-    return jax.eval_shape(lambda key: learner.init(key, spec), jax.random.key(0))
-
-
-def _example_spec(source: ClassSource) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(source.image_shape, jnp.uint8)
-
-
-_INIT = 2**31 - 1  # apart from the steps, which the same key is folded with
-
-
-def _make_backbone(settings: ConfigDict) -> Network:
-    if settings.norm != "group":
-        raise UserError(
-            f"backbone.norm={settings.norm!r}: expected 'group'; batch statistics make "
-            "the features of one image depend on the others, so sums over a support "
-            "set taken in chunks, and LITE, would be wrong"
-        )
-    make = _pick("backbone.name", settings.name, {"conv4": conv4})
-    return make(settings.width, settings.norm_groups, settings.mean, settings.std)
-
-
 def make_grad_fn(config: ConfigDict, learner: Learner) -> GradFn:
     """Return `(params, task, key) -> ((loss, aux), grads)` by the chosen estimator."""
-    loss_fn = episode_loss(learner, query_chunk_size=_chunk_size(config))
-    fun = functools.partial(loss_fn, set_sum=make_set_sum(config))
-    return jax.value_and_grad(fun, has_aux=True)
+    return episode_grad(
+        learner, make_set_sum(config), query_chunk_size=_chunk_size(config)
+    )
 
 
 def make_set_sum(config: ConfigDict) -> SetSum:
     """Return the operator that the training loss is formed with."""
     settings = config.gradient
     chunk = _chunk_size(config)
-    if settings.estimator == "exact":
+    if settings.estimator in ("exact", "plain"):
         return exact_sum(chunk)
     num_backprop = _num_backprop(config)
     if settings.estimator == "subsample":
@@ -191,7 +141,9 @@ def make_set_sum(config: ConfigDict) -> SetSum:
     if settings.estimator == "lite":
         return lite_sum(num_backprop, chunk, settings.sampling)
     raise unknown_name(
-        "gradient.estimator", settings.estimator, ("exact", "lite", "subsample")
+        "gradient.estimator",
+        settings.estimator,
+        ("exact", "lite", "plain", "subsample"),
     )
 
 
@@ -217,7 +169,10 @@ def _num_backprop(config: ConfigDict) -> int:
     return min(value, most)
 
 
-def _chunk_size(config: ConfigDict) -> int:
+def _chunk_size(config: ConfigDict) -> int | None:
+    """Return how many examples are computed at once; None, all of them, for "plain"."""
+    if config.gradient.estimator == "plain":
+        return None
     value = config.gradient.chunk_size
     if value < 1:
         raise UserError(f"gradient.chunk_size={value}: expected 1 or more")
@@ -225,7 +180,11 @@ def _chunk_size(config: ConfigDict) -> int:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Return Adam with the chosen schedule, after clipping if asked."""
+    """Return AdamW with the chosen schedule, after clipping if asked.
+
+    Weight decay is for kernels alone: biases, norms and the statistics that stand among
+    the parameters are vectors, and stay.
+    """
     settings = config.optimizer
     if not settings.learning_rate > 0:
         raise UserError(
@@ -234,11 +193,19 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     schedules = {
         "constant": optax.constant_schedule,
         "cosine": functools.partial(
-            optax.cosine_decay_schedule, decay_steps=config.train.steps
+            optax.cosine_decay_schedule, decay_steps=max(config.train.steps, 1)
         ),
     }
-    make = _pick("optimizer.schedule", settings.schedule, schedules)
-    adam = optax.adam(make(settings.learning_rate))
+    make = pick("optimizer.schedule", settings.schedule, schedules)
+    if settings.weight_decay < 0:
+        raise UserError(
+            f"optimizer.weight_decay={settings.weight_decay}: expected 0 or more"
+        )
+    adam = optax.adamw(
+        make(settings.learning_rate),
+        weight_decay=settings.weight_decay,
+        mask=lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params),
+    )
     if settings.clip_norm > 0:
         return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
     return adam
@@ -252,7 +219,8 @@ def _check_root(settings: ConfigDict) -> None:
         )
 
 
-def _pick(kind: str, name: str, known: dict[str, Any]) -> Any:
+def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
+    """Return what a setting names, or raise with the nearest known name."""
     if name not in known:
         raise unknown_name(kind, name, known)
     return known[name]

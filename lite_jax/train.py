@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +19,17 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from lite_jax import factory
+from lite_jax import factory, models
 from lite_jax import workdir as workdirs
 from lite_jax.checkpoint import Slot
-from lite_jax.data.augment import random_affine
-from lite_jax.data.loader import load_task, run_ahead
+from lite_jax.data.augment import random_affine, random_crop
+from lite_jax.data.loader import (
+    Augment,
+    check_batch_size,
+    load_batch,
+    load_task,
+    run_ahead,
+)
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError
 from lite_jax.evaluate import (
@@ -35,6 +41,7 @@ from lite_jax.evaluate import (
 )
 from lite_jax.factory import Sources
 from lite_jax.metrics import MetricsWriter
+from lite_jax.nn import save_weights
 from lite_jax.types import GradFn, Key, Learner, Params, Task
 
 _logger = logging.getLogger(__name__)
@@ -57,9 +64,10 @@ class TrainState(NamedTuple):
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
     """Train, or go on training, in `workdir`; then test the best parameters.
 
-    Leaves `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/{last,best}`
-    in the workdir. A run that was stopped goes on from its last checkpoint and ends as
-    if it had not been: step t depends on the seed, t and the parameters alone.
+    Leaves `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/{last,best}` and
+    `backbone.safetensors`, the best parameters' backbone, in the workdir. A run that
+    was stopped goes on from its last checkpoint and ends as if it had not been: step t
+    depends on the seed, t and the parameters alone.
 
     Returns:
         `{kind of test episode: {learner or "raw pixels": Interval}}`.
@@ -70,14 +78,16 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
             anything is written.
     """
     _check_settings(config)
-    sources = factory.make_sources(config)
-    factory.check_episodes(config, sources)
-    learner = factory.make_learner(config)
-    grad_fn = factory.make_grad_fn(config, learner)
     optimizer = factory.make_optimizer(config)
-    state = init_state(optimizer, factory.init_params(config, learner, sources))
+    sources = factory.make_sources(config)
+    learner, tested = models.make_learners(config, sources)
+    grad_fn = factory.make_grad_fn(config, learner)
+    factory.check_episodes(config, sources)  # reads images, so it comes last
+    params = models.init_params(config, learner, sources)
+    state = init_state(optimizer, params, learner.frozen)
+    load_step = _make_step_loader(config, sources("train"))
     workdirs.claim(workdir, config)
-    _announce(config, sources, state.params)
+    _announce(config, sources, params, learner.frozen)
 
     with contextlib.ExitStack() as stack:
         slots = {
@@ -91,10 +101,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
         last_step = int(saved["state"].step)
         writer = stack.enter_context(closing(MetricsWriter(workdir, last_step)))
         train_step = make_train_step(grad_fn, optimizer)
-        validate = _make_validation(config, learner, sources)
-        _train(config, sources("train"), train_step, validate, saved, slots, writer)
-        params = slots["best"].restore(state.params)
-        results = run_tests(config, learner, params, sources)
+        validate = _make_validation(config, tested, sources)
+        _train(config, load_step, train_step, validate, saved, slots, writer)
+        params = slots["best"].restore(params)
+        save_weights(workdir / "backbone.safetensors", params["backbone"])
+        results = run_tests(config, tested, params, sources)
         for kind, found in results.items():
             for name, result in found.items():
                 row = {"episodes": kind, "learner": name, **result._asdict()}
@@ -102,9 +113,14 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
     return results
 
 
-def init_state(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
-    """Return the state before the first step."""
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+def init_state(
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    frozen: Container[str] = (),
+) -> TrainState:
+    """Return the state before the first step; the optimiser ignores `frozen`."""
+    learned = {name: x for name, x in params.items() if name not in frozen}
+    return TrainState(jnp.int32(0), params, optimizer.init(learned))
 
 
 def make_train_step(
@@ -114,15 +130,17 @@ def make_train_step(
 
     `tasks` are stacked along a leading axis; their gradients are averaged one task at
     a time, so memory is that of one task. The key of a step is derived from the
-    seed's key and the step, and that of a task from the step's. `state` is donated.
+    seed's key and the step, and that of a task from the step's. Parameters that the
+    gradient does not name stay as they are. `state` is donated.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, tasks: Task, seed_key: Key):
         key = jax.random.fold_in(seed_key, state.step)
         (loss, aux), grads = _mean_over_tasks(grad_fn, state.params, tasks, key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        learned = {name: state.params[name] for name in grads}
+        updates, opt_state = optimizer.update(grads, state.opt_state, learned)
+        params = state.params | optax.apply_updates(learned, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **aux}
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -145,7 +163,7 @@ def _mean_over_tasks(grad_fn: GradFn, params: Params, tasks: Task, key: Key) -> 
 
 def _train(
     config: ConfigDict,
-    source: ClassSource,
+    load_step: Callable[[int], Task],
     train_step: Callable[..., Any],
     validate: Callable[[Params], float | None],
     saved: dict[str, Any],
@@ -154,8 +172,10 @@ def _train(
 ) -> None:
     """Take the steps that are left; validate and save on the way and at the end."""
     state, best = saved["state"], float(saved["best"])
+    if not config.train.steps:
+        slots["best"].save(0, state.params)
+        return
     steps = range(int(state.step) + 1, config.train.steps + 1)
-    load_step = _make_step_loader(config, source)
     seed_key = jax.random.key(config.seed)
     batches = run_ahead(load_step, steps, depth=config.data.prefetch)
     total, width = config.train.steps, config.train.tasks_per_step
@@ -226,19 +246,29 @@ def _listed(values: dict[str, float]) -> str:
 
 def _make_step_loader(config: ConfigDict, source: ClassSource) -> Callable[[int], Task]:
     """Return `step -> tasks`, stacked along a new leading axis."""
-    spec = factory.make_spec(config.train.episode)
-    augment = random_affine if config.data.affine else None
+    augment = factory.pick("data.augment", config.data.augment, _AUGMENTS)
     width = config.train.tasks_per_step
+    if config.learner == "classifier":
+        check_batch_size(config.train.batch_size, source)
+        load = functools.partial(load_batch, source, config.train.batch_size)
+    else:
+        load = functools.partial(
+            load_task, source, factory.make_spec(config.train.episode)
+        )
 
     def load_step(step: int) -> Task:
         numbers = range((step - 1) * width, step * width)
-        tasks = [
-            load_task(source, spec, config.seed, "train", i, augment=augment)
-            for i in numbers
-        ]
+        tasks = [load(config.seed, "train", i, augment=augment) for i in numbers]
         return jax.device_put(jax.tree.map(lambda *x: np.stack(x), *tasks))
 
     return load_step
+
+
+_AUGMENTS: dict[str, Augment | None] = {
+    "none": None,
+    "affine": random_affine,
+    "crop": random_crop,
+}
 
 
 def _make_validation(
@@ -261,7 +291,7 @@ def _make_validation(
 def _check_settings(config: ConfigDict) -> None:
     least = {
         "data.prefetch": (config.data.prefetch, 1),
-        "train.steps": (config.train.steps, 1),
+        "train.steps": (config.train.steps, 0),
         "train.tasks_per_step": (config.train.tasks_per_step, 1),
         "train.valid_every": (config.train.valid_every, 1),
         "valid.tasks": (config.valid.tasks, 0),
@@ -272,21 +302,34 @@ def _check_settings(config: ConfigDict) -> None:
             raise UserError(f"{name}={value}: expected {bound} or more")
 
 
-def _announce(config: ConfigDict, sources: Sources, params: Params) -> None:
+def _announce(
+    config: ConfigDict, sources: Sources, params: Params, frozen: Container[str]
+) -> None:
     """Say what is about to run, on what."""
     spec = factory.make_spec(config.train.episode)
-    count = sum(x.size for x in jax.tree.leaves(params))
+    sizes = {n: sum(x.size for x in jax.tree.leaves(p)) for n, p in params.items()}
+    idle = sum(size for name, size in sizes.items() if name in frozen)
     settings = config.gradient
-    drawn = "" if settings.estimator == "exact" else f", H = {settings.num_backprop}"
+    drawn = (
+        ""
+        if settings.estimator in ("exact", "plain")
+        else f", H = {settings.num_backprop}"
+    )
     shape = " × ".join(map(str, sources("train").image_shape))
     _logger.info("%s on %s", config.name, jax.devices()[0])
     _logger.info(
         "data: %s, %d training classes, images %s",
         config.data.dataset, len(sources("train").class_names), shape,
     )  # fmt: skip
+    if config.learner == "classifier":
+        _logger.info("batches of %d images", config.train.batch_size)
+    else:
+        _logger.info(
+            "episodes: %s, N ≤ %d support, M ≤ %d query; gradient: %s%s, chunks of %d",
+            spec.describe(), spec.support_size, spec.query_size,
+            settings.estimator, drawn, settings.chunk_size,
+        )  # fmt: skip
     _logger.info(
-        "episodes: %s, N ≤ %d support, M ≤ %d query; gradient: %s%s, chunks of %d",
-        spec.describe(), spec.support_size, spec.query_size,
-        settings.estimator, drawn, settings.chunk_size,
+        "%s on %s: %s parameters, %s of them frozen",
+        config.learner, config.backbone.name, f"{sum(sizes.values()):,}", f"{idle:,}",
     )  # fmt: skip
-    _logger.info("%s: %s parameters", config.learner, f"{count:,}")

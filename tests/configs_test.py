@@ -22,19 +22,47 @@ def test_config_is_locked_and_complete(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke_variant_runs_on_synthetic_data(name, tmp_path, as_users_run_it):
     config = load_config(
-        name, "synthetic,smoke", data__image_size=16, backbone__width=8
-    )
+        name, "synthetic,smoke",
+        data__image_size=16, backbone__width=8, inner__steps=2, train__batch_size=8,
+    )  # fmt: skip
     results = train_and_evaluate(config, tmp_path)
     assert set(results) == set(config.test.episodes)
+    assert (tmp_path / "backbone.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("variant", ["anil", "boil", "mamlpp", "fomaml"])
+def test_inner_rules_run(variant, tmp_path, as_users_run_it):
+    config = load_config(
+        "maml", f"synthetic,{variant},smoke",
+        data__image_size=16, backbone__width=8, inner__steps=2,
+    )  # fmt: skip
+    assert set(train_and_evaluate(config, tmp_path)) == set(config.test.episodes)
+
+
+@pytest.mark.parametrize("name", ["cnaps", "protonets", "simple_cnaps"])
+def test_the_paper_s_recipe(name):
+    config = load_config(name, "paper")
+    assert config.train.steps * config.train.tasks_per_step == 10_000
+    assert (config.data.image_size, config.backbone.name) == (224, "efficientnet_b0")
+    assert (config.gradient.num_backprop, config.gradient.chunk_size) == (40, 40)
+    spec = config.train.episode
+    assert (tuple(spec.way), spec.query, spec.max_support) == ((5, 50), 10, 500)
+    assert config.optimizer.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("name", ["cnaps", "maml", "protonets", "simple_cnaps"])
 def test_lite_is_at_work_in_every_variant(name):
     for variant in ("", "digits", "omniglot", "folder", "synthetic"):
         config = load_config(name, variant)
         spec = config.train.episode
         assert config.gradient.estimator == "lite"
         assert config.gradient.num_backprop < spec.way[0] * spec.shot[0]
+
+
+def test_a_run_is_named_after_its_variants():
+    assert (
+        load_config("simple_cnaps", "folder,smoke").name == "simple_cnaps_folder_smoke"
+    )
 
 
 def test_unknown_variant_is_named():

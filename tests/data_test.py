@@ -1,5 +1,6 @@
 """Sources, episodes and loading; reads made-up files, and real ones where present."""
 
+import functools
 import logging
 import threading
 import time
@@ -17,9 +18,11 @@ from lite_jax.data import (
     EpisodeSpec,
     digits,
     folder,
+    load_batch,
     load_task,
     omniglot_folder,
     random_affine,
+    random_crop,
     rotated,
     run_ahead,
     sample_episode,
@@ -482,3 +485,50 @@ def test_closing_stops_the_workers():
     next(results)
     results.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crops_keep_size_and_mirror_half(channels):
+    ramp = np.linspace(40, 200, 32).astype(np.uint8)  # bright on the right
+    images = np.broadcast_to(ramp[None, None, :, None], (300, 32, 32, channels))
+    found = random_crop(images, np.random.default_rng(0))
+    assert found.shape == images.shape and found.dtype == np.uint8
+    slopes = found[:, :, -1].astype(float).mean((1, 2)) - found[:, :, 0].mean((1, 2))
+    assert 0.4 < (slopes < 0).mean() < 0.6
+    # A crop of width w of 32 keeps w/32 of the slope, times a contrast in [0.7, 1.3].
+    kept = abs(slopes) / 160
+    assert (
+        0.7 * (0.35 * 0.75) ** 0.5 - 0.05 < kept.min() < 0.6 < 0.9 < kept.max() < 1.35
+    )
+    whole = found.astype(float).mean((1, 2, 3))
+    assert whole.std() > 10  # brightness and place vary
+
+
+def test_batches_of_an_epoch_hold_every_image_once_under_its_own_label():
+    images = [np.full((n, 2, 2, 1), 10 * c, np.uint8) for c, n in enumerate((3, 5, 4))]
+    for group in images:
+        group += np.arange(len(group), dtype=np.uint8)[:, None, None, None]
+    source = ArraySource(["a", "b", "c"], images)
+    for epoch in (0, 1):
+        tasks = [load_batch(source, 4, 7, "train", 3 * epoch + i) for i in range(3)]
+        pixels = np.concatenate([t.query.inputs[:, 0, 0, 0] for t in tasks])
+        labels = np.concatenate([t.query.labels for t in tasks])
+        assert sorted(pixels) == sorted(np.concatenate(images)[:, 0, 0, 0])
+        np.testing.assert_array_equal(labels, pixels // 10)
+        assert all(len(t.support.mask) == 0 and t.query.mask.all() for t in tasks)
+
+
+def test_batches_are_pure_and_differ_between_epochs():
+    source = synthetic("train", 8)
+    batch = functools.partial(load_batch, source, 16, 0, "train")
+    assert tasks_equal(batch(3), batch(3))
+    per_epoch = sum(source.class_sizes) // 16
+    assert not tasks_equal(batch(0), batch(per_epoch))
+    assert tasks_equal(batch(5, augment=random_crop), batch(5, augment=random_crop))
+    assert not tasks_equal(batch(5, augment=random_crop), batch(5))
+
+
+@pytest.mark.parametrize("size", [0, 10_000])
+def test_a_batch_larger_than_the_set_is_refused(size):
+    with pytest.raises(UserError, match=f"train.batch_size={size}: expected 1 to"):
+        load_batch(synthetic("train", 8), size, 0, "train", 0)

@@ -36,7 +36,7 @@ def random_affine(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _transform(image: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """Return the image whose pixel p is the old one's at `matrix @ p + offset`."""
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    picture = _as_picture(image)
     # PIL maps pixel centres, which lie at +0.5.
     corner = offset + 0.5 - matrix @ (0.5, 0.5)
     rows = np.column_stack([matrix, corner])
@@ -45,3 +45,41 @@ def _transform(image: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.
     size = picture.size
     moved = picture.transform(size, Image.Transform.AFFINE, data, bilinear)
     return np.asarray(moved).reshape(image.shape)
+
+
+def random_crop(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return crops of the images, resized to their size, half of them mirrored.
+
+    A crop holds 0.35 to 1 of the area at a width : height of 3 : 4 to 4 : 3 (the usual
+    augmentation of photographs, with a larger least area); brightness and contrast
+    change by up to 30 %.
+
+    Args:
+        images: `[n, height, width, channels]` uint8, 1 or 3 channels.
+        rng: Used up.
+    """
+    count, height, width, _ = images.shape
+    area = rng.uniform(0.35, 1, count) * height * width
+    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), count))
+    widths = np.minimum(np.sqrt(area * ratio), width)
+    heights = np.minimum(np.sqrt(area / ratio), height)
+    left = rng.random(count) * (width - widths)
+    top = rng.random(count) * (height - heights)
+    mirrored = rng.integers(0, 2, (count,))
+    gains, shifts = rng.uniform(0.7, 1.3, (2, count))
+    found = np.empty_like(images)
+    for i, image in enumerate(images):
+        box = left[i], top[i], left[i] + widths[i], top[i] + heights[i]
+        picture = _as_picture(image).resize(
+            (width, height), Image.Resampling.BILINEAR, box
+        )
+        crop = np.asarray(picture, np.float32).reshape(image.shape)
+        crop = np.flip(crop, 1) if mirrored[i] else crop
+        mean = crop.mean()
+        lit = (crop - mean) * gains[i] + mean * shifts[i]
+        found[i] = np.clip(lit, 0, 255).astype(np.uint8)
+    return found
+
+
+def _as_picture(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

@@ -12,6 +12,7 @@ import numpy as np
 
 from lite_jax.data.episodes import EpisodeSpec, episode_rng, sample_episode
 from lite_jax.data.sources import ClassSource
+from lite_jax.errors import UserError
 from lite_jax.types import Examples, Task
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -57,6 +58,59 @@ def load_task(
     return Task(
         load(episode.support, spec.support_size), load(episode.query, spec.query_size)
     )
+
+
+def load_batch(
+    source: ClassSource,
+    size: int,
+    seed: int,
+    stream: str,
+    index: int,
+    *,
+    augment: Augment | None = None,
+) -> Task:
+    """Return batch `index` of ordinary training on all classes, as a `Task`.
+
+    The support is empty, the query holds `size` images, and labels are the numbers of
+    the source's classes. Batches go through all images in an order drawn anew for
+    every epoch (a last incomplete batch is left out), and are pure functions of the
+    arguments, as tasks are.
+
+    Args:
+        source: Where images come from.
+        size: Images of a batch; at most as many as there are.
+        seed: The run's seed.
+        stream: Name of an independent series of batches.
+        index: The number of the batch, from 0.
+        augment: `(images, rng) -> images`.
+
+    Raises:
+        UserError: More images than there are.
+    """
+    check_batch_size(size, source)
+    ends = np.cumsum(source.class_sizes)
+    epoch, place = divmod(index, int(ends[-1]) // size)
+    order = episode_rng(seed, f"{stream}.order", epoch).permutation(int(ends[-1]))
+    chosen = order[place * size : (place + 1) * size]
+    labels = np.searchsorted(ends, chosen, side="right").astype(np.int32)
+    numbers = chosen - (ends - source.class_sizes)[labels]
+    images = np.empty((size, *source.image_shape), np.uint8)
+    for label in np.unique(labels):
+        own = labels == label
+        images[own] = source.read(int(label), numbers[own])
+    if augment:
+        images = augment(images, episode_rng(seed, stream, index))
+    query = Examples(images, labels, np.ones(size, bool))
+    return Task(Examples(*(x[:0] for x in query)), query)
+
+
+def check_batch_size(size: int, source: ClassSource) -> None:
+    """Raise unless the source has images for a batch of this size."""
+    total = sum(source.class_sizes)
+    if not 1 <= size <= total:
+        raise UserError(
+            f"train.batch_size={size}: expected 1 to {total}, the training images"
+        )
 
 
 def run_ahead(

@@ -1,0 +1,34 @@
+"""Simple CNAPs with LITE: a frozen backbone, generated FiLM, Mahalanobis distances.
+
+Paper    Bateni et al. 2020 (the learner); Bronskill et al. 2021, §3.1 (its gradient)
+Command  python -m lite_jax.main --config=configs/simple_cnaps.py[:VARIANT,…]
+         --config.backbone.weights=WEIGHTS
+Weights  of the frozen backbone; configs/pretrain.py makes some for each variant.
+         Without, the backbone stays at its random initialisation, and a warning says so
+
+digits     (default) Conv-4 on turned even digits
+omniglot   --config.data.root=FOLDER that holds images_background_small1 and _small2
+folder     --config.data.root=FOLDER of class folders of photographs; ResNet-18 with
+           GroupNorm at 84 pixels
+paper      --config.data.root=FOLDER; EfficientNet-B0 at 224 pixels and the paper's
+           recipe (see lite_jax.defaults.paper); for one GPU, not run here
+synthetic  procedural images; no data needed
+smoke      a few steps and tasks, to see that everything runs; combines with the above
+"""
+
+from lite_jax import defaults
+
+
+def get_config(arguments=""):
+    """Return what `--config=configs/simple_cnaps.py:ARGUMENTS` names."""
+    variants = defaults.VARIANTS | {
+        "folder": defaults.folder_resnet18,
+        "paper": defaults.paper,
+    }
+    return defaults.choose(arguments, variants, start=simple_cnaps)
+
+
+def simple_cnaps(config):
+    """Choose the learner, on a frozen backbone."""
+    config.name = config.learner = "simple_cnaps"
+    config.backbone.frozen = True

@@ -1,0 +1,196 @@
+"""From a configuration to networks, learners and their parameters."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from lite_jax import nn
+from lite_jax.data.sources import ClassSource
+from lite_jax.errors import UserError, unknown_name
+from lite_jax.factory import Sources, episode_settings, make_spec, pick
+from lite_jax.learners import (
+    classifier,
+    cnaps,
+    finetuner,
+    inner_rules,
+    maml,
+    protonets,
+    simple_cnaps,
+)
+from lite_jax.types import Learner, Network, Params
+
+_logger = logging.getLogger(__name__)
+
+
+class Learners(NamedTuple):
+    """The learner that is trained and the one that is tested, on equal parameters.
+
+    They are the same but in pretraining, where a classifier of all training classes
+    is trained, and its backbone tested through prototypes.
+    """
+
+    trained: Learner
+    tested: Learner
+
+
+def make_learners(config: ConfigDict, sources: Sources) -> Learners:
+    """Return the learners, with room for the largest way among the episodes."""
+    make = pick("learner", config.learner, _LEARNERS)
+    backbone, way = make_backbone(config.backbone), most_ways(config)
+    frozen = ("backbone",) if config.backbone.frozen else ()
+    if config.learner != "classifier":
+        learner = make(config, backbone, way)._replace(frozen=frozen)
+        return Learners(learner, learner)
+    trained = make(backbone, num_classes=len(sources("train").class_names))
+    tested = protonets(backbone, way=way)._replace(init=trained.init)
+    return Learners(trained._replace(frozen=frozen), tested)
+
+
+def _protonets(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    return protonets(backbone, way=way)
+
+
+def _cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    return cnaps(backbone, way=way, film_penalty=config.cnaps.film_penalty)
+
+
+def _simple_cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    return simple_cnaps(backbone, way=way, film_penalty=config.cnaps.film_penalty)
+
+
+def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    settings = config.inner
+    rule = pick("inner.rule", settings.rule, _RULES)(settings.learning_rate)
+    return maml(
+        backbone,
+        way=way,
+        steps=settings.steps,
+        rule=rule,
+        first_order=settings.first_order,
+        learned_head=settings.learned_head,
+        film=settings.film,
+    )
+
+
+def _finetuner(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    settings = config.inner
+    make = pick("inner.optimizer", settings.optimizer, _OPTIMIZERS)
+    return finetuner(
+        backbone,
+        way=way,
+        steps=settings.steps,
+        optimizer=make(settings.learning_rate),
+        film=settings.film,
+    )
+
+
+_LEARNERS: dict[str, Callable[..., Learner]] = {
+    "classifier": classifier,
+    "cnaps": _cnaps,
+    "finetuner": _finetuner,
+    "maml": _maml,
+    "protonets": _protonets,
+    "simple_cnaps": _simple_cnaps,
+}
+_RULES: dict[str, Callable[[float], inner_rules.InnerRule]] = {
+    "anil": inner_rules.anil,
+    "boil": inner_rules.boil,
+    "learned_sgd": inner_rules.learned_sgd,
+    "sgd": inner_rules.sgd,
+}
+_OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "sgd": optax.sgd,
+}
+
+
+def make_baseline(config: ConfigDict) -> Learner:
+    """Return the learner-free baseline: prototypes of raw pixels."""
+    return protonets(nn.pixels(), way=most_ways(config))
+
+
+def most_ways(config: ConfigDict) -> int:
+    """Return the largest way among the episodes of a run."""
+    return max(
+        make_spec(settings).way[1] for _, _, settings in episode_settings(config)
+    )
+
+
+def make_backbone(settings: ConfigDict) -> Network:
+    """Return the feature extractor, with its pretrained weights if any are named."""
+    if settings.norm not in nn.NORMS:
+        raise unknown_name("backbone.norm", settings.norm, nn.NORMS)
+    make, options = pick("backbone.name", settings.name, _BACKBONES)
+    chosen = {name: settings[name] for name in options}
+    for name in ("mean", "std"):
+        if settings[name] is not None:
+            chosen[name] = settings[name]
+    network = make(**chosen)
+    return nn.pretrained(network, settings.weights) if settings.weights else network
+
+
+_NORMED = ("norm", "norm_groups", "remat")
+_BACKBONES: dict[str, tuple[Callable[..., Network], tuple[str, ...]]] = {
+    # name: (factory, the settings that it takes)
+    "conv4": (nn.conv4, ("width", *_NORMED)),
+    "efficientnet_b0": (nn.efficientnet_b0, _NORMED),
+    "pixels": (nn.pixels, ()),
+    "resnet12": (nn.resnet12, _NORMED),
+    "resnet18": (nn.resnet18, _NORMED),
+    "resnet50": (nn.resnet50, _NORMED),
+    "tf_efficientnet_b0": (
+        functools.partial(nn.efficientnet_b0, tensorflow=True),
+        _NORMED,
+    ),
+    "vit_s": (nn.vit_s, ("remat",)),
+}
+
+
+def init_params(config: ConfigDict, learner: Learner, sources: Sources) -> Params:
+    """Return the learner's initial parameters, decided by the seed.
+
+    Raises:
+        UserError: Training is asked for, and every parameter is frozen; or frozen
+            statistics, and no weights that they could come with.
+    """
+    if config.backbone.norm == "batch" and not config.backbone.weights:
+        raise UserError(
+            "backbone.norm='batch' means frozen statistics, which come with weights: "
+            "set backbone.weights, or backbone.norm='group' (statistics of each batch "
+            "would make the features of one image depend on the others, and LITE wrong)"
+        )
+    key = jax.random.fold_in(jax.random.key(config.seed), _INIT)
+    params = learner.init(key, _example_spec(sources("train")))
+    learned = {name: x for name, x in params.items() if name not in learner.frozen}
+    if config.train.steps and not jax.tree.leaves(learned):
+        raise UserError(
+            f"backbone.frozen=True leaves {config.learner} nothing to learn: set "
+            "backbone.frozen=False, or train.steps=0 to test it as it is"
+        )
+    if learner.frozen and not config.backbone.weights:
+        _logger.warning(
+            "the backbone is frozen at its random initialisation: set backbone.weights "
+            "(configs/pretrain.py makes some)"
+        )
+    return params
+
+
+def params_shape(learner: Learner, source: ClassSource) -> Params:
+    """Return the shapes of the learner's parameters, for images like the source's."""
+    spec = _example_spec(source)
+    return jax.eval_shape(lambda key: learner.init(key, spec), jax.random.key(0))
+
+
+def _example_spec(source: ClassSource) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(source.image_shape, jnp.uint8)
+
+
+_INIT = 2**31 - 1  # apart from the steps, which the same key is folded with
