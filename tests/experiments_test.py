@@ -5,7 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+from experiments.macs import count_macs
+from lite_jax import nn
 
 ROOT = Path(__file__).parents[1]
 NAMES = [p.stem for p in ROOT.glob("experiments/*.py") if "__main__" in p.read_text()]
@@ -32,3 +37,31 @@ def test_committed_rows_are_json_of_known_experiments():
         for line in path.read_text().splitlines():
             row = json.loads(line)
             assert row["experiment"] in NAMES and row["versions"]["jax"]
+
+
+@pytest.mark.parametrize(
+    "make, gmacs",
+    [(nn.efficientnet_b0, 0.385), (nn.set_encoder, 0.701), (nn.resnet18, 1.814)],
+)
+def test_macs_of_networks_at_224_pixels_are_the_published_ones(make, gmacs):
+    net, spec = make(), jax.ShapeDtypeStruct((224, 224, 3), jnp.uint8)
+    params = jax.eval_shape(lambda key: net.init(key, spec), jax.random.key(0))
+    one = jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        assert count_macs(net.apply, params, one) / 1e9 == pytest.approx(
+            gmacs, abs=5e-4
+        )
+
+
+def test_macs_of_a_scan_count_as_often_as_it_runs_and_loops_are_refused():
+    matrix = jnp.ones((3, 4))
+
+    def scanned(x):
+        def step(carry, _):
+            return carry + (matrix @ x).sum(), None
+
+        return jax.lax.scan(step, 0.0, length=5)[0]
+
+    assert count_macs(scanned, jnp.ones((4, 2))) == 5 * 3 * 4 * 2
+    with pytest.raises(ValueError, match="trip count"):
+        count_macs(lambda n: jax.lax.fori_loop(0, n, lambda i, x: x * 2.0, 1.0), 3)
