@@ -1,7 +1,7 @@
 """Learners on one pretrained backbone: accuracy, and the cost of adapting to a task.
 
     python -m experiments.learners --root=FOLDER --weights=FILE.safetensors \
-        [--steps=200] [--smoke] [--out=experiments/results/learners.jsonl]
+        [--steps=300] [--smoke] [--out=experiments/results/learners.jsonl]
 
 FOLDER holds folders of photographs (Caltech101 in the results), FILE the ResNet-18 that
 `configs/pretrain.py:folder` trained on its training classes. Four learners start from
@@ -44,9 +44,11 @@ def make_config(arguments: argparse.Namespace, learner: str) -> ConfigDict:
     config.learner = "protonets" if learner == "prototypes" else learner
     config.backbone.weights = arguments.weights
     config.backbone.frozen = learner != "protonets"
+    config.protonets.scale = 0.02  # distances of order 1; no effect on prototypes
     config.optimizer.learning_rate = 1e-4 if learner == "protonets" else 1e-3
     config.inner.steps, config.inner.learning_rate = 50, 0.1
     trains = learner in ("protonets", "simple_cnaps")
+    config.data.augment = "crop" if arguments.root and trains else "none"
     config.train.steps = arguments.steps if trains else 0
     config.valid.tasks = 50
     config.test.tasks = arguments.tasks
@@ -81,7 +83,7 @@ def main() -> None:
     found = parser("accuracy and cost of learners on one pretrained backbone")
     found.add_argument("--root", default="", help="folder of photographs")
     found.add_argument("--weights", default="", help="of the backbone")
-    found.add_argument("--steps", type=int, default=200, help="of meta-training")
+    found.add_argument("--steps", type=int, default=300, help="of meta-training")
     found.add_argument("--tasks", type=int, default=600, help="of each kind of test")
     arguments = found.parse_args()
     for learner in LEARNERS:

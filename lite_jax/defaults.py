@@ -46,6 +46,9 @@ def base_config() -> ConfigDict:
                 "frozen": False,  # not learned: no gradient memory is spent on it
                 "remat": False,  # keep block boundaries alone, in plain and LITE steps
             },
+            "protonets": {
+                "scale": 1.0,  # times the distances; lower for pretrained weights
+            },
             "cnaps": {
                 "film_penalty": 1e-3,  # times the squares of the FiLM amplitudes
             },

@@ -55,7 +55,7 @@ def make_learners(config: ConfigDict, sources: Sources) -> Learners:
 
 
 def _protonets(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    return protonets(backbone, way=way)
+    return protonets(backbone, way=way, scale=config.protonets.scale)
 
 
 def _cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:

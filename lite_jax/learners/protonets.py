@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from lite_jax.class_stats import (
     classes_present,
     euclidean_logits,
 )
+from lite_jax.errors import UserError
 from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
 
 
@@ -26,10 +28,10 @@ class ProtoNetsState(NamedTuple):
     present: jax.Array
 
 
-def protonets(backbone: Network, *, way: int) -> Learner:
+def protonets(backbone: Network, *, way: int, scale: float = 1.0) -> Learner:
     """Return prototypical networks with squared Euclidean distance.
 
-    p(y = k | x) ∝ exp(-‖f_φ(x) - c_k‖²),   c_k = (1/N_k) Σ_{n: y_n = k} f_φ(x_n)
+    p(y = k | x) ∝ exp(-α ‖f_φ(x) - c_k‖²),   c_k = (1/N_k) Σ_{n: y_n = k} f_φ(x_n)
 
     The set sum is that of the per-class features and counts, over the support; the
     whole backbone is learned. At H = N support examples the gradient is exact.
@@ -37,9 +39,15 @@ def protonets(backbone: Network, *, way: int) -> Learner:
     Args:
         backbone: The feature extractor f_φ.
         way: Static maximum of classes in a task; a task may have fewer.
+        scale: α > 0, by which distances are multiplied. The default is the paper's;
+            features of pretrained weights can be hundreds apart, and then learn
+            better from distances of order 1 (Oreshkin et al. 2018).
 
     Returns:
         A `Learner` with parameters "backbone".
+
+    Raises:
+        UserError: `scale` is not positive, or `way` is less than 2.
 
     >>> from lite_jax import exact_sum, nn
     >>> learner = protonets(nn.pixels(), way=2)
@@ -53,9 +61,13 @@ def protonets(backbone: Network, *, way: int) -> Learner:
 
     References:
         Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning", 2017.
+        Oreshkin, Rodríguez, Lacoste, "TADAM: Task dependent adaptive metric for
+        improved few-shot learning", 2018.
         Bronskill et al., "Memory Efficient Meta-Learning with Large Images", 2021.
     """
     check_way(way)
+    if not 0 < scale < math.inf:
+        raise UserError(f"scale={scale}: distances are multiplied by a positive number")
 
     def init(key: Key, example_spec: Any) -> Params:
         return {"backbone": backbone.init(key, example_spec)}
@@ -77,6 +89,9 @@ def protonets(backbone: Network, *, way: int) -> Learner:
 
     def predict(params: Params, task_state: ProtoNetsState, inputs: jax.Array):
         features = backbone.apply(params["backbone"], inputs)
-        return euclidean_logits(features, task_state.prototypes, task_state.present)
+        distances = euclidean_logits(
+            features, task_state.prototypes, task_state.present
+        )
+        return scale * distances
 
     return Learner(init, encode, adapt, predict)
