@@ -7,6 +7,8 @@ unbiased gradient at the memory of one chunk of examples. See `lite_jax.lite`.
 from lite_jax.errors import UserError
 from lite_jax.learners import cnaps, finetuner, maml, protonets, simple_cnaps
 from lite_jax.lite import (
+    Pooled,
+    Sampler,
     batched,
     check_additive,
     exact_grad,
@@ -28,6 +30,8 @@ __all__ = [
     "GradFn",
     "Learner",
     "Network",
+    "Pooled",
+    "Sampler",
     "SetSum",
     "Task",
     "UserError",

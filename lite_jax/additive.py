@@ -3,11 +3,14 @@
     additive(args, examples, weights) -> aggregate        Σ_n w_n · term(args, x_n)
 
 One is what a set sum (`lite_jax.lite`) is handed: linear in the weights, with terms
-that depend on one example each.
+that depend on one example each. A `Pooled` one has two stages, costly features and a
+cheap pooling of them, so that it can be known before any backward pass which examples
+matter.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +21,33 @@ from jax import lax
 from lite_jax.types import Additive, PyTree
 
 
-def per_example(encode: Callable[[PyTree, PyTree], PyTree]) -> Additive:
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+    """An additive function that exposes per-example features: `pool ∘ features`.
+
+    `lite_sum(sampling="sensitivity")` draws examples by the norm of the loss's exact
+    derivative by their features, which `pool` alone is differentiated for.
+
+    Attributes:
+        features: `(args, examples [n]) -> features`, a pytree of arrays `[n, …]`; row i
+            depends on example i alone. What is costly belongs here.
+        pool: `(features, examples, weights [n]) -> aggregate`, linear in the weights,
+            cheap, and without parameters of its own.
+
+    >>> squares = Pooled(lambda a, x: a * x, lambda f, x, weights: weights @ f**2)
+    >>> print(squares(2.0, jnp.array([1.0, 3.0]), jnp.ones(2)))
+    40.0
+    """
+
+    features: Callable[[PyTree, PyTree], PyTree]
+    pool: Callable[[PyTree, PyTree, Any], PyTree]
+
+    def __call__(self, args: PyTree, examples: PyTree, weights: Any) -> PyTree:
+        """Return `Σ_n weights_n · term(args, x_n)`."""
+        return self.pool(self.features(args, examples), examples, weights)
+
+
+def per_example(encode: Callable[[PyTree, PyTree], PyTree]) -> Pooled:
     """Lift an encoder of one example to an additive function.
 
     Args:
@@ -37,7 +66,7 @@ def per_example(encode: Callable[[PyTree, PyTree], PyTree]) -> Additive:
     return batched(jax.vmap(encode, in_axes=(None, 0)))
 
 
-def batched(encode: Callable[[PyTree, PyTree], PyTree]) -> Additive:
+def batched(encode: Callable[[PyTree, PyTree], PyTree]) -> Pooled:
     """Lift an encoder of a batch to an additive function.
 
     Args:
@@ -46,10 +75,12 @@ def batched(encode: Callable[[PyTree, PyTree], PyTree]) -> Additive:
 
     Returns:
         `additive(args, examples, weights)`: Σ_n weights_n · terms_n, accumulated in
-        float32 at least.
+        float32 at least. The terms are its features, all of equal sensitivity.
     """
 
-    def additive(args: PyTree, examples: PyTree, weights: jax.Array) -> PyTree:
+    def pool(terms: PyTree, examples: PyTree, weights: jax.Array) -> PyTree:
+        del examples
+
         def weighted_sum(terms: jax.Array) -> jax.Array:
             # A product, not a sum of products: XLA:CPU of jaxlib 0.10.2 reduces
             # weights · terms wrongly where the terms are large.
@@ -57,9 +88,9 @@ def batched(encode: Callable[[PyTree, PyTree], PyTree]) -> Additive:
             row = weights.astype(terms.dtype)
             return jnp.tensordot(row, terms, 1, precision=lax.Precision.HIGHEST)
 
-        return jax.tree.map(weighted_sum, encode(args, examples))
+        return jax.tree.map(weighted_sum, terms)
 
-    return additive
+    return Pooled(encode, pool)
 
 
 def check_additive(

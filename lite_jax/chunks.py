@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite_jax.additive import accumulation_dtype, leading_axis
-from lite_jax.sampling import Draw
+from lite_jax.additive import Pooled, accumulation_dtype, leading_axis
+from lite_jax.sampling import Draw, sample_all
 from lite_jax.types import Additive, PyTree
 
 
@@ -18,13 +18,48 @@ def whole_sum(
     additive: Additive, args: PyTree, examples: PyTree, mask: jax.Array | None
 ) -> PyTree:
     """Sum all examples in one call; `mask` None means that all are real."""
+    return in_accumulators(additive(args, *all_weighted(examples, mask)))
+
+
+def all_weighted(examples: PyTree, mask: jax.Array | None) -> tuple[PyTree, jax.Array]:
+    """Return the set with weights 1, and in place of padding a real one at weight 0."""
     if mask is None:
-        weights = jnp.ones(leading_axis(examples))
-    else:
-        weights, first = mask.astype(float), jnp.argmax(mask)
-        rows = jnp.where(mask, jnp.arange(mask.size), first)
-        examples = _take(examples, rows)
-    return in_accumulators(additive(args, examples, weights))
+        return examples, jnp.ones(leading_axis(examples))
+    rows = jnp.where(mask, jnp.arange(mask.size), jnp.argmax(mask))
+    return _take(examples, rows), mask.astype(float)
+
+
+def pooled_sum(
+    additive: Pooled,
+    args: PyTree,
+    examples: PyTree,
+    mask: jax.Array | None,
+    chunk_size: int | None,
+) -> tuple[PyTree, PyTree]:
+    """Return the sum of a `Pooled` function, and the features `[n, …]` on its way."""
+
+    def both(chunk: PyTree, weights: jax.Array) -> tuple[PyTree, PyTree]:
+        features = additive.features(args, chunk)
+        return additive.pool(features, chunk, weights), features
+
+    size = leading_axis(examples)
+    if chunk_size is None or chunk_size >= size:
+        total, features = both(*all_weighted(examples, mask))
+        return in_accumulators(total), features
+
+    def add_chunk(carry: PyTree, chunk: PyTree, weights: jax.Array) -> PyTree:
+        (totals, table), (members, rows) = carry, chunk
+        total, features = both(members, weights)
+        table = jax.tree.map(lambda t, f: t.at[rows].set(f), table, features)
+        return _add(totals, total), table
+
+    everything = sample_all(full_mask(examples, mask))
+    first_chunk = take_chunk(examples, everything, 0, chunk_size)
+    total, features = jax.eval_shape(both, *first_chunk)
+    table = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), features)
+    start = jax.tree.map(zeros_for, total), table
+    numbered = examples, jnp.arange(size, dtype=jnp.int32)
+    return fold_chunks(add_chunk, start, numbered, everything, chunk_size)
 
 
 def chunked_sum(
@@ -34,20 +69,35 @@ def chunked_sum(
     draw: Draw,
     chunk_size: int,
 ) -> PyTree:
-    """Add `summand(chunk, weights)` over the chunks of a draw, `zeros` first.
+    """Add `summand(chunk, weights)` over the chunks of a draw, `zeros` first."""
+
+    def add_chunk(totals: PyTree, chunk: PyTree, weights: jax.Array) -> PyTree:
+        return _add(totals, summand(chunk, weights))
+
+    return fold_chunks(add_chunk, zeros, examples, draw, chunk_size)
+
+
+def fold_chunks(
+    body: Callable[[PyTree, PyTree, jax.Array], PyTree],
+    carry: PyTree,
+    examples: PyTree,
+    draw: Draw,
+    chunk_size: int,
+) -> PyTree:
+    """Return what `carry = body(carry, chunk, weights)` makes of all chunks of a draw.
 
     The trip count follows the draw, not the padded size, so that one compilation
     serves all set sizes at their own cost.
     """
     chunk_size = min(chunk_size, draw.indices.size)
 
-    def add_chunk(step, totals):
-        return _add(totals, summand(*take_chunk(examples, draw, step, chunk_size)))
+    def next_chunk(step, carry):
+        return body(carry, *take_chunk(examples, draw, step, chunk_size))
 
     if draw.indices.size == chunk_size:
-        return add_chunk(0, zeros)
+        return next_chunk(0, carry)
     steps = (draw.num_drawn + chunk_size - 1) // chunk_size
-    return lax.fori_loop(0, steps, add_chunk, zeros)
+    return lax.fori_loop(0, steps, next_chunk, carry)
 
 
 def take_chunk(

@@ -66,7 +66,9 @@ def base_config() -> ConfigDict:
                 "estimator": "lite",
                 "num_backprop": 20,  # H; lower: faster steps, noisier gradients
                 "chunk_size": 50,  # images at once: sets the memory, never results
-                "sampling": "uniform",  # uniform | with_replacement
+                # uniform | with_replacement | stratified | sensitivity |
+                # stratified_sensitivity
+                "sampling": "uniform",
             },
             "optimizer": {
                 "learning_rate": 1e-3,  # of Adam

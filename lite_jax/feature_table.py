@@ -17,15 +17,20 @@ from lite_jax.types import Examples
 
 
 class Slotted(NamedTuple):
-    """Images `[n, …]`, and a one in the place of each one's row, `slot [n, rows]`."""
+    """Images `[n, …]`, and a one in the place of each one's row, `slot [n, rows]`.
+
+    The labels `[n]` take no part in the sum; `lite_sum` can draw by class with them.
+    """
 
     inputs: jax.Array
     slot: jax.Array
+    labels: jax.Array
 
 
 def with_slots(examples: Examples) -> Slotted:
     """Return the images with a row for each, in their order."""
-    return Slotted(examples.inputs, jnp.eye(examples.mask.size, dtype=jnp.float32))
+    slot = jnp.eye(examples.mask.size, dtype=jnp.float32)
+    return Slotted(examples.inputs, slot, examples.labels)
 
 
 def add_rows(features: jax.Array, slot: jax.Array, weights: jax.Array) -> jax.Array:

@@ -21,8 +21,8 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,25 +30,40 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from lite_jax.additive import (
+    Pooled,
+    accumulation_dtype,
     batched,
     check_additive,
     leading_axis,
     per_example,
 )
 from lite_jax.chunks import (
+    all_weighted,
     chunked_sum,
     full_mask,
     in_accumulators,
+    pooled_sum,
     take_chunk,
     whole_sum,
     zeros_for,
 )
-from lite_jax.errors import unknown_name
+from lite_jax.errors import UserError, unknown_name
 from lite_jax.partition import merge
-from lite_jax.sampling import SAMPLERS, Draw, Sampler, sample_all, sample_uniform
+from lite_jax.sampling import (
+    LABELS,
+    SAMPLERS,
+    SCORES,
+    Draw,
+    Population,
+    Sampler,
+    sample_all,
+    sample_uniform,
+)
 from lite_jax.types import Key, PyTree, SetSum
 
 __all__ = [
+    "Pooled",
+    "Sampler",
     "batched",
     "check_additive",
     "exact_grad",
@@ -88,9 +103,7 @@ def exact_sum(chunk_size: int | None = None) -> SetSum:
         mask = _checked_mask(examples, mask)
         if chunk_size is None:
             return whole_sum(additive, args, lax.stop_gradient(examples), mask)
-        return _recomputed_sum(
-            additive, sample_all, chunk_size, args, examples, None, mask
-        )
+        return _recomputed_sum(additive, _ALL, chunk_size, args, examples, None, mask)
 
     return set_sum
 
@@ -112,19 +125,23 @@ def lite_sum(
         at H = N without replacement. (An optimiser that is not linear in the
         gradient, such as Adam, does not make an unbiased update of it.) Memory: one
         chunk, forward or backward, whatever N and H (without a chunk size, N forward
-        and H backward); nothing is kept in between but the inputs. Compute: N + H
-        forward and H backward passes. Differentiable once, in reverse mode.
+        and H backward); nothing is kept in between but the inputs, and under
+        sensitivity the features. Compute: N + H forward and H backward passes.
+        Differentiable once, in reverse mode.
 
     Args:
         num_backprop: H, the number of examples that are back-propagated, 1 or more.
             Above the number of real examples it is that number.
         chunk_size: Examples encoded at once; None encodes all N at once.
-        sampling: "uniform" (without replacement), "with_replacement", or a `Sampler`
-            of your own.
+        sampling: "uniform" (without replacement), "with_replacement", "stratified" (by
+            class), "sensitivity" (what matters more to the loss is drawn more often),
+            "stratified_sensitivity" (both: the least variance once trained), or a
+            `Sampler` of your own. See `lite_jax.sampling`.
 
     Raises:
         ValueError: H < 1, chunk size < 1, or H > N where no mask says that N varies.
-        UserError: An unknown sampling rule.
+        UserError: An unknown sampling rule; strata without labels; sensitivity where
+            the additive function exposes no features.
 
     >>> cube = per_example(lambda a, x: a * x**3)
     >>> x = jnp.array([1.0, 2.0, 3.0])
@@ -139,20 +156,22 @@ def lite_sum(
     """
     _check_positive("num_backprop", num_backprop)
     _check_positive("chunk_size", chunk_size, optional=True)
-    if not callable(sampling) and sampling not in SAMPLERS:
+    if not isinstance(sampling, Sampler) and sampling not in SAMPLERS:
         raise unknown_name("sampling", sampling, SAMPLERS)
-    sampler = sampling if callable(sampling) else SAMPLERS[sampling]
+    sampler = sampling if isinstance(sampling, Sampler) else SAMPLERS[sampling]
 
     def set_sum(additive, args, examples, key, mask=None):
         _check_key("lite_sum", key)
+        _check_needs(sampler, additive, examples)
         mask = _checked_mask(examples, mask)
         size = _clip_to_set("num_backprop", num_backprop, examples, mask)
         seed, open_seed = _consume(key)
 
-        def draw(seed: jax.Array, mask: jax.Array) -> Draw:
-            return sampler(open_seed(seed), mask, size)
+        def draw(seed: jax.Array, population: Population) -> Draw:
+            return sampler.draw(open_seed(seed), population, size)
 
-        return _recomputed_sum(additive, draw, chunk_size, args, examples, seed, mask)
+        rule = _Rule(draw, sampler.needs)
+        return _recomputed_sum(additive, rule, chunk_size, args, examples, seed, mask)
 
     return set_sum
 
@@ -181,7 +200,7 @@ def subsample_sum(num_examples: int) -> SetSum:
         _check_key("subsample_sum", key)
         mask = _checked_mask(examples, mask)
         size = _clip_to_set("num_examples", num_examples, examples, mask)
-        draw = sample_uniform(key, full_mask(examples, mask), size)
+        draw = sample_uniform(key, Population(full_mask(examples, mask)), size)
         sample = take_chunk(lax.stop_gradient(examples), draw, 0, size)
         return in_accumulators(additive(args, *sample))
 
@@ -201,40 +220,58 @@ def _consume(key: Key) -> tuple[jax.Array, Callable[[jax.Array], Key]]:
     return jax.random.key_data(fresh), wrap
 
 
+class _Rule(NamedTuple):
+    """Which examples the backward pass takes: `draw(seed, population)`."""
+
+    draw: Callable[[Any, Population], Draw]
+    needs: tuple[str, ...] = ()
+
+
+_ALL = _Rule(lambda seed, population: sample_all(population.mask))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _recomputed_sum(additive, draw, chunk_size, args, examples, seed, mask):
-    """Sum exactly; in the backward pass, recompute the examples that `draw` picks."""
+def _recomputed_sum(additive, rule, chunk_size, args, examples, seed, mask):
+    """Sum exactly; in the backward pass, recompute the examples that `rule` picks."""
     if chunk_size is None or chunk_size >= leading_axis(examples):
         return whole_sum(additive, args, examples, mask)
-    everything = sample_all(seed, full_mask(examples, mask))
+    everything = sample_all(full_mask(examples, mask))
     summand = functools.partial(additive, args)
     first_chunk = take_chunk(examples, everything, 0, chunk_size)
     zeros = jax.tree.map(zeros_for, jax.eval_shape(summand, *first_chunk))
     return chunked_sum(summand, zeros, examples, everything, chunk_size)
 
 
-def _forward(additive, draw, chunk_size, args, examples, seed, mask):
+def _forward(additive, rule, chunk_size, args, examples, seed, mask):
     value = functools.partial(jax.tree.map, lambda leaf: leaf.value)
     varied = jax.tree.map(lambda x: x.value if _varies(x) else None, args)
     fixed = jax.tree.map(lambda x: None if _varies(x) else x.value, args)
-    inputs = value(examples), value(seed), value(mask)
-    total = _recomputed_sum(additive, draw, chunk_size, value(args), *inputs)
-    return total, (varied, fixed, *inputs)
+    args, examples, seed, mask = map(value, (args, examples, seed, mask))
+    if SCORES in rule.needs:
+        total, features = pooled_sum(additive, args, examples, mask, chunk_size)
+    else:
+        inputs = args, examples, seed, mask
+        total, features = _recomputed_sum(additive, rule, chunk_size, *inputs), None
+    return total, (varied, fixed, features, examples, seed, mask)
 
 
-def _backward(additive, draw, chunk_size, residuals, cotangent):
-    varied, fixed, examples, seed, mask = residuals
-    picked = draw(seed, full_mask(examples, mask))
+def _backward(additive, rule, chunk_size, residuals, cotangent):
+    varied, fixed, features, examples, seed, mask = residuals
     cotangent = jax.tree.map(_instantiate, cotangent)
+    population = Population(
+        full_mask(examples, mask),
+        _labels(examples) if LABELS in rule.needs else None,
+        _sensitivity(additive, features, examples, mask, cotangent)
+        if SCORES in rule.needs
+        else None,
+    )
+    picked = rule.draw(seed, population)
 
     def pull_back(chunk: PyTree, weights: jax.Array) -> PyTree:
         def summand(varied: PyTree) -> PyTree:
             return additive(merge(varied, fixed), chunk, weights)
 
-        total, vjp = jax.vjp(summand, varied)
-        (gradient,) = vjp(
-            jax.tree.map(lambda c, t: c.astype(t.dtype), cotangent, total)
-        )
+        (gradient,) = _vjp(summand, varied, cotangent)
         return gradient
 
     size = chunk_size or picked.indices.size
@@ -357,6 +394,51 @@ def _substitute(fun: Callable[..., Any], set_sum: SetSum) -> Callable[..., Any]:
 def _varies(leaf: Any) -> bool:
     """Say whether an argument, as a forward rule gets it, is differentiated."""
     return leaf.perturbed and jnp.issubdtype(jnp.result_type(leaf.value), jnp.inexact)
+
+
+def _sensitivity(
+    additive: Pooled, features: PyTree, examples: PyTree, mask: Any, cotangent: PyTree
+) -> jax.Array:
+    """Return `[n]`: the norms of ∂⟨cotangent, Σ terms⟩ / ∂features."""
+    examples, weights = all_weighted(examples, mask)
+
+    def pooled(features: PyTree) -> PyTree:
+        return additive.pool(features, examples, weights)
+
+    (gradient,) = _vjp(pooled, features, cotangent)
+    squares = [
+        jnp.sum(jnp.square(g.astype(accumulation_dtype(g.dtype))), range(1, g.ndim))
+        for g in jax.tree.leaves(gradient)
+    ]
+    return jnp.sqrt(sum(squares[1:], squares[0]))
+
+
+def _vjp(fun: Callable[[Any], PyTree], at: PyTree, cotangent: PyTree) -> tuple[PyTree]:
+    """Pull a cotangent back, in the dtypes of the values of `fun`."""
+    total, vjp = jax.vjp(fun, at)
+    return vjp(jax.tree.map(lambda c, t: c.astype(t.dtype), cotangent, total))
+
+
+def _labels(examples: PyTree) -> jax.Array | None:
+    """Return the labels that a set of examples holds, by attribute or by key."""
+    if isinstance(examples, Mapping):
+        return examples.get(LABELS)
+    return getattr(examples, LABELS, None)
+
+
+def _check_needs(sampler: Sampler, additive: Any, examples: PyTree) -> None:
+    if LABELS in sampler.needs and _labels(examples) is None:
+        raise UserError(
+            "sampling by strata needs the examples' classes: pass examples with an "
+            "attribute or key 'labels' [n], or choose sampling='uniform' or "
+            "'sensitivity'"
+        )
+    if SCORES in sampler.needs and not isinstance(additive, Pooled):
+        raise UserError(
+            "sampling by sensitivity needs the features of an example, and this "
+            "additive function exposes none: make it with lite_jax.Pooled(features, "
+            "pool), or choose sampling='stratified' or 'uniform'"
+        )
 
 
 def _instantiate(cotangent: Any) -> jax.Array:

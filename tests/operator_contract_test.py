@@ -20,6 +20,9 @@ OPERATORS = {
         True,
         False,
     ),
+    "lite stratified": (lambda h: lite_sum(h, 3, "stratified"), True, True),
+    "lite by sensitivity": (lambda h: lite_sum(h, None, "sensitivity"), True, True),
+    "lite by both": (lambda h: lite_sum(h, 3, "stratified_sensitivity"), True, True),
     "subsample": (subsample_sum, False, True),
 }
 rows = pytest.mark.parametrize("name", OPERATORS)
@@ -38,6 +41,7 @@ def problem():
     examples = {
         "x": jnp.array(rng.normal(size=(N, 3))),
         "k": jnp.arange(N, dtype=jnp.int32),
+        "labels": jnp.arange(N, dtype=jnp.int32) % 3,
     }
     return args, examples
 
@@ -160,10 +164,13 @@ def test_gradient_of_a_mean_over_tasks_is_the_mean_gradient(name, problem):
 @rows
 def test_sums_are_in_float32_at_least(name):
     make, *_ = OPERATORS[name]
-    terms = jnp.full(N, 0.1, jnp.bfloat16)
+    terms = {
+        "x": jnp.full(N, 0.1, jnp.bfloat16),
+        "labels": jnp.arange(N, dtype=jnp.int32),
+    }
 
     def total(w, dtype):
-        additive = batched(lambda w, x: w.astype(dtype) * x.astype(dtype))
+        additive = batched(lambda w, terms: w.astype(dtype) * terms["x"].astype(dtype))
         return make(N)(additive, w, terms, jax.random.key(0))
 
     assert total(jnp.bfloat16(1), jnp.bfloat16).dtype == jnp.float32

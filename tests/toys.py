@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lite_jax import Examples, Network, Task, batched, lite_sum
-from lite_jax.sampling import Draw
+from lite_jax.sampling import Draw, Sampler
 
 
 def network(features=3):
@@ -136,12 +136,12 @@ def mean_over_subsets(
     num_free = 1 if shared else found.shape[1]
     assert len(seed_of) == len(choices) ** num_free
 
-    def sampler(key, mask, size):
-        del mask
+    def draw(key, population, size):
+        del population
         weights = jnp.full(size, num_support / size)
         return Draw(choices[chosen(key)], weights, jnp.int32(size))
 
-    operator = lite_sum(num_backprop, chunk_size=1, sampling=sampler)
+    operator = lite_sum(num_backprop, chunk_size=1, sampling=Sampler(draw))
 
     def gradient(seed):
         key = jax.random.wrap_key_data(seed)

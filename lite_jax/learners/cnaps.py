@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lite_jax.additive import Pooled, batched
 from lite_jax.class_stats import (
     ClassSums,
     LinearClassifier,
@@ -25,7 +26,6 @@ from lite_jax.class_stats import (
 )
 from lite_jax.errors import UserError
 from lite_jax.feature_table import Slotted, add_rows, with_slots
-from lite_jax.lite import batched
 from lite_jax.mahalanobis import (
     MahalanobisState,
     fit_mahalanobis,
@@ -125,14 +125,14 @@ class _Head(NamedTuple):
     Attributes:
         init: `(key, feature size) -> params`.
         members: `support -> examples` of the sum, which have `inputs`.
-        additive: `(features [n, d], examples, weights) -> aggregate`.
+        pool: `(features [n, d], examples, weights) -> aggregate`.
         fit: `(params, aggregate, support) -> classifier`.
         logits: `(classifier, features [m, d]) -> [m, way]`.
     """
 
     init: Callable[..., Params]
     members: Callable[[Examples], PyTree]
-    additive: Callable[..., PyTree]
+    pool: Callable[..., PyTree]
     fit: Callable[..., PyTree]
     logits: Callable[..., jax.Array]
 
@@ -167,9 +167,10 @@ def _film_learner(
         own = head.init(keys[3], size)
         return params | ({"head": own} if own else {})
 
-    def additive(args: PyTree, examples: Any, weights: jax.Array) -> PyTree:
-        features = backbone.apply(args[0], examples.inputs, args[1])
-        return head.additive(features, examples, weights)
+    def features(args: PyTree, examples: Any) -> jax.Array:
+        return backbone.apply(args[0], examples.inputs, args[1])
+
+    additive = Pooled(features, head.pool)
 
     def encode(args: PyTree, example: PyTree) -> PyTree:
         return additive(args, jax.tree.map(lambda x: x[None], example), jnp.ones(1))
@@ -200,7 +201,7 @@ def _linear_head(way: int) -> _Head:
     def init(key: Key, size: int) -> Params:
         return linear_hypernet(size).init(key)
 
-    def additive(features: jax.Array, examples: Examples, weights: jax.Array):
+    def pool(features: jax.Array, examples: Examples, weights: jax.Array):
         return class_sums(features, examples.labels, weights, way)
 
     def fit(params: Params, totals: ClassSums, support: Examples) -> LinearClassifier:
@@ -209,15 +210,15 @@ def _linear_head(way: int) -> _Head:
         present = classes_present(support.labels, support.mask, way)
         return LinearClassifier(weights, biases, present)
 
-    return _Head(init, lambda support: support, additive, fit, linear_logits)
+    return _Head(init, lambda support: support, pool, fit, linear_logits)
 
 
 def _mahalanobis_head(way: int) -> _Head:
-    def additive(features: jax.Array, examples: Slotted, weights: jax.Array):
+    def pool(features: jax.Array, examples: Slotted, weights: jax.Array):
         return add_rows(features, examples.slot, weights)
 
     def fit(params: None, table: jax.Array, support: Examples) -> MahalanobisState:
         del params
         return fit_mahalanobis(table, support.labels, support.mask, way)
 
-    return _Head(lambda key, size: {}, with_slots, additive, fit, mahalanobis_logits)
+    return _Head(lambda key, size: {}, with_slots, pool, fit, mahalanobis_logits)

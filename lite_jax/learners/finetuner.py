@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from lite_jax.additive import Pooled
 from lite_jax.class_stats import (
     LinearClassifier,
     check_labels,
@@ -75,9 +76,13 @@ def finetuner(
     def init(key: Key, example_spec: Any) -> Params:
         return {"backbone": backbone.init(key, example_spec)}
 
-    def additive(params: Params, examples: Slotted, weights: jax.Array) -> jax.Array:
-        features = backbone.apply(params, examples.inputs)
+    def features(params: Params, examples: Slotted) -> jax.Array:
+        return backbone.apply(params, examples.inputs)
+
+    def pool(features: jax.Array, examples: Slotted, weights: jax.Array) -> jax.Array:
         return add_rows(features, examples.slot, weights)
+
+    additive = Pooled(features, pool)
 
     def encode(params: Params, example: Slotted) -> jax.Array:
         return additive(params, jax.tree.map(lambda x: x[None], example), jnp.ones(1))

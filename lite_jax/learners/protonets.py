@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lite_jax.additive import Pooled
 from lite_jax.class_stats import (
     ClassSums,
     check_labels,
@@ -72,9 +73,13 @@ def protonets(backbone: Network, *, way: int, scale: float = 1.0) -> Learner:
     def init(key: Key, example_spec: Any) -> Params:
         return {"backbone": backbone.init(key, example_spec)}
 
-    def additive(params: Params, examples: Examples, weights: jax.Array) -> ClassSums:
-        features = backbone.apply(params["backbone"], examples.inputs)
+    def features(params: Params, examples: Examples) -> jax.Array:
+        return backbone.apply(params["backbone"], examples.inputs)
+
+    def pool(features: jax.Array, examples: Examples, weights: jax.Array) -> ClassSums:
         return class_sums(features, examples.labels, weights, way)
+
+    additive = Pooled(features, pool)
 
     def encode(params: Params, example: Examples) -> ClassSums:
         return additive(params, jax.tree.map(lambda x: x[None], example), jnp.ones(1))
