@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-import toys
 
+from experiments import toys
 from lite_jax import (
     batched,
     episode_grad,

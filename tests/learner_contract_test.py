@@ -1,4 +1,4 @@
-"""What every learner must do; a new learner adds a row to `LEARNERS`."""
+"""What every learner must do; a new learner adds a row to `toys.LEARNERS`."""
 
 import functools
 
@@ -7,69 +7,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toys
 
+from experiments import toys
 from lite_jax import (
     Examples,
     Task,
     check_additive,
-    cnaps,
     episode_grad,
     episode_loss,
     exact_grad,
     exact_sum,
     exact_value_and_grad,
-    finetuner,
     lite_grad,
     lite_sum,
     lite_value_and_grad,
-    maml,
     per_example,
-    protonets,
-    simple_cnaps,
 )
-from lite_jax.learners import inner_rules
 
 WAY, NUM_SUPPORT = 3, 6
 CLOSE = {"rtol": 1e-9, "atol": 1e-13}
-SMALL_ENCODER = {"embedding": toys.network(4), "embedding_size": 4}
-LEARNERS = {
-    # name: (learner of `way` classes, the keys of its set sums, made from its key)
-    "protonets": (lambda way: protonets(toys.network(), way=way), lambda key: [key]),
-    "cnaps": (
-        lambda way: cnaps(toys.film_network(), way=way, **SMALL_ENCODER),
-        jax.random.split,
-    ),
-    "simple_cnaps": (
-        lambda way: simple_cnaps(toys.film_network(), way=way, **SMALL_ENCODER),
-        jax.random.split,
-    ),
-    "simple_cnaps, more features than examples": (
-        lambda way: simple_cnaps(toys.film_network(9), way=way, **SMALL_ENCODER),
-        jax.random.split,
-    ),
-    "maml": (
-        lambda way: maml(toys.network(), way=way, steps=2, rule=inner_rules.sgd(0.5)),
-        jax.random.split,
-    ),
-    "maml++": (
-        lambda way: maml(
-            toys.network(), way=way, steps=2, rule=inner_rules.learned_sgd(0.5)
-        ),
-        jax.random.split,
-    ),
-    "finetuner": (
-        lambda way: finetuner(toys.network(), way=way, steps=3),
-        lambda key: [key],
-    ),
-    "finetuner with FiLM": (
-        lambda way: finetuner(toys.film_network(), way=way, steps=2, film=True),
-        jax.random.split,
-    ),
-}
 
 
-@pytest.fixture(params=LEARNERS)
+@pytest.fixture(params=toys.LEARNERS)
 def case(request):
     return made(request.param)
 
@@ -77,13 +36,7 @@ def case(request):
 @functools.cache
 def made(name):
     """The learner of a name, its parameters, and the keys of its sums."""
-    make, sum_keys = LEARNERS[name]
-    learner = make(WAY)
-    spec = jax.ShapeDtypeStruct((2, 2, 1), jnp.float64)
-    params = learner.init(jax.random.key(7), spec)
-    if "film" in params:  # so that generated FiLM parameters matter
-        params["film"]["amplitude"] *= 300
-    return learner, params, sum_keys
+    return *toys.make_learner(name, WAY), toys.LEARNERS[name][1]
 
 
 @functools.cache
@@ -244,15 +197,15 @@ def test_permuted_labels_permute_the_logits(case):
     )
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", toys.LEARNERS)
 def test_what_the_learner_sums_is_additive(name):
     for additive, args, examples, _ in sums_of(name):
         check_additive(additive, args, examples, rtol=1e-10)
-    sum_keys = LEARNERS[name][1]
+    sum_keys = toys.LEARNERS[name][1]
     assert len(sums_of(name)) == len(list(sum_keys(jax.random.key(0))))
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", toys.LEARNERS)
 def test_encode_gives_the_terms_of_the_last_sum(name):
     _, args, examples, total = sums_of(name)[-1]
     encode = made(name)[0].encode
@@ -333,10 +286,10 @@ def test_shapes_are_as_documented(case):
 
 
 @pytest.mark.parametrize("way", [-1, 0, 1])
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", toys.LEARNERS)
 def test_fewer_than_two_classes_are_refused(name, way):
     with pytest.raises(ValueError, match=f"way={way}"):
-        LEARNERS[name][0](way)
+        toys.LEARNERS[name][0](way)
 
 
 def test_frozen_parameters_have_no_gradient_and_the_others_the_plain_one(case, key):

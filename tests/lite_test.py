@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toys
 
+from experiments import toys
 from lite_jax import (
     batched,
     check_additive,

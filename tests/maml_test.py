@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toys
 
+from experiments import toys
 from lite_jax import (
     Examples,
     Task,

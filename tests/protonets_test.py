@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-import toys
 
+from experiments import toys
 from lite_jax import UserError, exact_sum, protonets
 
 

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toys
 
+from experiments import toys
 from lite_jax import (
     Pooled,
     UserError,
-    cnaps,
     episode_loss,
     exact_grad,
     exact_sum,
@@ -21,7 +20,6 @@ from lite_jax import (
     lite_sum,
     maml,
     protonets,
-    simple_cnaps,
 )
 from lite_jax.sampling import (
     SAMPLERS,
@@ -245,16 +243,7 @@ def test_scores_are_the_derivatives_by_the_features():
         np.testing.assert_allclose(seen["scores"], expected, rtol=1e-12)
 
 
-SMALL_ENCODER = {"embedding": toys.network(4), "embedding_size": 4}
-LEARNERS = {
-    "protonets": lambda: protonets(toys.network(), way=3),
-    "cnaps": lambda: cnaps(toys.film_network(), way=3, **SMALL_ENCODER),
-    "simple_cnaps": lambda: simple_cnaps(toys.film_network(), way=3, **SMALL_ENCODER),
-}
-
-
-def flat(tree):
-    return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
+LEARNERS = ("protonets", "cnaps", "simple_cnaps")
 
 
 @pytest.mark.parametrize("chunk_size", [None, 2])
@@ -262,8 +251,8 @@ def flat(tree):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_gradients_of_learners_are_unbiased(name, sampling, chunk_size):
     """The mean of 3000 draws is as far from exact as their own deviation says."""
-    loss, task = episode_loss(LEARNERS[name]()), toys.task(9, support_padding=2)
-    params = LEARNERS[name]().init(jax.random.key(1), task.support.inputs[0])
+    learner, params = toys.make_learner(name)
+    loss, task = episode_loss(learner), toys.task(9, support_padding=2)
     exact, aux = exact_grad(loss, has_aux=True)(params, task, jax.random.key(0))
     gradient = lite_grad(
         loss, num_backprop=3, chunk_size=chunk_size, sampling=sampling, has_aux=True
@@ -271,14 +260,14 @@ def test_gradients_of_learners_are_unbiased(name, sampling, chunk_size):
 
     def one(key):
         gradients, aux = gradient(params, task, key)
-        return flat(gradients), aux
+        return toys.flat(gradients), aux
 
     keys = jax.random.split(jax.random.key(2), 3000)
     with jax.debug_key_reuse(False):  # its tracer has no rule for a batched loop
         each, found = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=100))(keys)
     spread = float(jnp.sqrt(each.var(0).sum() / len(keys)))
-    error = float(jnp.linalg.norm(each.mean(0) - flat(exact)))
-    assert 0 < spread < 0.2 * float(jnp.linalg.norm(flat(exact)))
+    error = float(jnp.linalg.norm(each.mean(0) - toys.flat(exact)))
+    assert 0 < spread < 0.2 * float(jnp.linalg.norm(toys.flat(exact)))
     assert error < 2 * spread
     np.testing.assert_allclose(found["accuracy"], float(aux["accuracy"]))
 

@@ -1,17 +1,36 @@
-"""Small float64 problems whose gradients can be enumerated."""
+"""Small float64 problems whose gradients can be enumerated; the tests share them."""
+
+from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lite_jax import Examples, Network, Task, batched, lite_sum
+from lite_jax import (
+    Examples,
+    Learner,
+    Network,
+    SetSum,
+    Task,
+    batched,
+    cnaps,
+    finetuner,
+    lite_sum,
+    maml,
+    protonets,
+    simple_cnaps,
+)
+from lite_jax.learners import inner_rules
 from lite_jax.sampling import Draw, Sampler
+from lite_jax.types import Key, Params, PyTree
 
 
-def network(features=3):
-    """A smooth two-layer network on images of any size, in float64."""
+def network(features: int = 3) -> Network:
+    """Return a smooth two-layer network on images of any size, in float64."""
 
     def init(key, example_spec):
         first, second = jax.random.split(key)
@@ -28,8 +47,8 @@ def network(features=3):
     return Network(init, apply)
 
 
-def film_network(features=3):
-    """The same with one FiLM place, and a smooth layer after it."""
+def film_network(features: int = 3) -> Network:
+    """Return the same with one FiLM place, and a smooth layer after it."""
     plain = network(features)
 
     def apply(params, inputs, film=None):
@@ -44,8 +63,15 @@ def film_network(features=3):
     return Network(plain.init, apply, identity_film)
 
 
-def task(num_support=6, num_query=4, way=3, support_padding=0, query_padding=0, seed=0):
-    """A task of 2×2 images; the padding holds rubbish that must not count."""
+def task(
+    num_support: int = 6,
+    num_query: int = 4,
+    way: int = 3,
+    support_padding: int = 0,
+    query_padding: int = 0,
+    seed: int = 0,
+) -> Task:
+    """Return a task of 2×2 images; the padding holds rubbish that must not count."""
     rng = np.random.default_rng(seed)
 
     def examples(count, padding):
@@ -62,8 +88,55 @@ def task(num_support=6, num_query=4, way=3, support_padding=0, query_padding=0, 
     )
 
 
-def nested_params(key):
-    """Parameters of `nested_loss`."""
+SMALL_ENCODER: dict[str, Any] = {"embedding": network(4), "embedding_size": 4}
+LEARNERS: dict[str, tuple[Callable[[int], Learner], Callable[[Key], Any]]] = {
+    # name: (learner of `way` classes, the keys of its set sums, made from its key)
+    "protonets": (lambda way: protonets(network(), way=way), lambda key: [key]),
+    "cnaps": (
+        lambda way: cnaps(film_network(), way=way, **SMALL_ENCODER),
+        jax.random.split,
+    ),
+    "simple_cnaps": (
+        lambda way: simple_cnaps(film_network(), way=way, **SMALL_ENCODER),
+        jax.random.split,
+    ),
+    "simple_cnaps, more features than examples": (
+        lambda way: simple_cnaps(film_network(9), way=way, **SMALL_ENCODER),
+        jax.random.split,
+    ),
+    "maml": (
+        lambda way: maml(network(), way=way, steps=2, rule=inner_rules.sgd(0.5)),
+        jax.random.split,
+    ),
+    "maml++": (
+        lambda way: maml(
+            network(), way=way, steps=2, rule=inner_rules.learned_sgd(0.5)
+        ),
+        jax.random.split,
+    ),
+    "finetuner": (
+        lambda way: finetuner(network(), way=way, steps=3),
+        lambda key: [key],
+    ),
+    "finetuner with FiLM": (
+        lambda way: finetuner(film_network(), way=way, steps=2, film=True),
+        jax.random.split,
+    ),
+}
+
+
+def make_learner(name: str, way: int = 3) -> tuple[Learner, Params]:
+    """Return a learner of the table, and its parameters."""
+    learner = LEARNERS[name][0](way)
+    spec = jax.ShapeDtypeStruct((2, 2, 1), jnp.float64)
+    params = learner.init(jax.random.key(7), spec)
+    if "film" in params:  # so that generated FiLM parameters matter
+        params["film"]["amplitude"] *= 300
+    return learner, params
+
+
+def nested_params(key: Key) -> Params:
+    """Return parameters of `nested_loss`."""
     first, second = jax.random.split(key)
     return {
         "embed": jax.random.normal(first, (4, 3)) / 2,
@@ -71,8 +144,8 @@ def nested_params(key):
     }
 
 
-def nested_loss(params, task, key, *, set_sum):
-    """A two-stage learner in CNAPs' manner: the mean embedding shapes the features."""
+def nested_loss(params: Params, task: Task, key: Key, *, set_sum: SetSum) -> Any:
+    """Return the loss of a learner whose mean embedding shapes its features."""
     keys = jax.random.split(key)
     support, count = task.support, task.support.mask.sum(dtype=float)
 
@@ -95,18 +168,23 @@ def nested_loss(params, task, key, *, set_sum):
     return jnp.where(task.query.mask, jnp.sin(distances), 0).sum()
 
 
-def _flat(inputs):
+def _flat(inputs: jax.Array) -> jax.Array:
     return inputs.reshape(inputs.shape[0], -1)
 
 
-def subsets(count, size):
-    """All subsets of `size` of `count` examples, `[number, size]`."""
+def subsets(count: int, size: int) -> jax.Array:
+    """Return all subsets of `size` of `count` examples, `[number, size]`."""
     return jnp.array(list(itertools.combinations(range(count), size)), jnp.int32)
 
 
 def mean_over_subsets(
-    fun, args, num_support, num_backprop, sum_keys=lambda key: [key], shared=False
-):
+    fun: Callable[..., Any],
+    args: tuple[Params, Task, Key],
+    num_support: int,
+    num_backprop: int,
+    sum_keys: Callable[[Key], Any] = lambda key: [key],
+    shared: bool = False,
+) -> PyTree:
     """Enumerate the mean gradient of `fun(params, task, key, set_sum)` over all draws.
 
     The subset of a sum is read off its key, and keys are searched for until every
@@ -152,8 +230,12 @@ def mean_over_subsets(
     return jax.tree.map(lambda g: g.mean(0), each)
 
 
-def relative_error(found, expected):
-    """The norm of the difference relative to that of `expected`, over all leaves."""
-    found, expected = (jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(t)])
-                       for t in (found, expected))  # fmt: skip
-    return float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected))
+def relative_error(found: PyTree, expected: PyTree) -> float:
+    """Return the norm of the difference relative to that of `expected`."""
+    error = flat(found) - flat(expected)
+    return float(jnp.linalg.norm(error) / jnp.linalg.norm(flat(expected)))
+
+
+def flat(tree: PyTree) -> jax.Array:
+    """Return all numbers of a tree in a row."""
+    return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
