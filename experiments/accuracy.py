@@ -1,69 +1,141 @@
-"""LITE against the exact gradient: accuracy after equal steps from the same seeds.
+"""What one gradient or another buys: accuracy after equal time, from the same seeds.
 
     python -m experiments.accuracy [--smoke] [--out=experiments/results/accuracy.jsonl]
-        [--dataset=omniglot --root=FOLDER]
+        [--dataset=omniglot --root=FOLDER] [--steps=300] [--seeds=3]
 
-ProtoNets, 20-way 5-shot training on N = 100 support images, H ∈ {N/10, N/4, N}; H = N
-is the exact gradient. Runs of one seed share initial parameters, tasks and test tasks,
-so their accuracies can be compared pairwise. Without `--dataset` the tasks are made of
-scikit-learn's digits, which need no download.
+ProtoNets on Conv-4, 20-way 5-shot training (N = 100), chunks of 20 images, so that all
+need the memory of 20 images; METHODS are the exact gradient, LITE at two H under the
+paper's sampling and under ours, small tasks (20 of the 100 support images, the memory
+of one chunk) and small images (16 pixels a side). The seconds of a training step are
+measured for all methods in turn, in rounds, before anything is trained; the exact
+gradient then takes `--steps` steps, and every other method what fits into the same
+time. `--equal-steps` gives all the same steps instead.
+
+Runs of one seed share initial parameters, tasks and test tasks. Without `--dataset` the
+tasks are made of scikit-learn's digits, which need no download.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.rows import emit, parser
+from lite_jax import data, factory, models
 from lite_jax.defaults import base_config, episode
-from lite_jax.train import train_and_evaluate
+from lite_jax.train import init_state, make_train_step, train_and_evaluate
 
-NUM_SUPPORT = 100
+NUM_SUPPORT, CHUNK, ROUNDS = 100, 20, 7
+METHODS: dict[str, dict[str, Any]] = {
+    # name: settings that differ from the exact gradient's
+    "exact": {},
+    "lite 10, uniform": {"estimator": "lite", "num_backprop": 10},
+    "lite 10, by class and sensitivity": {
+        "estimator": "lite",
+        "num_backprop": 10,
+        "sampling": "stratified_sensitivity",
+    },
+    "lite 25, uniform": {"estimator": "lite", "num_backprop": 25},
+    "lite 25, by class and sensitivity": {
+        "estimator": "lite",
+        "num_backprop": 25,
+        "sampling": "stratified_sensitivity",
+    },
+    "small tasks": {"max_support": 20},
+    "small images": {"image_size": 16},
+}
 
 
-def make_config(
-    arguments: argparse.Namespace, seed: int, num_backprop: int
-) -> ConfigDict:
-    """Return the configuration of one run."""
+def make_config(arguments: argparse.Namespace, seed: int, method: str) -> ConfigDict:
+    """Return the configuration of one run; steps are those of the exact gradient."""
+    settings = dict(METHODS[method])
     config = base_config()
     config.seed = seed
     config.data.dataset, config.data.root = arguments.dataset, arguments.root
-    config.data.image_size = 28
+    config.data.image_size = settings.pop("image_size", 28)
     config.backbone.mean, config.backbone.std = 0.0, 1.0
-    config.gradient.num_backprop, config.gradient.chunk_size = num_backprop, 20
+    config.train.episode = episode(
+        (20, 20), (5, 5), query=5, max_support=settings.pop("max_support", None)
+    )
+    config.gradient.estimator, config.gradient.chunk_size = "exact", CHUNK
+    config.gradient.update(settings)
     config.train.steps = 2 if arguments.smoke else arguments.steps
-    config.train.episode = episode(way=(20, 20), shot=(5, 5), query=5)
     config.valid.tasks = 0
     config.test.tasks = 5 if arguments.smoke else 200
     if arguments.dataset == "omniglot":
         del config.test.episodes.w5s1
-        config.test.episodes.w20s1 = episode(way=(20, 20), shot=(1, 1), query=5)
+        config.test.episodes.w20s1 = episode((20, 20), (1, 1), query=5)
     return config
 
 
+def seconds_a_step(configs: dict[str, ConfigDict]) -> dict[str, float]:
+    """Return the median time of a training step, measured in rounds side by side."""
+    steppers = {name: stepper(config) for name, config in configs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in configs}
+    for _ in range(ROUNDS):
+        for name, step in steppers.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found[1:]) for name, found in seconds.items()}
+
+
+def stepper(config: ConfigDict) -> Callable[[], None]:
+    """Return a function that takes one training step, data loading apart."""
+    sources = factory.make_sources(config)
+    learner, _ = models.make_learners(config, sources)
+    optimizer = factory.make_optimizer(config)
+    step_fn = make_train_step(factory.make_grad_fn(config, learner), optimizer)
+    params = models.init_params(config, learner, sources)
+    spec = factory.make_spec(config.train.episode)
+    task = data.load_task(sources("train"), spec, 0, "timing", 0)
+    stacked = jax.tree.map(lambda x: np.stack([x]), task)
+    state = [init_state(optimizer, params)]
+
+    def step() -> None:
+        state[0], _ = step_fn(state[0], stacked, jax.random.key(0))
+        jax.block_until_ready(state[0])
+
+    return step
+
+
 def main() -> None:
-    """Train once for each seed and H, and emit a row a run."""
-    found = parser("accuracy of LITE and of the exact gradient after equal steps")
+    """Train once for each seed and method, and emit a row a run."""
+    found = parser("accuracy under different gradients after equal time")
     found.add_argument("--dataset", default="digits", choices=("digits", "omniglot"))
     found.add_argument("--root", default="", help="folder of the Omniglot sets")
-    found.add_argument("--steps", type=int, default=300)
+    found.add_argument("--steps", type=int, default=300, help="of the exact gradient")
     found.add_argument("--seeds", type=int, default=3)
+    found.add_argument("--equal-steps", action="store_true", help="not equal time")
     arguments = found.parse_args()
+    names = ["exact", "small tasks"] if arguments.smoke else list(METHODS)
+    seconds = seconds_a_step({name: make_config(arguments, 0, name) for name in names})
     for seed in range(1 if arguments.smoke else arguments.seeds):
-        for num_backprop in (NUM_SUPPORT // 10, NUM_SUPPORT // 4, NUM_SUPPORT):
-            config = make_config(arguments, seed, num_backprop)
+        for name in names:
+            config = make_config(arguments, seed, name)
+            if not arguments.equal_steps:
+                ratio = seconds["exact"] / seconds[name]
+                config.train.steps = max(round(config.train.steps * ratio), 1)
             with tempfile.TemporaryDirectory() as workdir:
                 results = train_and_evaluate(config, Path(workdir))
             row = {
                 "experiment": "accuracy",
                 "dataset": arguments.dataset,
+                "method": name,
+                "equal": "steps" if arguments.equal_steps else "time",
                 "seed": seed,
                 "steps": config.train.steps,
+                "step_time_of_exact": round(seconds[name] / seconds["exact"], 3),
                 "num_support": NUM_SUPPORT,
-                "num_backprop": num_backprop,
             }
             for kind, by_name in results.items():
                 row[kind] = round(by_name["protonets"].mean, 4)

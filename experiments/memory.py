@@ -1,20 +1,34 @@
-"""Temporary memory of one ProtoNets gradient against the number of support images.
+"""Memory of one ProtoNets gradient against support size, image size, H and chunks.
 
-    python -m experiments.memory [--smoke] [--out=experiments/results/memory.jsonl]
+    python -m experiments.memory [--smoke] [--full]
+        [--out=experiments/results/memory.jsonl]
 
-Compile-only: XLA says what the program will need, nothing runs, so that N = 1024 under
-plain differentiation needs no machine that could hold it. Conv-4, 84 × 84 × 3 images,
-16 query images, H = 16, chunks of 16, default XLA flags. On CPU the figures leave out
-the scratch space of convolutions.
+Conv-4, 16 query images, H = 16 and chunks of 16 unless a row says otherwise. Part
+"compiled" is compile-only: XLA says what the program will need besides its inputs and
+outputs, nothing runs, so that N = 1024 under plain differentiation needs no machine
+that could hold it (on CPU the figures leave out the scratch space of convolutions).
+Part "measured" runs the gradient: on CPU in a process of its own, whose peak resident
+memory beyond that before the gradient is the figure; on a GPU by its allocator's peak.
+`--full` adds 224-pixel images.
+
+The paper's schedule (Algorithm 1) is that of the paper: for every batch of queries, the
+complement is encoded again without gradient, and H examples at once with it.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
-from collections.abc import Callable
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from experiments.rows import emit, parser
 from lite_jax import (
@@ -27,52 +41,163 @@ from lite_jax import (
     protonets,
 )
 from lite_jax.nn import conv4
+from lite_jax.types import Key, Params
 
 CHUNK, NUM_BACKPROP, WAY, SIZE, NUM_QUERY = 16, 16, 16, 84, 16
-OPERATORS: dict[str, Callable[[], SetSum]] = {
-    "plain jax.grad": exact_sum,
-    "exact, chunked": lambda: exact_sum(CHUNK),
-    "lite": lambda: lite_sum(NUM_BACKPROP, CHUNK),
-}
+PLAIN, REMAT, EXACT = "plain jax.grad", "jax.checkpoint", "exact, chunked"
+LITE, PAPER = "lite", "paper's schedule"
+OPERATORS = (PLAIN, REMAT, EXACT, LITE, PAPER)
+Gradient = Callable[[Params, Task, Key], Params]
+
+
+def make_gradient(
+    operator: str, num_backprop: int = NUM_BACKPROP, chunk_size: int = CHUNK
+) -> Gradient:
+    """Return the gradient of a task's loss by one of OPERATORS."""
+    learner = protonets(conv4(remat=operator == REMAT), way=WAY)
+    loss_fn = episode_loss(learner, query_chunk_size=chunk_size)
+
+    def gradient_by(set_sum: SetSum) -> Gradient:
+        gradient = jax.grad(functools.partial(loss_fn, set_sum=set_sum), has_aux=True)
+        return lambda *args: gradient(*args)[0]
+
+    if operator == PAPER:
+        by_batch = gradient_by(paper_sum(num_backprop, chunk_size))
+        return functools.partial(over_query_batches, by_batch, chunk_size)
+    if operator == LITE:
+        return gradient_by(lite_sum(num_backprop, chunk_size))
+    return gradient_by(exact_sum(chunk_size if operator == EXACT else None))
+
+
+def paper_sum(num_backprop: int, chunk_size: int) -> SetSum:
+    """Return the paper's operator: exact value, H examples with their residuals."""
+
+    def set_sum(additive, args, examples, key, mask=None):
+        exact = exact_sum(chunk_size)
+        total = exact(additive, lax.stop_gradient(args), examples, None, mask)
+        rows = jax.random.permutation(key, mask.size)[:num_backprop]
+        weights = jnp.full(num_backprop, mask.size / num_backprop)
+        term = additive(args, jax.tree.map(lambda x: x[rows], examples), weights)
+        return jax.tree.map(lambda t, x: t + (x - lax.stop_gradient(x)), total, term)
+
+    return set_sum
+
+
+def over_query_batches(
+    gradient: Gradient, size: int, params: Params, task: Task, key: Key
+) -> Params:
+    """Return the mean gradient over batches of queries, one after the other."""
+    count = task.query.mask.size // size
+    batches = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), task.query)
+
+    def add(total: Params, batch_and_key: Any) -> tuple[Params, None]:
+        batch, key = batch_and_key
+        found = gradient(params, Task(task.support, batch), key)
+        return jax.tree.map(lambda t, g: t + g / count, total, found), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return lax.scan(add, zeros, (batches, jax.random.split(key, count)))[0]
 
 
 @functools.cache
-def temporary_bytes(operator: str, num_support: int) -> int:
+def temporary_bytes(
+    operator: str,
+    num_support: int,
+    size: int = SIZE,
+    num_backprop: int = NUM_BACKPROP,
+    chunk_size: int = CHUNK,
+) -> int:
     """Return the bytes that the compiled gradient needs besides inputs and outputs."""
-    learner = protonets(conv4(), way=WAY)
-    loss_fn = episode_loss(learner, query_chunk_size=CHUNK)
-    fun = functools.partial(loss_fn, set_sum=OPERATORS[operator]())
-    image = jax.ShapeDtypeStruct((SIZE, SIZE, 3), jnp.uint8)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(lambda key: learner.init(key, image), key)
-    task = Task(_examples(num_support), _examples(NUM_QUERY))
-    gradient = jax.jit(jax.grad(fun, has_aux=True))
-    memory = gradient.lower(params, task, key).compile().memory_analysis()
+    gradient = make_gradient(operator, num_backprop, chunk_size)
+    inputs = jax.eval_shape(lambda: make_inputs(num_support, size))
+    memory = jax.jit(gradient).lower(*inputs).compile().memory_analysis()
     assert memory is not None, "this backend does not say what it allocates"
     return memory.temp_size_in_bytes
 
 
-def _examples(count: int) -> Examples:
-    return Examples(
-        jax.ShapeDtypeStruct((count, SIZE, SIZE, 3), jnp.uint8),
-        jax.ShapeDtypeStruct((count,), jnp.int32),
-        jax.ShapeDtypeStruct((count,), jnp.bool_),
-    )
+def make_inputs(num_support: int, size: int) -> tuple[Params, Task, Key]:
+    """Return parameters, a task of grey images and a key."""
+    image = jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)
+    params = protonets(conv4(), way=WAY).init(jax.random.key(0), image)
+
+    def examples(count: int) -> Examples:
+        images = jnp.full((count, size, size, 3), 128, jnp.uint8)
+        labels = jnp.arange(count, dtype=jnp.int32) % WAY
+        return Examples(images, labels, jnp.ones(count, bool))
+
+    return params, Task(examples(num_support), examples(NUM_QUERY)), jax.random.key(0)
+
+
+def measured_bytes(operator: str, num_support: int, size: int) -> int:
+    """Return the peak memory of running the gradient once, in a process of its own."""
+    command = [sys.executable, "-m", "experiments.memory", "--measure"]
+    case = json.dumps([operator, num_support, size])
+    found = subprocess.run([*command, case], capture_output=True, text=True, check=True)
+    return int(found.stdout)
+
+
+def measure(operator: str, num_support: int, size: int) -> int:
+    """Run the gradient once here, and return what it added to the peak of memory."""
+    inputs = jax.block_until_ready(make_inputs(num_support, size))
+    gradient = jax.jit(make_gradient(operator)).lower(*inputs).compile()
+    before = _peak_bytes()
+    jax.block_until_ready(gradient(*inputs))
+    return _peak_bytes() - before
+
+
+def _peak_bytes() -> int:
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics:
+        return statistics["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def compiled_cases(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the cases of which the compiler is asked."""
+    if arguments.smoke:
+        for operator in OPERATORS:
+            yield {"operator": operator, "num_support": 64}
+        return
+    for operator in OPERATORS:
+        for num_support in (64, 256, 1024):
+            yield {"operator": operator, "num_support": num_support}
+    for size in (128, 224) if arguments.full else (128,):
+        for operator in OPERATORS:
+            yield {"operator": operator, "num_support": 256, "size": size}
+    for size in (4, 64):
+        yield {"operator": EXACT, "num_support": 256, "chunk_size": size}
+        yield {"operator": LITE, "num_support": 256, "chunk_size": size}
+    for operator in (LITE, PAPER):
+        for num_backprop in (4, 64):
+            case = {"operator": operator, "num_support": 256}
+            yield case | {"num_backprop": num_backprop}
 
 
 def main() -> None:
-    """Emit a row for each operator and support size."""
-    arguments = parser("temporary memory of a gradient against N").parse_args()
-    for operator in OPERATORS:
-        for num_support in (64, 1024) if arguments.smoke else (64, 256, 1024):
-            mib = temporary_bytes(operator, num_support) / 2**20
-            row = {
-                "experiment": "memory",
-                "operator": operator,
-                "num_support": num_support,
-                "temporary_mib": round(mib, 1),
-            }
-            emit(arguments.out, row)
+    """Emit a row for each case, compiled and measured."""
+    found = parser("memory of a gradient")
+    found.add_argument("--full", action="store_true", help="224-pixel images too")
+    found.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    arguments = found.parse_args()
+    if arguments.measure:
+        print(measure(*arguments.measure))
+        return
+    fixed = {"size": SIZE, "num_backprop": NUM_BACKPROP, "chunk_size": CHUNK}
+    for case in compiled_cases(arguments):
+        found_bytes = temporary_bytes(**case)
+        _emit(arguments, "compiled", fixed | case, found_bytes)
+    for operator in (PLAIN, LITE) if arguments.smoke else OPERATORS:
+        for num_support in (64,) if arguments.smoke else (64, 256):
+            case = {"operator": operator, "num_support": num_support, "size": SIZE}
+            _emit(arguments, "measured", fixed | case, measured_bytes(**case))
+
+
+def _emit(
+    arguments: argparse.Namespace, part: str, case: dict[str, Any], found: int
+) -> None:
+    mib = round(found / 2**20, 1)
+    row = {"experiment": "memory", "part": part, "mib": mib}
+    emit(arguments.out, row | dict(sorted(case.items())))
 
 
 if __name__ == "__main__":

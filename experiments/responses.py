@@ -104,7 +104,7 @@ def _sketch(name: str, tree: PyTree) -> jax.Array:
     numbers = jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     buckets = rng.integers(BUCKETS, size=numbers.size)
-    signs = rng.choice(np.array([-1, 1], np.float32), numbers.size)
+    signs = rng.choice(np.array([-1, 1], numbers.dtype), numbers.size)
     return jax.ops.segment_sum(numbers * signs, buckets, BUCKETS)
 
 
@@ -120,7 +120,7 @@ def _one_example(pick: jax.Array, num_support: int) -> SetSum:
     def set_sum(additive, args, examples, key, mask=None):
         total = exact_sum()(additive, lax.stop_gradient(args), examples, None, mask)
         row = jax.tree.map(lambda x: x[pick % num_support][None], examples)
-        weight = (pick < num_support).astype(jnp.float32)[None]
+        weight = (pick < num_support).astype(float)[None]
         term = additive(args, row, weight)
         return jax.tree.map(lambda t, x: t + (x - lax.stop_gradient(x)), total, term)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib.metadata
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,21 @@ def parser(description: str) -> argparse.ArgumentParser:
     return found
 
 
+def read_rows(folder: Path, experiment: str) -> list[dict[str, Any]]:
+    """Return the rows of an experiment's results, none where there is no file."""
+    path = folder / f"{experiment}.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def emit(out: Path | None, row: dict[str, Any]) -> None:
-    """Print a row, and append it to `out` with the device and the versions."""
+    """Print a row, and append it to `out` with date, device and versions."""
     print(format_row(row), flush=True)
     if out is None:
         return
     origin = {
+        "date": datetime.date.today().isoformat(),
         "device": jax.devices()[0].device_kind,
         "python": sys.version.split()[0],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -13,7 +13,8 @@ from experiments.macs import count_macs
 from lite_jax import nn
 
 ROOT = Path(__file__).parents[1]
-NAMES = [p.stem for p in ROOT.glob("experiments/*.py") if "__main__" in p.read_text()]
+MAINS = [p.stem for p in ROOT.glob("experiments/*.py") if "__main__" in p.read_text()]
+NAMES = [name for name in MAINS if name != "report"]  # it reads rows, and leaves none
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,380 @@
+"""One page with every result: figures and tables from the rows, and their origin.
+
+    pip install -e '.[report]'
+    python -m experiments.report [--results=experiments/results] [--out=report.html]
+
+Reads the rows that experiments left and writes one HTML file that needs nothing else,
+with the figures inside; `--figures=FOLDER` writes them as PNG files too. Sections
+without rows say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from experiments.rows import read_rows  # noqa: E402
+
+Row = dict[str, Any]
+RESULTS = Path(__file__).parent / "results"
+COLORS = {
+    "with_replacement": "#bbbbbb",
+    "uniform": "#4477aa",
+    "stratified": "#66ccee",
+    "sensitivity": "#228833",
+    "stratified_sensitivity": "#ee6677",
+    "no factor": "#ccbb44",
+    "whole loss × N/H": "#aa3377",
+    "N/H, shared subset": "#994455",
+    "small task": "#555555",
+    "subsample_sum": "#000000",
+}
+OURS = list(COLORS)[:5]
+
+
+class Section(NamedTuple):
+    """A part of the page: a figure and a table from one experiment's rows."""
+
+    title: str
+    experiment: str
+    command: str
+    text: str
+    draw: Callable[[list[Row]], Figure] | None
+    tabulate: Callable[[list[Row]], list[Row]]
+
+
+# ------------------------------------------------------------------------- figures
+
+
+def _panels(count: int) -> tuple[Figure, Any]:
+    figure, axes = plt.subplots(
+        1, count, figsize=(3.4 * count, 3.4), squeeze=False, layout="constrained"
+    )
+    return figure, axes[0]
+
+
+def _legend_below(figure: Figure, axes: Any, columns: int = 4) -> None:
+    """Put one legend for all panels under them, where it hides nothing."""
+    found = dict(
+        pair[::-1]
+        for axis in axes
+        for pair in zip(*axis.get_legend_handles_labels(), strict=True)
+    )
+    figure.legend(
+        found.values(), found, loc="outside lower center", ncols=columns, fontsize=8
+    )
+
+
+def _groups(rows: list[Row]) -> list[tuple[str, str]]:
+    return sorted({(r["learner"], r["group"]) for r in rows if r["part"] == "draws"})
+
+
+def draw_bias(rows: list[Row]) -> Figure:
+    """Draw the bias against H, with what 1000 draws cannot tell from zero."""
+    groups = _groups(rows)
+    figure, axes = _panels(len(groups))
+    for axis, (learner, group) in zip(axes, groups, strict=True):
+        own = [r for r in rows if r.get("state") == "trained" and r["part"] == "draws"]
+        own = [r for r in own if (r["learner"], r["group"]) == (learner, group)]
+        for name, color in COLORS.items():
+            found = [r for r in own if r["estimator"] == name]
+            sizes = [r["num_backprop"] for r in found]
+            highest = [
+                max(r["bias_squared"] + r["bias_squared_half_width"], 1e-8) ** 0.5
+                for r in found
+            ]
+            ours = name in OURS
+            axis.plot(
+                sizes, highest, color=color, marker="." if ours else "s",
+                linestyle="--" if ours else "-", markersize=4, label=name,
+            )  # fmt: skip
+        axis.set(xscale="log", yscale="log", title=f"{learner}: {group}")
+        axis.set_ylim(1e-3, 1e3)
+        axis.set_xlabel("H, examples back-propagated (of 100)")
+    axes[0].set_ylabel("bias / ‖exact gradient‖\n(upper end of 95 % interval)")
+    _legend_below(figure, axes)
+    return figure
+
+
+def draw_deviation(rows: list[Row]) -> Figure:
+    """Draw the error of one draw and of a step of 16 against the work."""
+    groups = _groups(rows)
+    figure, axes = _panels(len(groups))
+    for axis, (learner, group) in zip(axes, groups, strict=True):
+        own = [r for r in rows if r.get("state") == "trained" and r["part"] == "draws"]
+        own = [r for r in own if (r["learner"], r["group"]) == (learner, group)]
+        for name, color in COLORS.items():
+            found = [r for r in own if r["estimator"] == name and r["rmse_of_16"] > 0]
+            passes = [r["passes"] for r in found]
+            errors = [r["rmse_of_16"] for r in found]
+            axis.plot(passes, errors, color=color, marker=".", label=name)
+        axis.set(yscale="log", title=f"{learner}: {group}")
+        axis.set_ylim(1e-3, 1e3)
+        axis.set_xlabel("image passes a task (exact: 550)")
+    axes[0].set_ylabel("RMSE of a step of 16 draws /\n‖exact gradient‖")
+    _legend_below(figure, axes)
+    return figure
+
+
+def draw_memory(rows: list[Row]) -> Figure:
+    """Draw memory against the number of support images."""
+    figure, axes = _panels(2)
+    titles = {"compiled": "Compiled: temporary bytes", "measured": "Measured: peak RSS"}
+    for axis, (part, title) in zip(axes, titles.items(), strict=True):
+        own = [
+            r
+            for r in rows
+            if r.get("part") == part
+            and (r["size"], r["num_backprop"], r["chunk_size"]) == (84, 16, 16)
+        ]
+        for name in dict.fromkeys(r["operator"] for r in own):
+            found = [r for r in own if r["operator"] == name]
+            axis.plot(
+                [r["num_support"] for r in found], [r["mib"] for r in found],
+                marker=".", label=name,
+            )  # fmt: skip
+        axis.set(xscale="log", yscale="log", title=title)
+        axis.set_xlabel("support images N")
+    axes[0].set_ylabel("MiB (84 × 84 pixels, H = 16, chunks of 16)")
+    _legend_below(figure, axes, 3)
+    return figure
+
+
+def draw_accuracy(rows: list[Row]) -> Figure:
+    """Draw each method's accuracy after equal time, a dot a seed."""
+    rows = [r for r in rows if r["equal"] == "time"]
+    kinds = [k for k in ("w20s1", "w5s1", "w5s5") if k in rows[0]]
+    figure, axes = _panels(len(kinds))
+    names = list(dict.fromkeys(r["method"] for r in rows))[::-1]
+    titles = {"w20s1": "20-way 1-shot", "w5s1": "5-way 1-shot", "w5s5": "5-way 5-shot"}
+    for axis, kind in zip(axes, kinds, strict=True):
+        for place, name in enumerate(names):
+            found = [100 * r[kind] for r in rows if r["method"] == name]
+            axis.plot(found, [place] * len(found), "o", color="#4477aa", alpha=0.5)
+            axis.plot([statistics.mean(found)], [place], "|", color="k", markersize=14)
+        axis.set(title=titles[kind], xlabel="accuracy, %")
+        axis.set_yticks(range(len(names)), names if axis is axes[0] else [])
+    return figure
+
+
+# -------------------------------------------------------------------------- tables
+
+
+def columns(rows: Iterable[Row], *names: str) -> list[Row]:
+    """Return some columns of the rows that have any of them."""
+    return [{n: r.get(n, "") for n in names} for r in rows if set(names) & set(r)]
+
+
+def tabulate_enumeration(rows: list[Row]) -> list[Row]:
+    """Return the errors of enumerated means."""
+    found = [r for r in rows if r["part"] == "enumeration"]
+    return columns(found, "learner", "estimator", "relative_bias")
+
+
+def tabulate_draws(rows: list[Row]) -> list[Row]:
+    """Return bias and deviation at H = 20, after training."""
+    found = [
+        r
+        for r in rows
+        if r["part"] == "draws" and (r["state"], r["num_backprop"]) == ("trained", 20)
+    ]
+    errors = ("bias", "bias_squared", "bias_squared_half_width", "sd", "rmse_of_16")
+    return columns(found, "learner", "group", "estimator", *errors, "cosine", "passes")
+
+
+def tabulate_accuracy(rows: list[Row]) -> list[Row]:
+    """Return the mean over seeds with the interval of Student's t."""
+    found = []
+    cases = dict.fromkeys((r["equal"], r["dataset"], r["method"]) for r in rows)
+    for case in cases:
+        own = [r for r in rows if (r["equal"], r["dataset"], r["method"]) == case]
+        row = dict(zip(("equal", "dataset", "method"), case, strict=True))
+        row |= {"seeds": len(own), "steps": own[0]["steps"]}
+        for kind in ("w20s1", "w5s1", "w5s5"):
+            values = [100 * r[kind] for r in own if kind in r]
+            if values:
+                row[kind] = f"{statistics.mean(values):.1f} ({_listed(values)})"
+        found.append(row)
+    return found
+
+
+def _listed(values: list[float]) -> str:
+    return ", ".join(f"{value:.1f}" for value in values)
+
+
+def whole(rows: list[Row]) -> list[Row]:
+    """Return every column but the origin."""
+    hidden = {"experiment", "date", "device", "python", "versions"}
+    return [{k: v for k, v in r.items() if k not in hidden} for r in rows]
+
+
+SECTIONS = (
+    Section(
+        "Unbiased: enumerated",
+        "unbiasedness",
+        "python -m experiments.unbiasedness",
+        "The mean over all draws (H = 2 of N = 6, float64) against the exact gradient. "
+        "A subset that two sums share biases it.",
+        None,
+        tabulate_enumeration,
+    ),
+    Section(
+        "Bias",
+        "unbiasedness",
+        "python -m experiments.unbiasedness --dataset=omniglot --root=OMNIGLOT",
+        "One 10-way 10-shot task, after training. Dashed: lite_sum under its sampling "
+        "rules, whose true bias is 0; their curves are what 1000 draws can exclude.",
+        draw_bias,
+        tabulate_draws,
+    ),
+    Section(
+        "Error for the work",
+        "unbiasedness",
+        "python -m experiments.unbiasedness --dataset=omniglot --root=OMNIGLOT",
+        "The same draws, averaged over a step of 16, against the images passed through "
+        "the network (a backward pass counts two).",
+        draw_deviation,
+        lambda rows: [],
+    ),
+    Section(
+        "Memory",
+        "memory",
+        "python -m experiments.memory",
+        "One ProtoNets gradient, Conv-4.",
+        draw_memory,
+        whole,
+    ),
+    Section(
+        "Accuracy",
+        "accuracy",
+        "python -m experiments.accuracy --dataset=omniglot --root=OMNIGLOT",
+        "ProtoNets on Omniglot, in the memory of 20 images; a dot a seed, a bar at "
+        "their mean.",
+        draw_accuracy,
+        tabulate_accuracy,
+    ),
+    Section(
+        "Learners",
+        "learners",
+        "python -m experiments.learners --root=CALTECH101 --weights=WEIGHTS",
+        "The same pretrained ResNet-18 and the same 600 test tasks for each.",
+        None,
+        whole,
+    ),
+    Section(
+        "Cost of adapting",
+        "cost",
+        "python -m experiments.cost",
+        "To one 5-way 5-shot task.",
+        None,
+        whole,
+    ),
+    Section(
+        "Mahalanobis head",
+        "mahalanobis",
+        "python -m experiments.mahalanobis",
+        "Loss and gradient against explicit inverses.",
+        None,
+        whole,
+    ),
+)
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;
+padding:0 1rem;color:#222}table{border-collapse:collapse;font-size:13px;display:block;
+overflow-x:auto}td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:left}
+img{max-width:100%}code{background:#f3f3f3;padding:.1rem .3rem}.origin{color:#666}"""
+
+
+# ---------------------------------------------------------------------------- page
+
+
+def main() -> None:
+    """Write the page, and the figures beside it if asked."""
+    parser = argparse.ArgumentParser(description="one page from all rows")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=Path("report.html"))
+    parser.add_argument("--figures", type=Path, help="folder for PNG files")
+    arguments = parser.parse_args()
+    if not arguments.results.is_dir():
+        parser.error(f"--results={arguments.results}: no such folder of .jsonl files")
+    arguments.out.write_text(page(arguments.results, arguments.figures))
+    print(arguments.out)
+
+
+def page(results: Path, figures: Path | None = None) -> str:
+    """Return the HTML, everything inside."""
+    parts = [section_html(section, results, figures) for section in SECTIONS]
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width">'
+        f"<title>lite_jax: results</title><style>{STYLE}</style>"
+        f"<h1>lite_jax: results</h1>{''.join(parts)}</html>\n"
+    )
+
+
+def section_html(section: Section, results: Path, figures: Path | None) -> str:
+    """Return one section."""
+    rows = read_rows(results, section.experiment)
+    head = (
+        f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>"
+        f"<p><code>{html.escape(section.command)}</code></p>"
+    )
+    if not rows:
+        return head + "<p>No rows yet.</p>"
+    drawing = ""
+    if section.draw:
+        png = _png(section.draw(rows))
+        if figures:
+            figures.mkdir(parents=True, exist_ok=True)
+            (figures / f"{_slug(section.title)}.png").write_bytes(png)
+        source = base64.b64encode(png).decode()
+        alt = html.escape(section.title)
+        drawing = f'<img alt="{alt}" src="data:image/png;base64,{source}">'
+    return head + drawing + _table(section.tabulate(rows)) + _origin(rows)
+
+
+def _slug(title: str) -> str:
+    return title.lower().replace(" ", "_").replace(":", "")
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _table(rows: list[Row]) -> str:
+    if not rows:
+        return ""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    lines = (
+        "".join(f"<td>{html.escape(str(row.get(name, '')))}</td>" for name in names)
+        for row in rows
+    )
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _origin(rows: list[Row]) -> str:
+    origins = sorted(
+        {f"{r['device']}, {r.get('date', 'no date')}, jax {r['versions']['jax']}"
+         for r in rows}
+    )  # fmt: skip
+    return f"<p class=origin>{html.escape('; '.join(origins))}</p>"
+
+
+if __name__ == "__main__":
+    main()
