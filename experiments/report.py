@@ -130,8 +130,9 @@ def draw_deviation(rows: list[Row]) -> Figure:
 
 def draw_memory(rows: list[Row]) -> Figure:
     """Draw memory against the number of support images."""
-    figure, axes = _panels(2)
-    titles = {"compiled": "Compiled: temporary bytes", "measured": "Measured: peak RSS"}
+    titles = {"compiled": "as compiled: temporaries", "measured": "as run: added peak"}
+    titles = {k: v for k, v in titles.items() if any(r["part"] == k for r in rows)}
+    figure, axes = _panels(len(titles))
     for axis, (part, title) in zip(axes, titles.items(), strict=True):
         own = [
             r
@@ -139,22 +140,24 @@ def draw_memory(rows: list[Row]) -> Figure:
             if r.get("part") == part
             and (r["size"], r["num_backprop"], r["chunk_size"]) == (84, 16, 16)
         ]
-        for name in dict.fromkeys(r["operator"] for r in own):
+        for name, marker in zip(
+            dict.fromkeys(r["operator"] for r in own), "osxD^", strict=False
+        ):
             found = [r for r in own if r["operator"] == name]
             axis.plot(
                 [r["num_support"] for r in found], [r["mib"] for r in found],
-                marker=".", label=name,
+                marker=marker, markersize=5, fillstyle="none", alpha=0.8, label=name,
             )  # fmt: skip
         axis.set(xscale="log", yscale="log", title=title)
-        axis.set_xlabel("support images N")
-    axes[0].set_ylabel("MiB (84 × 84 pixels, H = 16, chunks of 16)")
+        axis.set_xlabel("support images N (84 px, H = 16)")
+    axes[0].set_ylabel("MiB")
     _legend_below(figure, axes, 3)
     return figure
 
 
 def draw_accuracy(rows: list[Row]) -> Figure:
-    """Draw each method's accuracy after equal time, a dot a seed."""
-    rows = [r for r in rows if r["equal"] == "time"]
+    """Draw each method's accuracy, a dot a seed; after equal time if there is any."""
+    rows = [r for r in rows if r["equal"] == "time"] or rows
     kinds = [k for k in ("w20s1", "w5s1", "w5s5") if k in rows[0]]
     figure, axes = _panels(len(kinds))
     names = list(dict.fromkeys(r["method"] for r in rows))[::-1]
@@ -192,6 +195,13 @@ def tabulate_draws(rows: list[Row]) -> list[Row]:
     ]
     errors = ("bias", "bias_squared", "bias_squared_half_width", "sd", "rmse_of_16")
     return columns(found, "learner", "group", "estimator", *errors, "cosine", "passes")
+
+
+def tabulate_variance(rows: list[Row]) -> list[Row]:
+    """Return variances relative to the paper's draw."""
+    found = [r for r in rows if r["part"] == "variance"]
+    shares = ("relative_variance", "least", "most")
+    return columns(found, "state", "estimator", "num_support", "num_backprop", *shares)
 
 
 def tabulate_accuracy(rows: list[Row]) -> list[Row]:
@@ -238,6 +248,15 @@ SECTIONS = (
         "rules, whose true bias is 0; their curves are what 1000 draws can exclude.",
         draw_bias,
         tabulate_draws,
+    ),
+    Section(
+        "Variance of the sampling rules",
+        "unbiasedness",
+        "python -m experiments.unbiasedness --dataset=omniglot --root=OMNIGLOT",
+        "20-way 10-shot ProtoNets, relative to the paper's draw with replacement: the "
+        "mean, least and most of four tasks.",
+        None,
+        tabulate_variance,
     ),
     Section(
         "Error for the work",

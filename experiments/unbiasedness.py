@@ -18,6 +18,10 @@ ProtoNets and Simple CNAPs, at initialisation and after training. Estimators:
   examples, as many of each class; `subsample_sum`, which may leave classes without any;
 - the limit of independent draws, with probabilities by the examples' own gradients.
 
+Part "variance": ProtoNets on four 20-way 10-shot tasks (N = 200), H = 20; the variance
+of each sampling rule relative to the paper's, which draws with replacement, and the
+limit of independent draws.
+
 All errors are relative to the norm of the exact gradient. A row tells the squared bias
 with its 95 % interval (jackknife over 20 batches of draws; 0 lies inside for what is
 unbiased), the standard deviation and root mean square error of one draw and of a step
@@ -90,6 +94,8 @@ def main() -> None:
         sizes = (10,)
     for row in enumerated(list(toys.LEARNERS)[:2] if arguments.smoke else None):
         emit(arguments.out, {"experiment": "unbiasedness"} | row)
+    for row in variances(arguments):
+        emit(arguments.out, {"experiment": "unbiasedness"} | row)
     names = ["protonets"] if arguments.smoke else list(LEARNERS)
     for name in names:
         for row in drawn(name, arguments, sizes):
@@ -138,13 +144,8 @@ def drawn(
     source = make_source(arguments)
     spec = data.EpisodeSpec((WAY, WAY), (SHOT, SHOT), QUERY)
     learner = LEARNERS[name](nn.conv4(8 if arguments.smoke else 64), way=WAY)
-    image = jax.ShapeDtypeStruct(source.image_shape, np.uint8)
-    initial = learner.init(jax.random.key(0), image)
     task = jax.device_put(data.load_task(source, spec, 0, "unbiasedness", 0))
-    states = {"initial": initial}
-    if arguments.steps:
-        states["trained"] = train(learner, initial, source, spec, arguments.steps)
-    for state, params in states.items():
+    for state, params in states(learner, source, spec, arguments.steps).items():
         responses = Responses(learner, params, task)
         check_against_lite(responses, learner, params, task)
         for num_backprop in sizes:
@@ -165,6 +166,58 @@ def drawn(
                         "passes": passes,
                     }
             yield from limits(responses, name, state, num_backprop)
+
+
+def variances(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the variance of each sampling rule relative to the paper's."""
+    source, num_backprop = make_source(arguments), 20
+    spec = data.EpisodeSpec((2 * WAY, 2 * WAY), (SHOT, SHOT), QUERY)
+    learner = protonets(nn.conv4(8 if arguments.smoke else 64), way=2 * WAY)
+    tasks = [
+        jax.device_put(data.load_task(source, spec, 0, "variance", i))
+        for i in range(1 if arguments.smoke else 4)
+    ]
+    for state, params in states(learner, source, spec, arguments.steps).items():
+        shares: dict[str, list[float]] = {}
+        for task in tasks:
+            responses = Responses(learner, params, task)
+            (told,) = responses.populations
+            found = {}
+            for name, sampler in SAMPLERS.items():
+                draws = draw_weights(sampler, told, num_backprop, arguments.draws, 0)
+                gradients = responses.gradients([draws])["backbone"]
+                found[name] = gradients.var(0, ddof=1).sum()
+            limit = independent_limit(responses, "backbone", num_backprop)
+            found["optimal independent draws"] = limit
+            for name, variance in found.items():
+                share = variance / found["with_replacement"]
+                shares.setdefault(name, []).append(float(share))
+        for name, own in shares.items():
+            yield {
+                "part": "variance",
+                "dataset": arguments.dataset,
+                "learner": "protonets",
+                "state": state,
+                "estimator": name,
+                "num_support": 2 * NUM_SUPPORT,
+                "num_backprop": num_backprop,
+                "tasks": len(own),
+                "relative_variance": round(float(np.mean(own)), 4),
+                "least": round(min(own), 4),
+                "most": round(max(own), 4),
+            }
+
+
+def states(
+    learner: Learner, source: Source, spec: data.EpisodeSpec, steps: int
+) -> dict[str, Params]:
+    """Return parameters at initialisation and, if steps are taken, after training."""
+    image = jax.ShapeDtypeStruct(source.image_shape, np.uint8)
+    initial = learner.init(jax.random.key(0), image)
+    if not steps:
+        return {"initial": initial}
+    trained = train(learner, initial, source, spec, steps)
+    return {"initial": initial, "trained": trained}
 
 
 def make_source(arguments: argparse.Namespace) -> Source:
@@ -286,10 +339,8 @@ def limits(
     if name != "protonets":
         return
     for group in responses.groups:
-        none = np.zeros((1, NUM_SUPPORT))
-        support = responses.exact[group] - responses.gradients([none])[group][0]
-        total = responses.norms(group).sum() ** 2 - (support**2).sum()
-        sd = np.sqrt(total / num_backprop) / np.linalg.norm(responses.exact[group])
+        variance = independent_limit(responses, group, num_backprop)
+        sd = np.sqrt(variance) / np.linalg.norm(responses.exact[group])
         yield {
             "part": "limit",
             "learner": name,
@@ -300,6 +351,14 @@ def limits(
             "num_backprop": num_backprop,
             "sd": round(float(sd), 4),
         }
+
+
+def independent_limit(responses: Responses, group: str, num_backprop: int) -> float:
+    """Return the least variance of H independent draws: by the gradients' own norms."""
+    none = np.zeros((1, responses.num_support))
+    support = responses.exact[group] - responses.gradients([none])[group][0]
+    total = responses.norms(group).sum() ** 2 - (support**2).sum()
+    return float(total) / num_backprop
 
 
 def errors(gradients: np.ndarray, exact: np.ndarray) -> dict[str, float]:

@@ -25,6 +25,7 @@ from lite_jax.learners import (
     protonets,
     simple_cnaps,
 )
+from lite_jax.sampling import SAMPLERS, SCORES
 from lite_jax.types import Learner, Network, Params
 
 _logger = logging.getLogger(__name__)
@@ -68,6 +69,12 @@ def _simple_cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
 
 def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
     settings = config.inner
+    gradient = config.gradient
+    if gradient.estimator == "lite" and gradient.sampling in _BY_FEATURES:
+        raise UserError(
+            f"gradient.sampling={gradient.sampling} draws by the features of "
+            "what is summed, and MAML sums gradients: choose stratified or uniform"
+        )
     rule = pick("inner.rule", settings.rule, _RULES)(settings.learning_rate)
     return maml(
         backbone,
@@ -100,6 +107,7 @@ _LEARNERS: dict[str, Callable[..., Learner]] = {
     "protonets": _protonets,
     "simple_cnaps": _simple_cnaps,
 }
+_BY_FEATURES = {name for name, rule in SAMPLERS.items() if SCORES in rule.needs}
 _RULES: dict[str, Callable[[float], inner_rules.InnerRule]] = {
     "anil": inner_rules.anil,
     "boil": inner_rules.boil,

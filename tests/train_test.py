@@ -292,6 +292,11 @@ def test_baseline_is_the_nearest_raw_pixel_mean():
         ({"backbone__name": "vit_s", "data__image_size": 40}, "a multiple of 16"),
         ({"backbone__name": "pixels", "learner": "cnaps"}, "no FiLM places"),
         ({"learner": "maml", "inner__steps": 0}, "steps=0.*1 step or more"),
+        ({"protonets__scale": 0.0}, "scale=0.0.*positive"),
+        (
+            {"learner": "maml", "gradient__sampling": "sensitivity"},
+            "MAML sums gradients: choose stratified",
+        ),
         ({"learner": "maml", "inner__rule": "sdg"}, "'sdg'; did you mean 'sgd'"),
         ({"learner": "maml", "inner__rule": "boil"}, "learned_head=True"),
         ({"learner": "finetuner", "inner__optimizer": "adm"}, "did you mean 'adam'"),
