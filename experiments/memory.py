@@ -132,7 +132,9 @@ def measured_bytes(operator: str, num_support: int, size: int) -> int:
     """Return the peak memory of running the gradient once, in a process of its own."""
     command = [sys.executable, "-m", "experiments.memory", "--measure"]
     case = json.dumps([operator, num_support, size])
-    found = subprocess.run([*command, case], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [*command, case], stdout=subprocess.PIPE, text=True, check=True
+    )
     return int(found.stdout)
 
 

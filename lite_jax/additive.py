@@ -46,6 +46,10 @@ class Pooled:
         """Return `Σ_n weights_n · term(args, x_n)`."""
         return self.pool(self.features(args, examples), examples, weights)
 
+    def term(self, args: PyTree, example: PyTree) -> PyTree:
+        """Return the term of one example, which has no leading axis."""
+        return self(args, jax.tree.map(lambda x: x[None], example), jnp.ones(1))
+
 
 def per_example(encode: Callable[[PyTree, PyTree], PyTree]) -> Pooled:
     """Lift an encoder of one example to an additive function.

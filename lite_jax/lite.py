@@ -21,34 +21,28 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from lite_jax.additive import (
     Pooled,
-    accumulation_dtype,
     batched,
     check_additive,
     leading_axis,
     per_example,
 )
 from lite_jax.chunks import (
-    all_weighted,
-    chunked_sum,
     full_mask,
     in_accumulators,
-    pooled_sum,
     take_chunk,
     whole_sum,
-    zeros_for,
 )
 from lite_jax.errors import UserError, unknown_name
-from lite_jax.partition import merge
+from lite_jax.recompute import TAKE_ALL, Rule, labels_of, recomputed_sum
 from lite_jax.sampling import (
     LABELS,
     SAMPLERS,
@@ -56,7 +50,6 @@ from lite_jax.sampling import (
     Draw,
     Population,
     Sampler,
-    sample_all,
     sample_uniform,
 )
 from lite_jax.types import Key, PyTree, SetSum
@@ -103,7 +96,8 @@ def exact_sum(chunk_size: int | None = None) -> SetSum:
         mask = _checked_mask(examples, mask)
         if chunk_size is None:
             return whole_sum(additive, args, lax.stop_gradient(examples), mask)
-        return _recomputed_sum(additive, _ALL, chunk_size, args, examples, None, mask)
+        inputs = args, examples, None, mask
+        return recomputed_sum(additive, TAKE_ALL, chunk_size, *inputs)
 
     return set_sum
 
@@ -170,8 +164,8 @@ def lite_sum(
         def draw(seed: jax.Array, population: Population) -> Draw:
             return sampler.draw(open_seed(seed), population, size)
 
-        rule = _Rule(draw, sampler.needs)
-        return _recomputed_sum(additive, rule, chunk_size, args, examples, seed, mask)
+        rule = Rule(draw, sampler.needs)
+        return recomputed_sum(additive, rule, chunk_size, args, examples, seed, mask)
 
     return set_sum
 
@@ -218,72 +212,6 @@ def _consume(key: Key) -> tuple[jax.Array, Callable[[jax.Array], Key]]:
         return fresh, lambda words: words
     wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(fresh))
     return jax.random.key_data(fresh), wrap
-
-
-class _Rule(NamedTuple):
-    """Which examples the backward pass takes: `draw(seed, population)`."""
-
-    draw: Callable[[Any, Population], Draw]
-    needs: tuple[str, ...] = ()
-
-
-_ALL = _Rule(lambda seed, population: sample_all(population.mask))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _recomputed_sum(additive, rule, chunk_size, args, examples, seed, mask):
-    """Sum exactly; in the backward pass, recompute the examples that `rule` picks."""
-    if chunk_size is None or chunk_size >= leading_axis(examples):
-        return whole_sum(additive, args, examples, mask)
-    everything = sample_all(full_mask(examples, mask))
-    summand = functools.partial(additive, args)
-    first_chunk = take_chunk(examples, everything, 0, chunk_size)
-    zeros = jax.tree.map(zeros_for, jax.eval_shape(summand, *first_chunk))
-    return chunked_sum(summand, zeros, examples, everything, chunk_size)
-
-
-def _forward(additive, rule, chunk_size, args, examples, seed, mask):
-    value = functools.partial(jax.tree.map, lambda leaf: leaf.value)
-    varied = jax.tree.map(lambda x: x.value if _varies(x) else None, args)
-    fixed = jax.tree.map(lambda x: None if _varies(x) else x.value, args)
-    args, examples, seed, mask = map(value, (args, examples, seed, mask))
-    if SCORES in rule.needs:
-        total, features = pooled_sum(additive, args, examples, mask, chunk_size)
-    else:
-        inputs = args, examples, seed, mask
-        total, features = _recomputed_sum(additive, rule, chunk_size, *inputs), None
-    return total, (varied, fixed, features, examples, seed, mask)
-
-
-def _backward(additive, rule, chunk_size, residuals, cotangent):
-    varied, fixed, features, examples, seed, mask = residuals
-    cotangent = jax.tree.map(_instantiate, cotangent)
-    population = Population(
-        full_mask(examples, mask),
-        _labels(examples) if LABELS in rule.needs else None,
-        _sensitivity(additive, features, examples, mask, cotangent)
-        if SCORES in rule.needs
-        else None,
-    )
-    picked = rule.draw(seed, population)
-
-    def pull_back(chunk: PyTree, weights: jax.Array) -> PyTree:
-        def summand(varied: PyTree) -> PyTree:
-            return additive(merge(varied, fixed), chunk, weights)
-
-        (gradient,) = _vjp(summand, varied, cotangent)
-        return gradient
-
-    size = chunk_size or picked.indices.size
-    zeros = jax.tree.map(zeros_for, varied)
-    sums = chunked_sum(pull_back, zeros, examples, picked, size)
-    gradient = jax.tree.map(lambda x, g: g.astype(jnp.result_type(x)), varied, sums)
-    return gradient, None, None, None
-
-
-# Symbolic zeros tell which arguments are differentiated: a frozen backbone among them
-# costs neither the memory nor the time of its gradient.
-_recomputed_sum.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 # --------------------------------------------------------------------- transform
@@ -391,43 +319,8 @@ def _substitute(fun: Callable[..., Any], set_sum: SetSum) -> Callable[..., Any]:
 # ------------------------------------------------------------------ small helpers
 
 
-def _varies(leaf: Any) -> bool:
-    """Say whether an argument, as a forward rule gets it, is differentiated."""
-    return leaf.perturbed and jnp.issubdtype(jnp.result_type(leaf.value), jnp.inexact)
-
-
-def _sensitivity(
-    additive: Pooled, features: PyTree, examples: PyTree, mask: Any, cotangent: PyTree
-) -> jax.Array:
-    """Return `[n]`: the norms of ∂⟨cotangent, Σ terms⟩ / ∂features."""
-    examples, weights = all_weighted(examples, mask)
-
-    def pooled(features: PyTree) -> PyTree:
-        return additive.pool(features, examples, weights)
-
-    (gradient,) = _vjp(pooled, features, cotangent)
-    squares = [
-        jnp.sum(jnp.square(g.astype(accumulation_dtype(g.dtype))), range(1, g.ndim))
-        for g in jax.tree.leaves(gradient)
-    ]
-    return jnp.sqrt(sum(squares[1:], squares[0]))
-
-
-def _vjp(fun: Callable[[Any], PyTree], at: PyTree, cotangent: PyTree) -> tuple[PyTree]:
-    """Pull a cotangent back, in the dtypes of the values of `fun`."""
-    total, vjp = jax.vjp(fun, at)
-    return vjp(jax.tree.map(lambda c, t: c.astype(t.dtype), cotangent, total))
-
-
-def _labels(examples: PyTree) -> jax.Array | None:
-    """Return the labels that a set of examples holds, by attribute or by key."""
-    if isinstance(examples, Mapping):
-        return examples.get(LABELS)
-    return getattr(examples, LABELS, None)
-
-
 def _check_needs(sampler: Sampler, additive: Any, examples: PyTree) -> None:
-    if LABELS in sampler.needs and _labels(examples) is None:
+    if LABELS in sampler.needs and labels_of(examples) is None:
         raise UserError(
             "sampling by strata needs the examples' classes: pass examples with an "
             "attribute or key 'labels' [n], or choose sampling='uniform' or "
@@ -439,12 +332,6 @@ def _check_needs(sampler: Sampler, additive: Any, examples: PyTree) -> None:
             "additive function exposes none: make it with lite_jax.Pooled(features, "
             "pool), or choose sampling='stratified' or 'uniform'"
         )
-
-
-def _instantiate(cotangent: Any) -> jax.Array:
-    if isinstance(cotangent, SymbolicZero):
-        return jnp.zeros(cotangent.shape, cotangent.dtype)
-    return cotangent
 
 
 def _checked_mask(examples: PyTree, mask: Any) -> jax.Array | None:

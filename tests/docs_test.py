@@ -46,6 +46,13 @@ def test_files_and_modules_that_the_readme_names_exist():
         assert (ROOT / name).exists(), name
 
 
+def test_links_between_documents_lead_somewhere():
+    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
 def test_public_names_are_few_and_documented():
     assert len(lite_jax.__all__) <= 30
     for name in set(lite_jax.__all__) - {"GradFn"}:  # an alias, documented in types

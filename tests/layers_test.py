@@ -14,6 +14,7 @@ LAYERS = {
         "partition",
         "sampling",
         "chunks",
+        "recompute",
         "lite",
         "class_stats",
         "feature_table",
@@ -32,7 +33,9 @@ LAYERS = {
 }
 INSIDE = {  # arrows allowed within a layer
     ("chunks", "additive"), ("chunks", "sampling"),
-    ("lite", "additive"), ("lite", "chunks"), ("lite", "partition"),
+    ("recompute", "additive"), ("recompute", "chunks"), ("recompute", "partition"),
+    ("recompute", "sampling"),
+    ("lite", "additive"), ("lite", "chunks"), ("lite", "recompute"),
     ("lite", "sampling"),
     ("class_stats", "additive"), ("feature_table", "additive"),
     ("mahalanobis", "additive"),
@@ -101,7 +104,7 @@ def test_the_heart_knows_jax_and_its_own_parts_alone():
     third_party = roots(PACKAGE / "lite.py") - {"__future__", "collections", "typing"}
     assert third_party - {"functools", "inspect", "warnings"} == {"jax", "lite_jax"}
     own = {part(n) for n in imported(PACKAGE / "lite.py") if n.startswith("lite_jax.")}
-    parts = {"additive", "chunks", "partition", "sampling"}
+    parts = {"additive", "chunks", "recompute", "sampling"}
     assert own == {"types", "errors"} | parts
 
 

@@ -172,9 +172,6 @@ def _film_learner(
 
     additive = Pooled(features, head.pool)
 
-    def encode(args: PyTree, example: PyTree) -> PyTree:
-        return additive(args, jax.tree.map(lambda x: x[None], example), jnp.ones(1))
-
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
     ) -> FilmState:
@@ -194,7 +191,7 @@ def _film_learner(
     def penalty(params: Params) -> jax.Array:
         return film_penalty * (params["film"][AMPLITUDE] ** 2).sum()
 
-    return Learner(init, encode, adapt, predict, ("backbone",), penalty)
+    return Learner(init, additive.term, adapt, predict, ("backbone",), penalty)
 
 
 def _linear_head(way: int) -> _Head:

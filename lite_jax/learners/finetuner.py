@@ -84,9 +84,6 @@ def finetuner(
 
     additive = Pooled(features, pool)
 
-    def encode(params: Params, example: Slotted) -> jax.Array:
-        return additive(params, jax.tree.map(lambda x: x[None], example), jnp.ones(1))
-
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
     ) -> LinearClassifier:
@@ -117,7 +114,7 @@ def finetuner(
         features = backbone.apply(params["backbone"], inputs)
         return linear_logits(task_state, features)
 
-    return Learner(init, encode, adapt, predict, ("backbone",))
+    return Learner(init, additive.term, adapt, predict, ("backbone",))
 
 
 def _film_and_head(path: str) -> bool:

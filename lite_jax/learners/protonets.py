@@ -6,7 +6,6 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from lite_jax.additive import Pooled
 from lite_jax.class_stats import (
@@ -81,9 +80,6 @@ def protonets(backbone: Network, *, way: int, scale: float = 1.0) -> Learner:
 
     additive = Pooled(features, pool)
 
-    def encode(params: Params, example: Examples) -> ClassSums:
-        return additive(params, jax.tree.map(lambda x: x[None], example), jnp.ones(1))
-
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
     ) -> ProtoNetsState:
@@ -99,4 +95,4 @@ def protonets(backbone: Network, *, way: int, scale: float = 1.0) -> Learner:
         )
         return scale * distances
 
-    return Learner(init, encode, adapt, predict)
+    return Learner(init, additive.term, adapt, predict)
