@@ -1,7 +1,7 @@
 """Learners on one pretrained backbone: accuracy, and the cost of adapting to a task.
 
     python -m experiments.learners --root=FOLDER --weights=FILE.safetensors \
-        [--steps=300] [--smoke] [--out=experiments/results/learners.jsonl]
+        [--steps=200] [--smoke] [--out=experiments/results/learners.jsonl]
 
 FOLDER holds folders of photographs (Caltech101 in the results), FILE the ResNet-18 that
 `configs/pretrain.py:folder` trained on its training classes. Four learners start from
@@ -83,7 +83,7 @@ def main() -> None:
     found = parser("accuracy and cost of learners on one pretrained backbone")
     found.add_argument("--root", default="", help="folder of photographs")
     found.add_argument("--weights", default="", help="of the backbone")
-    found.add_argument("--steps", type=int, default=300, help="of meta-training")
+    found.add_argument("--steps", type=int, default=200, help="of meta-training")
     found.add_argument("--tasks", type=int, default=600, help="of each kind of test")
     arguments = found.parse_args()
     for learner in LEARNERS:

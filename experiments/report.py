@@ -60,8 +60,9 @@ class Section(NamedTuple):
 
 def _panels(count: int) -> tuple[Figure, Any]:
     figure, axes = plt.subplots(
-        1, count, figsize=(3.4 * count, 3.4), squeeze=False, layout="constrained"
-    )
+        1, count, figsize=(max(3.4 * count, 7), 3.8), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     return figure, axes[0]
 
 
@@ -90,6 +91,8 @@ def draw_bias(rows: list[Row]) -> Figure:
         own = [r for r in own if (r["learner"], r["group"]) == (learner, group)]
         for name, color in COLORS.items():
             found = [r for r in own if r["estimator"] == name]
+            if not found:
+                continue
             sizes = [r["num_backprop"] for r in found]
             highest = [
                 max(r["bias_squared"] + r["bias_squared_half_width"], 1e-8) ** 0.5
@@ -117,12 +120,14 @@ def draw_deviation(rows: list[Row]) -> Figure:
         own = [r for r in own if (r["learner"], r["group"]) == (learner, group)]
         for name, color in COLORS.items():
             found = [r for r in own if r["estimator"] == name and r["rmse_of_16"] > 0]
+            if not found:
+                continue
             passes = [r["passes"] for r in found]
             errors = [r["rmse_of_16"] for r in found]
             axis.plot(passes, errors, color=color, marker=".", label=name)
         axis.set(yscale="log", title=f"{learner}: {group}")
         axis.set_ylim(1e-3, 1e3)
-        axis.set_xlabel("image passes a task (exact: 550)")
+        axis.set_xlabel("image passes a task (exact in chunks: 550)")
     axes[0].set_ylabel("RMSE of a step of 16 draws /\n‖exact gradient‖")
     _legend_below(figure, axes)
     return figure

@@ -88,9 +88,11 @@ def test_other_convolutions_are_passed_on(options):
 def test_conv4_has_the_dimensions_of_the_literature(size, features):
     network = conv4()
     shapes = jax.eval_shape(lambda k: network.init(k, spec(size, 3)), jax.random.key(0))
-    assert (
-        sum(x.size for x in jax.tree.leaves(shapes)) == 9 * 64 * (3 + 3 * 64) + 8 * 64
-    )
+    statistics = shapes.pop("input")
+    assert jax.tree.map(jnp.shape, statistics) == {"mean": (3,), "std": (3,)}
+    count = sum(x.size for x in jax.tree.leaves(shapes))
+    assert count == 9 * 64 * (3 + 3 * 64) + 8 * 64
+    shapes["input"] = statistics
     found = jax.eval_shape(network.apply, shapes, images(size, 3))
     assert found.shape == (5, features) and found.dtype == jnp.float32
 
@@ -109,10 +111,11 @@ def test_conv4_is_the_written_out_network():
     """Four times convolution, GroupNorm of 4 channels each, ReLU, 2×2 maxima."""
     network = conv4(width=8, norm_groups=2, mean=0.4, std=0.5)
     params = network.init(jax.random.key(0), spec(17, 3))
+    statistics = params.pop("input")
     params = jax.tree.map(lambda x: x + jnp.float32(0.1), params)  # off the identity
     x = (np.asarray(images(17, 3), np.float64) / 255 - 0.4) / 0.5
     for i in range(4):
-        kernel = np.asarray(params[f"Conv_{i}"]["kernel"], np.float64)
+        kernel = np.asarray(params[f"blocks.{i}"]["conv"]["kernel"], np.float64)
         count, height, width, _ = x.shape
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = sum(
@@ -122,11 +125,11 @@ def test_conv4_is_the_written_out_network():
         groups = x.reshape(count, -1, 2, 4)
         mean, var = (f(groups, (1, 3), keepdims=True) for f in (np.mean, np.var))
         x = ((groups - mean) / np.sqrt(var + 1e-6)).reshape(x.shape)
-        norm = jax.tree.map(np.asarray, params[f"GroupNorm_{i}"])
+        norm = jax.tree.map(np.asarray, params[f"blocks.{i}"]["norm"]["group"])
         x = np.maximum(x * norm["scale"] + norm["bias"], 0)
         height, width = height // 2 * 2, width // 2 * 2
         x = np.max([x[:, a:height:2, b:width:2] for a in (0, 1) for b in (0, 1)], 0)
-    found = network.apply(params, images(17, 3))
+    found = network.apply(params | {"input": statistics}, images(17, 3))
     np.testing.assert_allclose(found, x.reshape(5, -1), rtol=2e-3, atol=2e-4)
 
 
@@ -148,7 +151,7 @@ def test_pixels_are_the_scaled_pixels():
 
 def test_too_small_an_image_is_refused():
     with pytest.raises(
-        UserError, match="16 pixels a side .* 15 × 15: raise data.image_size"
+        UserError, match="16 pixels a side .* 15 × 15: change data.image_size"
     ):
         conv4().init(jax.random.key(0), spec(15))
 
@@ -156,4 +159,4 @@ def test_too_small_an_image_is_refused():
 @pytest.mark.parametrize("width, groups", [(64, 7), (0, 8), (8, 0)])
 def test_groups_must_divide_the_width(width, groups):
     with pytest.raises(UserError, match=f"={groups} does not divide {width}"):
-        conv4(width, groups)
+        conv4(width, norm_groups=groups).init(jax.random.key(0), spec())
