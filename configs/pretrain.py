@@ -10,6 +10,9 @@ digits     (default) Conv-4 on turned even digits
 omniglot   --config.data.root=FOLDER that holds images_background_small1 and _small2
 folder     --config.data.root=FOLDER of class folders of photographs; ResNet-18 with
            GroupNorm at 84 pixels, random crops
+           Caltech101, 40 training classes: 36.9 ± 0.9 % (5-way 1-shot),
+           49.0 ± 1.0 % (5-way 5-shot) with 5 query images a class; about
+           30 minutes on two idle CPU cores
 synthetic  procedural images; no data needed
 smoke      a few steps and tasks, to see that everything runs; combines with the above
 """

@@ -49,6 +49,7 @@ def protonets(backbone: Network, *, way: int, scale: float = 1.0) -> Learner:
     Raises:
         UserError: `scale` is not positive, or `way` is less than 2.
 
+    >>> import jax.numpy as jnp
     >>> from lite_jax import exact_sum, nn
     >>> learner = protonets(nn.pixels(), way=2)
     >>> images = jnp.array([0.0, 0.25, 0.75, 1.0]).reshape(4, 1, 1, 1)
