@@ -10,8 +10,8 @@ digits     (default) Conv-4 on turned even digits
 omniglot   --config.data.root=FOLDER that holds images_background_small1 and _small2
 folder     --config.data.root=FOLDER of class folders of photographs; ResNet-18 with
            GroupNorm at 84 pixels
-           Caltech101, 40 training classes, with configs/pretrain.py:folder, after 200 steps, 
-           35.0 ± 0.9 % (5-way 1-shot), 45.8 ± 0.9 % (5-way 5-shot), as
+           Caltech101, 40 training classes, with configs/pretrain.py:folder, after 200
+           steps, 35.0 ± 0.9 % (5-way 1-shot), 45.8 ± 0.9 % (5-way 5-shot), as
            experiments/learners.py measures it
 paper      --config.data.root=FOLDER; EfficientNet-B0 at 224 pixels and the paper's
            recipe (see lite_jax.defaults.paper); for one GPU, not run here
