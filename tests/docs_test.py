@@ -32,7 +32,7 @@ def test_both_commands_stand_in_the_readme_as_promised():
         "pip install -e . && python -m lite_jax.main --config=configs/protonets.py\n"
         in commands
     )
-    assert "pip install -e '.[test]' && python -m pytest\n" in commands
+    assert "pip install -e '.[test]' && python -m pytest -n 2\n" in commands
 
 
 def test_files_and_modules_that_the_readme_names_exist():
