@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,25 @@ from jax import lax
 from lite_jax.additive import Pooled, accumulation_dtype, leading_axis
 from lite_jax.sampling import Draw, sample_all
 from lite_jax.types import Additive, PyTree
+
+
+class Chunks(NamedTuple):
+    """How a set is gone through.
+
+    Attributes:
+        size: Examples computed at once; None for all of them.
+        axis_name: Inside `jax.shard_map`, the axis of the mesh whose devices share the
+            chunks out among them; every device is given the whole set, and returns
+            the whole sum. None for one device.
+    """
+
+    size: int | None = None
+    axis_name: str | None = None
+
+    def is_one(self, num_examples: int) -> bool:
+        """Say whether all examples are computed in one call."""
+        fits = self.size is None or self.size >= num_examples
+        return fits and self.axis_name is None
 
 
 def whole_sum(
@@ -34,7 +53,7 @@ def pooled_sum(
     args: PyTree,
     examples: PyTree,
     mask: jax.Array | None,
-    chunk_size: int | None,
+    chunks: Chunks,
 ) -> tuple[PyTree, PyTree]:
     """Return the sum of a `Pooled` function, and the features `[n, …]` on its way."""
 
@@ -43,7 +62,7 @@ def pooled_sum(
         return additive.pool(features, chunk, weights), features
 
     size = leading_axis(examples)
-    if chunk_size is None or chunk_size >= size:
+    if chunks.is_one(size):
         total, features = both(*all_weighted(examples, mask))
         return in_accumulators(total), features
 
@@ -54,50 +73,82 @@ def pooled_sum(
         return _add(totals, total), table
 
     everything = sample_all(full_mask(examples, mask))
-    first_chunk = take_chunk(examples, everything, 0, chunk_size)
+    first_chunk = take_chunk(examples, everything, 0, 1)
     total, features = jax.eval_shape(both, *first_chunk)
     table = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), features)
     start = jax.tree.map(zeros_for, total), table
     numbered = examples, jnp.arange(size, dtype=jnp.int32)
-    return fold_chunks(add_chunk, start, numbered, everything, chunk_size)
+    return _fold_chunks(add_chunk, start, numbered, everything, chunks)
 
 
 def chunked_sum(
     summand: Callable[[PyTree, jax.Array], PyTree],
-    zeros: PyTree,
     examples: PyTree,
     draw: Draw,
-    chunk_size: int,
+    chunks: Chunks,
+    like: PyTree = None,
 ) -> PyTree:
-    """Add `summand(chunk, weights)` over the chunks of a draw, `zeros` first."""
+    """Return the sum of `summand(chunk, weights)` over the chunks of a draw.
+
+    Args:
+        summand: `(chunk, weights) -> tree`.
+        examples: What the draw picks of.
+        draw: Which examples, at which weights.
+        chunks: How many at once.
+        like: A tree of the shapes and dtypes of the sum; without it, `summand` is
+            traced once more.
+    """
+    if like is None:
+        like = jax.eval_shape(summand, *take_chunk(examples, draw, 0, 1))
+    zeros = jax.tree.map(zeros_for, like)
 
     def add_chunk(totals: PyTree, chunk: PyTree, weights: jax.Array) -> PyTree:
         return _add(totals, summand(chunk, weights))
 
-    return fold_chunks(add_chunk, zeros, examples, draw, chunk_size)
+    return _fold_chunks(add_chunk, zeros, examples, draw, chunks)
 
 
-def fold_chunks(
+def _fold_chunks(
     body: Callable[[PyTree, PyTree, jax.Array], PyTree],
-    carry: PyTree,
+    zeros: PyTree,
     examples: PyTree,
     draw: Draw,
-    chunk_size: int,
+    chunks: Chunks,
 ) -> PyTree:
     """Return what `carry = body(carry, chunk, weights)` makes of all chunks of a draw.
 
     The trip count follows the draw, not the padded size, so that one compilation
-    serves all set sizes at their own cost.
+    serves all set sizes at their own cost. Where devices share the chunks, each begins
+    with zeros, and what they made is added up at the end.
     """
-    chunk_size = min(chunk_size, draw.indices.size)
+    if chunks.axis_name is not None:
+        own = _share(draw, chunks.axis_name)
+        mine = _fold_chunks(body, zeros, examples, own, Chunks(chunks.size))
+        return lax.psum(mine, chunks.axis_name)
+    size = draw.indices.size
+    chunk_size = min(chunks.size or size, size)
 
     def next_chunk(step, carry):
         return body(carry, *take_chunk(examples, draw, step, chunk_size))
 
-    if draw.indices.size == chunk_size:
-        return next_chunk(0, carry)
+    if size == chunk_size:
+        return next_chunk(0, zeros)
     steps = (draw.num_drawn + chunk_size - 1) // chunk_size
-    return lax.fori_loop(0, steps, next_chunk, carry)
+    return lax.fori_loop(0, steps, next_chunk, zeros)
+
+
+def _share(draw: Draw, axis_name: str) -> Draw:
+    """Return the part of a draw that this device computes: of D devices, every D-th.
+
+    A place past the end holds the first example, at weight 0.
+    """
+    devices = lax.axis_size(axis_name)
+    places = jnp.arange(-(-draw.indices.size // devices), dtype=jnp.int32)
+    places = places * devices + lax.axis_index(axis_name)
+    inside = places < draw.num_drawn
+    places = jnp.where(inside, places, 0)
+    weights = jnp.where(inside, draw.weights[places], 0)
+    return Draw(draw.indices[places], weights, inside.sum(dtype=jnp.int32))
 
 
 def take_chunk(

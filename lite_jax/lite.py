@@ -36,6 +36,7 @@ from lite_jax.additive import (
     per_example,
 )
 from lite_jax.chunks import (
+    Chunks,
     full_mask,
     in_accumulators,
     take_chunk,
@@ -72,7 +73,7 @@ __all__ = [
 # --------------------------------------------------------------------- operators
 
 
-def exact_sum(chunk_size: int | None = None) -> SetSum:
+def exact_sum(chunk_size: int | None = None, *, axis_name: str | None = None) -> SetSum:
     """Return the operator with exact value and exact gradient.
 
     Guarantees:
@@ -84,6 +85,8 @@ def exact_sum(chunk_size: int | None = None) -> SetSum:
 
     Args:
         chunk_size: Examples per chunk, 1 or more; None takes all N at once.
+        axis_name: Inside `jax.shard_map`, the axis of the mesh whose devices share the
+            examples out; see `lite_jax.parallel`.
 
     >>> cube = per_example(lambda a, x: a * x**3)
     >>> total = functools.partial(exact_sum(chunk_size=2), cube)
@@ -91,13 +94,14 @@ def exact_sum(chunk_size: int | None = None) -> SetSum:
     36.0
     """
     _check_positive("chunk_size", chunk_size, optional=True)
+    chunks = Chunks(chunk_size, axis_name)
 
     def set_sum(additive, args, examples, key, mask=None):
         mask = _checked_mask(examples, mask)
-        if chunk_size is None:
+        if chunks == Chunks():
             return whole_sum(additive, args, lax.stop_gradient(examples), mask)
         inputs = args, examples, None, mask
-        return recomputed_sum(additive, TAKE_ALL, chunk_size, *inputs)
+        return recomputed_sum(additive, TAKE_ALL, chunks, *inputs)
 
     return set_sum
 
@@ -106,6 +110,8 @@ def lite_sum(
     num_backprop: int,
     chunk_size: int | None = None,
     sampling: str | Sampler = "uniform",
+    *,
+    axis_name: str | None = None,
 ) -> SetSum:
     """Return the operator with exact value and an H-example gradient (LITE, §3).
 
@@ -131,6 +137,8 @@ def lite_sum(
             class), "sensitivity" (what matters more to the loss is drawn more often),
             "stratified_sensitivity" (both: the least variance once trained), or a
             `Sampler` of your own. See `lite_jax.sampling`.
+        axis_name: Inside `jax.shard_map`, the axis of the mesh whose devices share the
+            examples out. The same key draws the same examples as on one device.
 
     Raises:
         ValueError: H < 1, chunk size < 1, or H > N where no mask says that N varies.
@@ -153,6 +161,7 @@ def lite_sum(
     if not isinstance(sampling, Sampler) and sampling not in SAMPLERS:
         raise unknown_name("sampling", sampling, SAMPLERS)
     sampler = sampling if isinstance(sampling, Sampler) else SAMPLERS[sampling]
+    chunks = Chunks(chunk_size, axis_name)
 
     def set_sum(additive, args, examples, key, mask=None):
         _check_key("lite_sum", key)
@@ -165,7 +174,7 @@ def lite_sum(
             return sampler.draw(open_seed(seed), population, size)
 
         rule = Rule(draw, sampler.needs)
-        return recomputed_sum(additive, rule, chunk_size, args, examples, seed, mask)
+        return recomputed_sum(additive, rule, chunks, args, examples, seed, mask)
 
     return set_sum
 

@@ -9,12 +9,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lite_jax.lite import batched, exact_sum
+from lite_jax.chunks import Chunks
+from lite_jax.lite import batched
+from lite_jax.loss_sum import loss_sum
 from lite_jax.types import Examples, GradFn, Key, Learner, Params, PyTree, SetSum, Task
 
 
 def episode_loss(
-    learner: Learner, *, query_chunk_size: int | None = None
+    learner: Learner,
+    *,
+    query_chunk_size: int | None = None,
+    axis_name: str | None = None,
 ) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
     """Return the loss of adapting on a task's support and predicting its query.
 
@@ -23,12 +28,15 @@ def episode_loss(
 
     Guarantees:
         The support reaches the loss through `set_sum` alone. The query loss is an
-        exact sum, in chunks of its own, so the support is back-propagated once a
-        task and no N/H factor touches the query path.
+        exact sum, in chunks of its own that are differentiated as they come, so the
+        support is back-propagated once a task, nothing of the query is computed
+        twice, and no N/H factor touches the query path.
 
     Args:
         learner: The meta-learner.
         query_chunk_size: Query examples predicted at once; None takes all.
+        axis_name: Inside `jax.shard_map`, the axis of the mesh whose devices share the
+            query out; `set_sum` has its own.
 
     Returns:
         `loss(params, task, key, *, set_sum) -> (loss, aux)`: the mean cross-entropy
@@ -47,26 +55,28 @@ def episode_loss(
     >>> print(f"{loss:.4f} {grad['backbone']:.4f} {aux['accuracy']:.0%}")
     0.4552 -0.3928 100%
     """
-    query_sum = exact_sum(query_chunk_size)
+    chunks = Chunks(query_chunk_size, axis_name)
 
     def loss_fn(params: Params, task: Task, key: Key, *, set_sum: SetSum):
         task_state = learner.adapt(params, task.support, key, set_sum)
-        score = batched(query_scores(learner))
-        totals = query_sum(
-            score, (params, task_state), task.query, None, task.query.mask
-        )
-        count = jnp.maximum(task.query.mask.sum(), 1)
-        means = jax.tree.map(lambda total: total / count.astype(total.dtype), totals)
-        loss = means["loss"]
+        additive = batched(query_scores(learner))
+        args, query = (params, task_state), task.query
+        totals = loss_sum(additive, args, query, query.mask, chunks)
+        count = jnp.maximum(query.mask.sum(), 1)
+        loss, aux = jax.tree.map(lambda x: x / count.astype(x.dtype), totals)
         if learner.penalty is not None:
             loss = loss + learner.penalty(params).astype(loss.dtype)
-        return loss, {"accuracy": means["accuracy"]}
+        return loss, aux
 
     return loss_fn
 
 
 def episode_grad(
-    learner: Learner, set_sum: SetSum, *, query_chunk_size: int | None = None
+    learner: Learner,
+    set_sum: SetSum,
+    *,
+    query_chunk_size: int | None = None,
+    axis_name: str | None = None,
 ) -> GradFn:
     """Return the gradient of `episode_loss` over what the learner learns.
 
@@ -77,11 +87,14 @@ def episode_grad(
         learner: The meta-learner; its parameters are a dictionary.
         set_sum: The operator that decides the gradient over the support.
         query_chunk_size: Query examples predicted at once; None takes all.
+        axis_name: As in `episode_loss`.
 
     Returns:
         `(params, task, key) -> ((loss, aux), grads)`; `grads` lacks the frozen names.
     """
-    loss_fn = episode_loss(learner, query_chunk_size=query_chunk_size)
+    loss_fn = episode_loss(
+        learner, query_chunk_size=query_chunk_size, axis_name=axis_name
+    )
 
     def grad_fn(params: Params, task: Task, key: Key):
         frozen = {name: params[name] for name in learner.frozen}
@@ -97,14 +110,14 @@ def episode_grad(
 
 def query_scores(
     learner: Learner,
-) -> Callable[[tuple[Params, PyTree], Examples], dict[str, Any]]:
-    """Return `((params, task_state), examples [m]) -> {"loss" [m], "accuracy" [m]}`."""
+) -> Callable[[tuple[Params, PyTree], Examples], tuple[jax.Array, dict[str, Any]]]:
+    """Return `((params, task_state), examples [m]) -> (loss [m], aux)`."""
 
-    def score(args: tuple[Params, PyTree], examples: Examples) -> dict[str, Any]:
+    def score(args: tuple[Params, PyTree], examples: Examples):
         logits = learner.predict(*args, examples.inputs)
         labels = examples.labels
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         right = jnp.argmax(logits, -1).astype(labels.dtype) == labels
-        return {"loss": loss, "accuracy": right.astype(loss.dtype)}
+        return loss, {"accuracy": right.astype(loss.dtype)}
 
     return score

@@ -22,9 +22,7 @@ from lite_jax.chunks import (
     chunked_sum,
     full_mask,
     pooled_sum,
-    take_chunk,
     whole_sum,
-    zeros_for,
 )
 from lite_jax.partition import merge
 from lite_jax.sampling import LABELS, SCORES, Draw, Population, sample_all
@@ -47,43 +45,38 @@ TAKE_ALL = Rule(lambda seed, population: sample_all(population.mask))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def recomputed_sum(additive, rule, chunk_size, args, examples, seed, mask):
+def recomputed_sum(additive, rule, chunks, args, examples, seed, mask):
     """Return the sum over all examples; differentiate those that `rule` picks.
 
     Args:
         additive: The additive function; `Pooled` if the rule needs scores.
         rule: A `Rule`.
-        chunk_size: Examples at once; None takes all N forward, all H backward.
+        chunks: `Chunks`; one takes all N forward and all H backward.
         args: What is differentiated.
         examples: The set, without gradient.
         seed: What the rule draws with.
         mask: `[n]` bool, or None for all.
     """
-    if chunk_size is None or chunk_size >= leading_axis(examples):
+    if chunks.is_one(leading_axis(examples)):
         return whole_sum(additive, args, examples, mask)
     everything = sample_all(full_mask(examples, mask))
-    summand = functools.partial(additive, args)
-    first_chunk = take_chunk(examples, everything, 0, chunk_size)
-    zeros = jax.tree.map(zeros_for, jax.eval_shape(summand, *first_chunk))
-    return chunked_sum(summand, zeros, examples, everything, chunk_size)
+    return chunked_sum(functools.partial(additive, args), examples, everything, chunks)
 
 
-def _forward(additive, rule, chunk_size, args, examples, seed, mask):
-    value = functools.partial(jax.tree.map, lambda leaf: leaf.value)
-    varied = jax.tree.map(lambda x: x.value if _varies(x) else None, args)
-    fixed = jax.tree.map(lambda x: None if _varies(x) else x.value, args)
-    args, examples, seed, mask = map(value, (args, examples, seed, mask))
+def _forward(additive, rule, chunks, args, examples, seed, mask):
+    varied, fixed = split_varied(args)
+    args, examples, seed, mask = map(values, (args, examples, seed, mask))
     if SCORES in rule.needs:
-        total, features = pooled_sum(additive, args, examples, mask, chunk_size)
+        total, features = pooled_sum(additive, args, examples, mask, chunks)
     else:
         inputs = args, examples, seed, mask
-        total, features = recomputed_sum(additive, rule, chunk_size, *inputs), None
+        total, features = recomputed_sum(additive, rule, chunks, *inputs), None
     return total, (varied, fixed, features, examples, seed, mask)
 
 
-def _backward(additive, rule, chunk_size, residuals, cotangent):
+def _backward(additive, rule, chunks, residuals, cotangent):
     varied, fixed, features, examples, seed, mask = residuals
-    cotangent = jax.tree.map(_instantiate, cotangent)
+    cotangent = jax.tree.map(instantiate, cotangent)
     population = Population(
         full_mask(examples, mask),
         labels_of(examples) if LABELS in rule.needs else None,
@@ -100,9 +93,7 @@ def _backward(additive, rule, chunk_size, residuals, cotangent):
         (gradient,) = _vjp(summand, varied, cotangent)
         return gradient
 
-    size = chunk_size or picked.indices.size
-    zeros = jax.tree.map(zeros_for, varied)
-    sums = chunked_sum(pull_back, zeros, examples, picked, size)
+    sums = chunked_sum(pull_back, examples, picked, chunks, like=varied)
     gradient = jax.tree.map(lambda x, g: g.astype(jnp.result_type(x)), varied, sums)
     return gradient, None, None, None
 
@@ -112,12 +103,24 @@ def _backward(additive, rule, chunk_size, residuals, cotangent):
 recomputed_sum.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _varies(leaf: Any) -> bool:
-    """Say whether an argument, as a forward rule gets it, is differentiated."""
-    return leaf.perturbed and jnp.issubdtype(jnp.result_type(leaf.value), jnp.inexact)
+def values(tree: PyTree) -> PyTree:
+    """Return the arrays of an argument as a forward rule gets it."""
+    return jax.tree.map(lambda leaf: leaf.value, tree)
 
 
-def _instantiate(cotangent: Any) -> jax.Array:
+def split_varied(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """Return the arrays that are differentiated and the others, as `merge` has them."""
+
+    def varies(leaf: Any) -> bool:
+        inexact = jnp.issubdtype(jnp.result_type(leaf.value), jnp.inexact)
+        return leaf.perturbed and inexact
+
+    varied = jax.tree.map(lambda x: x.value if varies(x) else None, tree)
+    return varied, jax.tree.map(lambda x: None if varies(x) else x.value, tree)
+
+
+def instantiate(cotangent: Any) -> jax.Array:
+    """Return a cotangent as an array, as a backward rule gets it."""
     if isinstance(cotangent, SymbolicZero):
         return jnp.zeros(cotangent.shape, cotangent.dtype)
     return cotangent

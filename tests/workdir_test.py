@@ -19,7 +19,8 @@ def test_every_difference_is_named(tmp_path):
     other = tiny_config(seed=1, train__episode__way=(3, 6))
     with pytest.raises(UserError) as error:
         claim(tmp_path, other)
-    assert "seed is 0 there and 1 here; train.episode.way is [3, 5] there" in str(error)
+    told = str(error.value)
+    assert "seed is 0 there and 1 here; train.episode.way is [3, 5] there" in told
     check_same(tmp_path, read_config(tmp_path), other, ["learner", "backbone"])
 
 
