@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from lite_jax.errors import UserError
@@ -20,8 +21,17 @@ class Slot:
 
     def __init__(self, path: Path):
         """Open the slot at `path`, which need not exist yet."""
+        path.mkdir(parents=True, exist_ok=True)
+        own = jax.process_index()  # a slot is of one process; others are not waited for
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=1, enable_async_checkpointing=False
+            max_to_keep=1,
+            create=False,
+            enable_async_checkpointing=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=own,
+                active_processes={own},
+                barrier_sync_key_prefix=f"process{own}",
+            ),
         )
         self._manager = ocp.CheckpointManager(
             path.absolute(),
@@ -37,16 +47,17 @@ class Slot:
         """Save `tree`; a checkpoint of the same step is left as it is."""
         if step in self._manager.all_steps():
             return
-        if not self._manager.save(step, args=ocp.args.StandardSave(tree)):
+        arrays = jax.device_get(tree)
+        if not self._manager.save(step, args=ocp.args.StandardSave(arrays)):
             raise OSError(f"checkpoint of step {step} was not saved")
 
     def restore(self, template: Any) -> Any:
-        """Return the tree, in the structure, shapes and dtypes of `template`.
+        """Return the tree of NumPy arrays, of the structure and shapes of `template`.
 
         Raises:
             UserError: The checkpoint holds another tree.
         """
-        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        wanted = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
         self._check_shapes(wanted)
         args = ocp.args.StandardRestore(wanted)
         return self._manager.restore(self.step(), args=args)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from lite_jax.errors import unknown_name
 
@@ -44,6 +44,7 @@ def base_config() -> ConfigDict:
                 "std": placeholder(float),  # the weights, or else of the backbone
                 "weights": "",  # a safetensors file, its folder, or hub:NAME
                 "frozen": False,  # not learned: no gradient memory is spent on it
+                "dtype": "float32",  # float32 | bfloat16 (parameters stay float32)
                 "remat": False,  # keep block boundaries alone, in plain and LITE steps
             },
             "protonets": {
@@ -65,10 +66,16 @@ def base_config() -> ConfigDict:
                 # lite | exact (chunks computed again) | plain (all kept) | subsample
                 "estimator": "lite",
                 "num_backprop": 20,  # H; lower: faster steps, noisier gradients
-                "chunk_size": 50,  # images at once: sets the memory, never results
+                # images at once: sets the memory, never results; or "auto", the
+                "chunk_size": FieldReference(50, field_type=object),
+                "memory_budget_gb": 0.0,  # most that fits; 0: 0.9 of the device's
                 # uniform | with_replacement | stratified | sensitivity |
                 # stratified_sensitivity
                 "sampling": "uniform",
+            },
+            "devices": {  # their product is the number of devices
+                "tasks": 1,  # that compute tasks of a step side by side
+                "examples": 1,  # that share out the examples of each task
             },
             "optimizer": {
                 "learning_rate": 1e-3,  # of Adam

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from lite_jax import factory, models, workdir
+from lite_jax import budget, factory, models, parallel, workdir
 from lite_jax.checkpoint import Slot
 from lite_jax.data.loader import load_task, run_ahead
 from lite_jax.data.sources import ClassSource
@@ -25,7 +26,7 @@ Scorer = Callable[[Params, Task], jax.Array]
 Results = dict[str, dict[str, Interval]]
 
 
-def make_scorer(learner: Learner, chunk_size: int | None = None) -> Scorer:
+def make_scorer(learner: Learner, chunk_size: int | None = None) -> jax.stages.Wrapped:
     """Return the compiled `(params, task) -> accuracy` in [0, 1].
 
     Adapts on the whole support and predicts the query, both in chunks; compiled
@@ -75,7 +76,9 @@ def run_tests(
     config: ConfigDict, learner: Learner, params: Params, sources: Sources
 ) -> Results:
     """Return, for each kind of test episode, the learner's and raw pixels' accuracy."""
-    chunk = config.gradient.chunk_size
+    if config.gradient.chunk_size == factory.AUTO:
+        config = _fitted(config, learner, params, sources)
+    chunk = factory.checked_chunk_size(config)
     no_params: Params = {"backbone": {}}
     scorers = {
         config.learner: (make_scorer(learner, chunk), params),
@@ -87,7 +90,12 @@ def run_tests(
             config, settings, sources("test"), f"test.{name}", config.test.tasks
         )
         bar = tqdm(
-            tasks, f"testing {name}", config.test.tasks, unit="task", leave=False
+            tasks,
+            f"testing {name}",
+            config.test.tasks,
+            unit="task",
+            leave=False,
+            disable=not parallel.is_main(),
         )
         results[name] = evaluate(scorers, bar)
     return results
@@ -113,7 +121,27 @@ def evaluate_checkpoint(config: ConfigDict, folder: Path) -> Results:
     learner = models.make_learners(config, sources).tested
     with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
         params = best.restore(models.params_shape(learner, sources("test")))
-    return run_tests(config, learner, params, sources)
+    with budget.out_of_memory_explained(config):
+        return run_tests(config, learner, params, sources)
+
+
+def _fitted(
+    config: ConfigDict, learner: Learner, params: Params, sources: Sources
+) -> ConfigDict:
+    """Return the config with the largest chunk with which all test tasks fit."""
+
+    def build(task: Task, chunk_size: int) -> jax.stages.Compiled:
+        return make_scorer(learner, chunk_size).lower(params, task).compile()
+
+    found = []
+    for name, settings in config.test.episodes.items():
+        spec = factory.make_spec(settings)
+        task = load_task(sources("test"), spec, config.seed, f"test.{name}", 0)
+        most = max(spec.support_size, spec.query_size)
+        limit = config.gradient.memory_budget_gb
+        fit = budget.largest_chunk(functools.partial(build, task), most, limit)
+        found.append(fit.chunk_size)
+    return factory.with_chunk_size(config, min(found))
 
 
 def format_results(config: ConfigDict, results: Results) -> str:

@@ -19,10 +19,12 @@ from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.lite import exact_sum, lite_sum, subsample_sum
 from lite_jax.objectives import episode_grad
+from lite_jax.parallel import EXAMPLES
 from lite_jax.types import GradFn, Learner, SetSum
 
 _logger = logging.getLogger(__name__)
 
+AUTO = "auto"
 Sources = Callable[[str], ClassSource]
 """`split -> source`, for "train", "valid" and "test"."""
 
@@ -125,26 +127,34 @@ def episode_settings(config: ConfigDict) -> list[tuple[str, str, ConfigDict]]:
 def make_grad_fn(config: ConfigDict, learner: Learner) -> GradFn:
     """Return `(params, task, key) -> ((loss, aux), grads)` by the chosen estimator."""
     return episode_grad(
-        learner, make_set_sum(config), query_chunk_size=_chunk_size(config)
+        learner,
+        make_set_sum(config),
+        query_chunk_size=_chunk_size(config),
+        axis_name=_axis_name(config),
     )
 
 
 def make_set_sum(config: ConfigDict) -> SetSum:
     """Return the operator that the training loss is formed with."""
     settings = config.gradient
-    chunk = _chunk_size(config)
+    chunk, axis_name = _chunk_size(config), _axis_name(config)
     if settings.estimator in ("exact", "plain"):
-        return exact_sum(chunk)
+        return exact_sum(chunk, axis_name=axis_name)
     num_backprop = _num_backprop(config)
     if settings.estimator == "subsample":
         return subsample_sum(num_backprop)
     if settings.estimator == "lite":
-        return lite_sum(num_backprop, chunk, settings.sampling)
+        return lite_sum(num_backprop, chunk, settings.sampling, axis_name=axis_name)
     raise unknown_name(
         "gradient.estimator",
         settings.estimator,
         ("exact", "lite", "plain", "subsample"),
     )
+
+
+def _axis_name(config: ConfigDict) -> str | None:
+    """Return the axis of the mesh that examples are shared out over, if they are."""
+    return EXAMPLES if config.devices.examples > 1 else None
 
 
 def _num_backprop(config: ConfigDict) -> int:
@@ -171,12 +181,36 @@ def _num_backprop(config: ConfigDict) -> int:
 
 def _chunk_size(config: ConfigDict) -> int | None:
     """Return how many examples are computed at once; None, all of them, for "plain"."""
-    if config.gradient.estimator == "plain":
-        return None
+    chunk_size = checked_chunk_size(config)
+    return None if config.gradient.estimator == "plain" else chunk_size
+
+
+def checked_chunk_size(config: ConfigDict) -> int:
+    """Return the chunk size; raise unless it is a number of images, or was "auto"."""
     value = config.gradient.chunk_size
-    if value < 1:
-        raise UserError(f"gradient.chunk_size={value}: expected 1 or more")
+    if value == AUTO:
+        return 1  # until one is chosen, of which `with_chunk_size` tells
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(
+            f"gradient.chunk_size={value}: expected a whole number from 1, or auto"
+        )
     return value
+
+
+def with_chunk_size(config: ConfigDict, chunk_size: int) -> ConfigDict:
+    """Return a copy of the configuration in which the chunk size is chosen."""
+    copy = config.copy_and_resolve_references()
+    with copy.ignore_type():  # it may have been a string
+        copy.gradient.chunk_size = chunk_size
+    return copy
+
+
+def largest_set(config: ConfigDict) -> int:
+    """Return the most images of a support or query set of training."""
+    if config.learner == "classifier":
+        return config.train.batch_size
+    spec = make_spec(config.train.episode)
+    return max(spec.support_size, spec.query_size)
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:

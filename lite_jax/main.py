@@ -1,7 +1,7 @@
 """The command line: flags, and one call.
 
 python -m lite_jax.main --config=configs/protonets.py[:VARIANT,…] [--workdir=FOLDER]
-    [--mode=train|eval] [--config.KEY=VALUE …]
+    [--mode=train|eval] [--hosts=auto|ADDRESS:PORT,COUNT,INDEX] [--config.KEY=VALUE …]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import absl.logging
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from lite_jax import parallel
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.evaluate import evaluate_checkpoint, format_results
 from lite_jax.train import train_and_evaluate
@@ -28,16 +29,28 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train and test, or test a trained workdir."
 )
+_HOSTS = flags.DEFINE_string(
+    "hosts",
+    None,
+    "Join the other processes of a run on several hosts: auto (SLURM, Kubernetes, …) "
+    "or ADDRESS:PORT,COUNT,INDEX.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the chosen mode and print the table of test results."""
     del argv
     config = _CONFIG.value
+    if _HOSTS.value is not None:
+        parallel.connect(_HOSTS.value)
+        if not parallel.is_main():
+            logging.getLogger("lite_jax").setLevel(logging.WARNING)
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     run = {"train": train_and_evaluate, "eval": evaluate_checkpoint}[_MODE.value]
-    print(format_results(config, run(config, workdir)))
-    print(f"workdir: {workdir}")
+    results = run(config, workdir)
+    if parallel.is_main():
+        print(format_results(config, results))
+        print(f"workdir: {workdir}")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

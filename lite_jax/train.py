@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Callable, Container
 from contextlib import closing
@@ -16,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from lite_jax import factory, models
+from lite_jax import budget, factory, models, parallel
 from lite_jax import workdir as workdirs
 from lite_jax.checkpoint import Slot
 from lite_jax.data.augment import random_affine, random_crop
@@ -78,18 +81,26 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
             anything is written.
     """
     _check_settings(config)
+    workdirs.check_hosts_agree(parallel.gather(json.loads(config.to_json())))
+    mesh = parallel.make_mesh(config.devices.tasks, config.devices.examples)
     optimizer = factory.make_optimizer(config)
     sources = factory.make_sources(config)
     learner, tested = models.make_learners(config, sources)
-    grad_fn = factory.make_grad_fn(config, learner)
+    train_step = make_train_step(factory.make_grad_fn(config, learner), optimizer, mesh)
     factory.check_episodes(config, sources)  # reads images, so it comes last
     params = models.init_params(config, learner, sources)
     state = init_state(optimizer, params, learner.frozen)
-    load_step = _make_step_loader(config, sources("train"))
-    workdirs.claim(workdir, config)
-    _announce(config, sources, params, learner.frozen)
+    load_step = _make_step_loader(config, sources("train"), mesh)
 
     with contextlib.ExitStack() as stack:
+        asked = config
+        stack.enter_context(budget.out_of_memory_explained(asked))
+        if config.gradient.chunk_size == factory.AUTO and config.train.steps:
+            config, train_step = _fitted(config, learner, mesh, state, load_step(1))
+        if not parallel.is_main():  # what it writes is of no use to anyone
+            workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        workdirs.claim(workdir, asked)
+        _announce(config, sources, params, learner.frozen)
         slots = {
             name: stack.enter_context(closing(Slot(workdir / "checkpoints" / name)))
             for name in ("last", "best")
@@ -98,12 +109,14 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
         if slots["last"].step() is not None:
             saved = slots["last"].restore(saved)
             _logger.info("resumed after step %d", saved["state"].step)
+        saved = parallel.from_main(saved)
         last_step = int(saved["state"].step)
         writer = stack.enter_context(closing(MetricsWriter(workdir, last_step)))
-        train_step = make_train_step(grad_fn, optimizer)
         validate = _make_validation(config, tested, sources)
-        _train(config, load_step, train_step, validate, saved, slots, writer)
-        params = slots["best"].restore(params)
+        _train(config, mesh, load_step, train_step, validate, saved, slots, writer)
+        if parallel.is_main():
+            params = slots["best"].restore(params)
+        params = parallel.from_main(params)
         save_weights(workdir / "backbone.safetensors", params["backbone"])
         results = run_tests(config, tested, params, sources)
         for kind, found in results.items():
@@ -111,6 +124,38 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
                 row = {"episodes": kind, "learner": name, **result._asdict()}
                 writer.write("test", config.train.steps, row)
     return results
+
+
+def _fitted(
+    config: ConfigDict,
+    learner: Learner,
+    mesh: Mesh | None,
+    state: TrainState,
+    tasks: Task,
+) -> tuple[ConfigDict, Any]:
+    """Return the config with the largest chunk that fits, and the step's program."""
+    inputs = (
+        parallel.replicate(mesh, state),
+        tasks,
+        parallel.replicated_key(mesh, config.seed),
+    )
+
+    def build(chunk_size: int) -> Any:
+        grad_fn = factory.make_grad_fn(
+            factory.with_chunk_size(config, chunk_size), learner
+        )
+        optimizer = factory.make_optimizer(config)
+        return make_train_step(grad_fn, optimizer, mesh).lower(*inputs).compile()
+
+    settings = config.gradient
+    fit = budget.largest_chunk(
+        build, factory.largest_set(config), settings.memory_budget_gb
+    )
+    _logger.info(
+        "chunk_size=auto: chunks of %d images, a step of which needs %.3g GB a device",
+        fit.chunk_size, fit.num_bytes / budget.GB,
+    )  # fmt: skip
+    return factory.with_chunk_size(config, fit.chunk_size), fit.program
 
 
 def init_state(
@@ -124,20 +169,23 @@ def init_state(
 
 
 def make_train_step(
-    grad_fn: GradFn, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Task, Key], tuple[TrainState, dict[str, jax.Array]]]:
+    grad_fn: GradFn,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None = None,
+) -> jax.stages.Wrapped:
     """Return the compiled `(state, tasks, seed_key) -> (state, metrics)`.
 
     `tasks` are stacked along a leading axis; their gradients are averaged one task at
-    a time, so memory is that of one task. The key of a step is derived from the
-    seed's key and the step, and that of a task from the step's. Parameters that the
-    gradient does not name stay as they are. `state` is donated.
+    a time (on each device of a mesh), so memory is that of one task. The key of a step
+    is derived from the seed's key and the step, and that of a task from the step's.
+    Parameters that the gradient does not name stay as they are. `state` is donated.
     """
+    mean_over_tasks = parallel.mean_over_tasks(grad_fn, mesh)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, tasks: Task, seed_key: Key):
         key = jax.random.fold_in(seed_key, state.step)
-        (loss, aux), grads = _mean_over_tasks(grad_fn, state.params, tasks, key)
+        (loss, aux), grads = mean_over_tasks(state.params, tasks, key)
         learned = {name: state.params[name] for name in grads}
         updates, opt_state = optimizer.update(grads, state.opt_state, learned)
         params = state.params | optax.apply_updates(learned, updates)
@@ -147,22 +195,9 @@ def make_train_step(
     return train_step
 
 
-def _mean_over_tasks(grad_fn: GradFn, params: Params, tasks: Task, key: Key) -> Any:
-    """Return the mean of `grad_fn`'s results over stacked tasks, a key for each."""
-    count = tasks.query.mask.shape[0]
-    first = jax.tree.map(lambda x: x[0], tasks)
-    shapes = jax.eval_shape(grad_fn, params, first, key)
-
-    def add_task(totals, task_and_key):
-        found = grad_fn(params, *task_and_key)
-        return jax.tree.map(lambda t, x: t + x / count, totals, found), None
-
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add_task, zeros, (tasks, jax.random.split(key, count)))[0]
-
-
 def _train(
     config: ConfigDict,
+    mesh: Mesh | None,
     load_step: Callable[[int], Task],
     train_step: Callable[..., Any],
     validate: Callable[[Params], float | None],
@@ -171,18 +206,22 @@ def _train(
     writer: MetricsWriter,
 ) -> None:
     """Take the steps that are left; validate and save on the way and at the end."""
-    state, best = saved["state"], float(saved["best"])
+    best = float(saved["best"])
+    state = parallel.replicate(mesh, saved["state"])
     if not config.train.steps:
         slots["best"].save(0, state.params)
         return
     steps = range(int(state.step) + 1, config.train.steps + 1)
-    seed_key = jax.random.key(config.seed)
+    seed_key = parallel.replicated_key(mesh, config.seed)
     batches = run_ahead(load_step, steps, depth=config.data.prefetch)
     total, width = config.train.steps, config.train.tasks_per_step
     with (
         closing(batches),
         tqdm(
-            total=total * width, initial=(steps.start - 1) * width, unit="task"
+            total=total * width,
+            initial=(steps.start - 1) * width,
+            unit="task",
+            disable=not parallel.is_main(),
         ) as bar,
     ):
         report = _Reporter(writer, bar, width)
@@ -192,15 +231,16 @@ def _train(
             if step % config.train.valid_every and step != total:
                 continue
             report.now()
-            accuracy = validate(state.params)
+            here = parallel.on_this_host(mesh, state)
+            accuracy = validate(here.params)
             if accuracy is not None:
                 writer.write("valid", step, {"accuracy": accuracy})
                 report.note(valid=f"{accuracy:.3f}")
             if accuracy is None or accuracy > best:
                 best = best if accuracy is None else accuracy
-                slots["best"].save(step, state.params)
+                slots["best"].save(step, here.params)
             slots["last"].save(
-                step, {"state": state, "best": np.array(best, np.float32)}
+                step, {"state": here, "best": np.array(best, np.float32)}
             )
 
 
@@ -244,7 +284,9 @@ def _listed(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
-def _make_step_loader(config: ConfigDict, source: ClassSource) -> Callable[[int], Task]:
+def _make_step_loader(
+    config: ConfigDict, source: ClassSource, mesh: Mesh | None
+) -> Callable[[int], Task]:
     """Return `step -> tasks`, stacked along a new leading axis."""
     augment = factory.pick("data.augment", config.data.augment, _AUGMENTS)
     width = config.train.tasks_per_step
@@ -256,10 +298,13 @@ def _make_step_loader(config: ConfigDict, source: ClassSource) -> Callable[[int]
             load_task, source, factory.make_spec(config.train.episode)
         )
 
+    own = parallel.own_tasks(mesh, width)
+
     def load_step(step: int) -> Task:
-        numbers = range((step - 1) * width, step * width)
+        numbers = [(step - 1) * width + i for i in own]
         tasks = [load(config.seed, "train", i, augment=augment) for i in numbers]
-        return jax.device_put(jax.tree.map(lambda *x: np.stack(x), *tasks))
+        stacked = jax.tree.map(lambda *x: np.stack(x), *tasks)
+        return parallel.place_tasks(mesh, stacked, width)
 
     return load_step
 
@@ -277,7 +322,7 @@ def _make_validation(
     """Return `params -> mean accuracy` on the validation tasks, or None without."""
     if not config.valid.tasks:
         return lambda params: None
-    score = make_scorer(learner, config.gradient.chunk_size)
+    score = make_scorer(learner, factory.checked_chunk_size(config))
     source, settings = sources("valid"), config.valid.episode
 
     def validate(params: Params) -> float:
@@ -300,6 +345,12 @@ def _check_settings(config: ConfigDict) -> None:
     for name, (value, bound) in least.items():
         if value < bound:
             raise UserError(f"{name}={value}: expected {bound} or more")
+    width, devices = config.train.tasks_per_step, config.devices.tasks
+    if devices > 0 and width % devices:
+        raise UserError(
+            f"devices.tasks={devices} does not divide train.tasks_per_step={width}: "
+            "every device computes equally many tasks, so change one of them"
+        )
 
 
 def _announce(
@@ -327,7 +378,7 @@ def _announce(
         _logger.info(
             "episodes: %s, N ≤ %d support, M ≤ %d query; gradient: %s%s, chunks of %d",
             spec.describe(), spec.support_size, spec.query_size,
-            settings.estimator, drawn, settings.chunk_size,
+            settings.estimator, drawn, factory.checked_chunk_size(config),
         )  # fmt: skip
     _logger.info(
         "%s on %s: %s parameters, %s of them frozen",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,8 @@ def check_same(
 ) -> None:
     """Raise, naming every difference, unless the sections of both are equal."""
     wanted = json.loads(_as_text(config))
-    old = _flatten({k: saved.get(k) for k in sections})
-    new = _flatten({k: wanted.get(k) for k in sections})
-    changed = [
-        f"{key} is {json.dumps(old.get(key))} there and {json.dumps(new.get(key))} here"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    old, new = ({k: x.get(k) for k in sections} for x in (saved, wanted))
+    changed = _differences(old, new, "there", "here")
     if changed:
         raise UserError(
             f"workdir={workdir} belongs to another config: {'; '.join(changed)}. "
@@ -61,8 +57,32 @@ def check_same(
         )
 
 
+def check_hosts_agree(configs: Sequence[dict[str, Any]]) -> None:
+    """Raise, naming every difference, unless all hosts have the same configuration."""
+    for index, config in enumerate(configs):
+        changed = _differences(configs[0], config, "on host 0", f"on host {index}")
+        if changed:
+            raise UserError(
+                f"the hosts of this run have different configs: {'; '.join(changed)}. "
+                "Start all of them with the same settings"
+            )
+
+
 def _as_text(config: ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json()), indent=2) + "\n"
+
+
+def _differences(
+    first: dict[str, Any], second: dict[str, Any], where: str, other: str
+) -> list[str]:
+    """Return a phrase for each setting that differs."""
+    old, new = _flatten(first), _flatten(second)
+    return [
+        f"{key} is {json.dumps(old.get(key))} {where} and "
+        f"{json.dumps(new.get(key))} {other}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Whole runs in process: what they leave behind, resuming, compiling, stopping."""
 
-import functools
 import json
 import logging
 import math
@@ -14,7 +13,7 @@ import pytest
 from runs import tiny_config
 from safetensors.numpy import load_file
 
-from lite_jax import UserError, evaluate, factory, models, train, workdir
+from lite_jax import UserError, evaluate, factory, models, parallel, train, workdir
 from lite_jax.checkpoint import Slot
 from lite_jax.evaluate import evaluate_checkpoint, format_results
 from lite_jax.train import train_and_evaluate
@@ -154,7 +153,7 @@ def test_one_compilation_serves_all_tasks_of_a_config(estimator, tmp_path):
 
     optimizer = factory.make_optimizer(config)
     state = train.init_state(optimizer, models.init_params(config, learner, sources))
-    load_step = train._make_step_loader(config, sources("train"))
+    load_step = train._make_step_loader(config, sources("train"), None)
     train_step = train.make_train_step(counted, optimizer)
     sizes, traced = set(), []
     for step in range(1, 7):
@@ -172,8 +171,8 @@ def test_tasks_of_a_step_are_averaged():
     learner = models.make_learners(config, sources).trained
     params = models.init_params(config, learner, sources)
     grad_fn = factory.make_grad_fn(config, learner)
-    tasks = train._make_step_loader(config, sources("train"))(1)
-    averaged = jax.jit(functools.partial(train._mean_over_tasks, grad_fn))
+    tasks = train._make_step_loader(config, sources("train"), None)(1)
+    averaged = jax.jit(parallel.mean_over_tasks(grad_fn))
     mean = averaged(params, tasks, jax.random.key(0))
     one = jax.jit(grad_fn)
     keys = jax.random.split(jax.random.key(0), 2)
