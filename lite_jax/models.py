@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,11 +60,20 @@ def _protonets(config: ConfigDict, backbone: Network, way: int) -> Learner:
 
 
 def _cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    return cnaps(backbone, way=way, film_penalty=config.cnaps.film_penalty)
+    return cnaps(backbone, way=way, **_cnaps_options(config))
 
 
 def _simple_cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    return simple_cnaps(backbone, way=way, film_penalty=config.cnaps.film_penalty)
+    return simple_cnaps(backbone, way=way, **_cnaps_options(config))
+
+
+def _cnaps_options(config: ConfigDict) -> dict[str, Any]:
+    size = 64
+    return {
+        "embedding": in_dtype(config.backbone, nn.set_encoder(size)),
+        "embedding_size": size,
+        "film_penalty": config.cnaps.film_penalty,
+    }
 
 
 def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
@@ -141,8 +150,14 @@ def make_backbone(settings: ConfigDict) -> Network:
     for name in ("mean", "std"):
         if settings[name] is not None:
             chosen[name] = settings[name]
-    network = make(**chosen)
+    network = in_dtype(settings, make(**chosen))
     return nn.pretrained(network, settings.weights) if settings.weights else network
+
+
+def in_dtype(settings: ConfigDict, network: Network) -> Network:
+    """Return the network computing in the chosen dtype."""
+    known = {"float32": lambda network: network, "bfloat16": nn.in_bfloat16}
+    return pick("backbone.dtype", settings.dtype, known)(network)
 
 
 _NORMED = ("norm", "norm_groups", "remat")

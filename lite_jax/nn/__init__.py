@@ -3,7 +3,7 @@
 from lite_jax.nn.backbones import conv4, pixels, set_encoder
 from lite_jax.nn.efficientnet import efficientnet_b0
 from lite_jax.nn.layers import NORMS
-from lite_jax.nn.network import feature_size
+from lite_jax.nn.network import feature_size, in_bfloat16
 from lite_jax.nn.resnet import resnet12, resnet18, resnet50
 from lite_jax.nn.vit import vit_s
 from lite_jax.nn.weights import pretrained, save_weights
@@ -13,6 +13,7 @@ __all__ = [
     "conv4",
     "efficientnet_b0",
     "feature_size",
+    "in_bfloat16",
     "pixels",
     "pretrained",
     "resnet12",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lite_jax.additive import accumulation_dtype
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.nn.convolution import conv_general_dilated
 
@@ -42,7 +43,9 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return `x [n, …, channels]`, normalised."""
+        """Return `x [n, …, channels]`, normalised in float32 at least."""
+        dtype = x.dtype
+        x = x.astype(accumulation_dtype(dtype))
         if self.kind == "group":
             check_groups(x.shape[-1], self.groups)
             x = nn.GroupNorm(self.groups, epsilon=self.epsilon, name="group")(x)
@@ -59,7 +62,7 @@ class Norm(nn.Module):
             scale: jax.Array = self.get_variable("film", "scale")
             shift: jax.Array = self.get_variable("film", "shift")
             x = x * _as_row(scale, x) + _as_row(shift, x)
-        return x
+        return x.astype(dtype)
 
     def _frozen_batch_norm(self, x: jax.Array) -> jax.Array:
         """Normalise with constant statistics: one multiplication, one addition."""
@@ -112,8 +115,8 @@ def overlapping_max_pool(images: jax.Array) -> jax.Array:
 
 
 def global_average(images: jax.Array) -> jax.Array:
-    """Return the mean over positions, `[n, channels]`."""
-    return images.mean((1, 2))
+    """Return the mean over positions, `[n, channels]`, in float32 at least."""
+    return images.mean((1, 2), accumulation_dtype(images.dtype))
 
 
 def _as_row(vector: jax.Array, x: jax.Array) -> jax.Array:
