@@ -73,12 +73,20 @@ def paper_sum(num_backprop: int, chunk_size: int) -> SetSum:
     """Return the paper's operator: exact value, H examples with their residuals."""
 
     def set_sum(additive, args, examples, key, mask=None):
-        exact = exact_sum(chunk_size)
-        total = exact(additive, lax.stop_gradient(args), examples, None, mask)
-        rows = jax.random.permutation(key, mask.size)[:num_backprop]
-        weights = jnp.full(num_backprop, mask.size / num_backprop)
-        term = additive(args, jax.tree.map(lambda x: x[rows], examples), weights)
-        return jax.tree.map(lambda t, x: t + (x - lax.stop_gradient(x)), total, term)
+        order = jax.random.permutation(key, mask.size)
+        drawn, rest = (
+            jax.tree.map(lambda x, rows=rows: x[rows], examples)
+            for rows in (order[:num_backprop], order[num_backprop:])
+        )
+        total = additive(args, drawn, jnp.ones(num_backprop))
+        if num_backprop < mask.size:
+            in_chunks, kept = exact_sum(chunk_size), lax.stop_gradient(args)
+            others = in_chunks(additive, kept, rest, None)
+            total = jax.tree.map(jnp.add, total, others)
+        factor = mask.size / num_backprop
+        return jax.tree.map(
+            lambda t: factor * t - lax.stop_gradient((factor - 1) * t), total
+        )
 
     return set_sum
 
@@ -95,7 +103,9 @@ def over_query_batches(
         found = gradient(params, Task(task.support, batch), key)
         return jax.tree.map(lambda t, g: t + g / count, total, found), None
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    first = jax.tree.map(lambda x: x[0], batches)
+    like = jax.eval_shape(gradient, params, Task(task.support, first), key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     return lax.scan(add, zeros, (batches, jax.random.split(key, count)))[0]
 
 

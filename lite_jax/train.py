@@ -9,7 +9,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,7 +225,9 @@ def _train(
         ) as bar,
     ):
         report = _Reporter(writer, bar, width)
-        for step, tasks in zip(steps, batches, strict=True):
+        for step in steps:
+            with report.waiting_for_data():
+                tasks = next(batches)
             state, metrics = train_step(state, tasks, seed_key)
             report.later(step, metrics)
             if step % config.train.valid_every and step != total:
@@ -251,7 +253,14 @@ class _Reporter:
         self._writer, self._bar, self._width = writer, bar, tasks_per_step
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._time = time.perf_counter()
+        self._waited = 0.0
         self._notes: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
 
     def later(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self.now()
@@ -269,9 +278,12 @@ class _Reporter:
                 "optimizer.clip_norm"
             )
         elapsed, self._time = time.perf_counter() - self._time, time.perf_counter()
-        self._writer.write(
-            "train", step, values, {"tasks_per_second": self._width / elapsed}
-        )
+        rates = {
+            "tasks_per_second": self._width / elapsed,
+            "share_of_time_waiting_for_data": self._waited / elapsed,
+        }
+        self._waited = 0.0
+        self._writer.write("train", step, values, rates)
         self._bar.update(self._width)
         self.note(loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}")
 

@@ -9,7 +9,8 @@ pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 @pytest.mark.parametrize("operator", ["lite", "exact, chunked"])
 def test_temporary_bytes_do_not_grow_with_the_support(operator):
-    small, large = temporary_bytes(operator, 64), temporary_bytes(operator, 1024)
+    """From a hundred images to ten thousand; images themselves are inputs."""
+    small, large = temporary_bytes(operator, 100), temporary_bytes(operator, 10_000)
     assert large < 1.05 * small
 
 

@@ -165,6 +165,36 @@ def test_one_compilation_serves_all_tasks_of_a_config(estimator, tmp_path):
     assert len(set(traced)) == 1 and train_step._cache_size() == 1
 
 
+def test_one_compilation_serves_the_episodes_of_the_paper():
+    """Ways 5 to 50 and up to 500 support images, one task after the other."""
+    config = tiny_config(
+        data__synthetic_classes=60,
+        data__synthetic_images=60,
+        gradient__num_backprop=40,
+        gradient__chunk_size=40,
+        train__tasks_per_step=1,
+        train__episode__way=(5, 50),
+        train__episode__shot=(1, 50),
+        train__episode__query=2,
+        train__episode__max_support=500,
+    )
+    sources = factory.make_sources(config)
+    learner = models.make_learners(config, sources).trained
+    optimizer = factory.make_optimizer(config)
+    state = train.init_state(optimizer, models.init_params(config, learner, sources))
+    load_step = train._make_step_loader(config, sources("train"), None)
+    train_step = train.make_train_step(factory.make_grad_fn(config, learner), optimizer)
+    ways, supports = set(), set()
+    for step in range(1, 13):
+        tasks = load_step(step)
+        ways.add(int(tasks.support.labels.max()) + 1)
+        supports.add(int(tasks.support.mask.sum()))
+        state, metrics = train_step(state, tasks, jax.random.key(0))
+    assert math.isfinite(metrics["loss"])
+    assert min(ways) < 15 and max(ways) > 40 and max(supports) > 400
+    assert train_step._cache_size() == 1
+
+
 def test_tasks_of_a_step_are_averaged():
     config = tiny_config()
     sources = factory.make_sources(config)
