@@ -41,6 +41,35 @@ def test_canonical_convolution_equals_lax(padding, strides, kernel):
     chex.assert_trees_all_close(found, expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 1), (2, 0))])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 3)])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 2)])
+def test_depthwise_convolution_equals_lax(padding, strides, kernel):
+    """Value and both gradients; and what is kept for them is the inputs alone."""
+    rng = np.random.default_rng(0)
+    x, w = (
+        jnp.array(rng.normal(size=(2, 9, 8, 3))),
+        jnp.array(rng.normal(size=(*kernel, 1, 3))),
+    )
+
+    def loss(conv):
+        options = {"dimension_numbers": LAYOUT, "feature_group_count": 3}
+        return lambda x, w: jnp.sin(conv(x, w, strides, padding, **options)).sum()
+
+    expected = jax.value_and_grad(loss(lax.conv_general_dilated), (0, 1))(x, w)
+    found = jax.value_and_grad(loss(conv_general_dilated), (0, 1))(x, w)
+    chex.assert_trees_all_close(found, expected, rtol=1e-10)
+    _, pull_back = jax.vjp(
+        lambda x, w: conv_general_dilated(
+            x, w, strides, padding, dimension_numbers=LAYOUT, feature_group_count=3
+        ),
+        x,
+        w,
+    )
+    kept = sum(leaf.size for leaf in jax.tree.leaves(pull_back))
+    assert kept <= x.size + w.size
+
+
 def test_canonical_convolution_can_be_differentiated_twice_in_reverse():
     rng = np.random.default_rng(0)
     x, w = (

@@ -58,23 +58,60 @@ def conv_general_dilated(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     if depthwise:
-        return _shift_and_add(strides, padding, lhs, rhs)
+        return _shift_and_add(strides, tuple(map(tuple, padding)), lhs, rhs)
     return _canonical_conv(strides, tuple(map(tuple, padding)), precision, lhs, rhs)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _shift_and_add(strides, padding, images, kernel):
     """Convolve each channel with its own filter, 10 to 40 times as fast as `lax`."""
+    products = [
+        shifted * weights.reshape(1, 1, 1, -1)
+        for shifted, weights in _shifted(strides, padding, images, kernel)
+    ]
+    return functools.reduce(jnp.add, products)
+
+
+def _shifted(strides, padding, images, kernel):
+    """Return, for each place of the filter, what it sees and its weights."""
     images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     spans = [
         size - width + 1
         for size, width in zip(images.shape[1:3], kernel.shape[:2], strict=True)
     ]
-    shifted = [
-        images[:, i : i + spans[0] : strides[0], j : j + spans[1] : strides[1]]
-        * kernel[i, j].reshape(1, 1, 1, -1)
+    return [
+        (
+            images[:, i : i + spans[0] : strides[0], j : j + spans[1] : strides[1]],
+            kernel[i, j],
+        )
         for i, j in itertools.product(*map(range, kernel.shape[:2]))
     ]
-    return functools.reduce(jnp.add, shifted)
+
+
+def _shift_forward(strides, padding, images, kernel):
+    return _shift_and_add(strides, padding, images, kernel), (images, kernel)
+
+
+def _shift_backward(strides, padding, residuals, cotangent):
+    # Written out, since differentiating the sum would keep every shifted copy.
+    images, kernel = residuals
+    places = [
+        jnp.einsum("nhwc,nhwc->c", shifted, cotangent)
+        for shifted, _ in _shifted(strides, padding, images, kernel)
+    ]
+    sizes = zip(images.shape[1:3], kernel.shape[:2], padding, strides, strict=True)
+    spread = [(0, 0, 0)]
+    for axis, (size, width, (low, _), stride) in enumerate(sizes, start=1):
+        reach = 1 + (cotangent.shape[axis] - 1) * stride
+        before = width - 1 - low
+        spread.append((before, size + width - 1 - reach - before, stride - 1))
+    zero = jnp.zeros((), cotangent.dtype)
+    apart = lax.pad(cotangent, zero, [*spread, (0, 0, 0)])
+    image_gradient = _shift_and_add((1, 1), ((0, 0), (0, 0)), apart, kernel[::-1, ::-1])
+    return image_gradient, jnp.stack(places).reshape(kernel.shape)
+
+
+_shift_and_add.defvjp(_shift_forward, _shift_backward)
 
 
 def _is_channels_last(lhs_shape: Any, rhs_shape: Any, numbers: Any) -> bool:
