@@ -177,6 +177,27 @@ def draw_accuracy(rows: list[Row]) -> Figure:
     return figure
 
 
+def draw_benchmark(rows: list[Row]) -> Figure:
+    """Draw seconds of a step as bars, a panel for each task and network."""
+    cases = list(
+        dict.fromkeys((r["learner"], r["backbone"], r["num_support"]) for r in rows)
+    )
+    methods = list(dict.fromkeys(r["method"] for r in rows))[::-1]
+    figure, axes = _panels(len(cases))
+    for axis, case in zip(axes, cases, strict=True):
+        own = {
+            r["method"]: r["seconds"]
+            for r in rows
+            if (r["learner"], r["backbone"], r["num_support"]) == case
+        }
+        places = [i for i, name in enumerate(methods) if name in own]
+        colors = ["#4477aa" if methods[i] == "lite" else "#bbbbbb" for i in places]
+        axis.barh(places, [own[methods[i]] for i in places], color=colors)
+        axis.set(title=f"{case[0]}, N = {case[2]}\n{case[1]}", xlabel="seconds a step")
+        axis.set_yticks(range(len(methods)), methods if axis is axes[0] else [])
+    return figure
+
+
 # -------------------------------------------------------------------------- tables
 
 
@@ -278,6 +299,31 @@ SECTIONS = (
         "python -m experiments.memory",
         "One ProtoNets gradient, Conv-4.",
         draw_memory,
+        whole,
+    ),
+    Section(
+        "Speed",
+        "benchmark",
+        "python -m experiments.benchmark",
+        "One gradient beside the floor, (N + 2 H + 3 M) forward passes, and beside "
+        "PyTorch; medians of rounds in which every method ran once.",
+        draw_benchmark,
+        whole,
+    ),
+    Section(
+        "Loops over chunks",
+        "loops",
+        "python -m experiments.loops",
+        "The same gradient by each.",
+        None,
+        whole,
+    ),
+    Section(
+        "Many devices",
+        "scaling",
+        "python -m experiments.scaling",
+        "Collectives of a compiled step, as tasks or examples grow with the devices.",
+        None,
         whole,
     ),
     Section(
