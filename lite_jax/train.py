@@ -244,6 +244,7 @@ def _train(
             slots["last"].save(
                 step, {"state": here, "best": np.array(best, np.float32)}
             )
+        report.log_total()
 
 
 class _Reporter:
@@ -253,7 +254,7 @@ class _Reporter:
         self._writer, self._bar, self._width = writer, bar, tasks_per_step
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._time = time.perf_counter()
-        self._waited = 0.0
+        self._waited = self._all_waited = self._all_time = 0.0
         self._notes: dict[str, str] = {}
 
     @contextlib.contextmanager
@@ -282,10 +283,19 @@ class _Reporter:
             "tasks_per_second": self._width / elapsed,
             "share_of_time_waiting_for_data": self._waited / elapsed,
         }
+        self._all_waited += self._waited
+        self._all_time += elapsed
         self._waited = 0.0
         self._writer.write("train", step, values, rates)
         self._bar.update(self._width)
         self.note(loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}")
+
+    def log_total(self) -> None:
+        if self._all_time:
+            _logger.info(
+                "training took %.0f s with validation; waiting for data: %.1f %% of it",
+                self._all_time, 100 * self._all_waited / self._all_time,
+            )  # fmt: skip
 
     def note(self, **notes: str) -> None:
         self._notes |= notes

@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import re
 import shutil
+import time
 from contextlib import closing
 
 import chex
@@ -193,6 +195,21 @@ def test_one_compilation_serves_the_episodes_of_the_paper():
     assert math.isfinite(metrics["loss"])
     assert min(ways) < 15 and max(ways) > 40 and max(supports) > 400
     assert train_step._cache_size() == 1
+
+
+def test_a_run_tells_how_long_it_waited_for_data(tmp_path, caplog, monkeypatch):
+    load_task = train.load_task
+
+    def slow(*args, **options):
+        time.sleep(0.4)
+        return load_task(*args, **options)
+
+    monkeypatch.setattr(train, "load_task", slow)
+    with caplog.at_level("INFO", "lite_jax"):
+        train_and_evaluate(tiny_config(valid__tasks=0), tmp_path / "run")
+    found = re.search(r"took (\d+) s .* data: ([\d.]+) % of it", caplog.text)
+    seconds, share = map(float, found.groups())
+    assert 0.4 < share / 100 * (seconds + 1) and share < 100
 
 
 def test_tasks_of_a_step_are_averaged():
