@@ -6,10 +6,8 @@ import contextlib
 import functools
 import json
 import logging
-import math
 import tempfile
-import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +43,7 @@ from lite_jax.evaluate import (
 from lite_jax.factory import Sources
 from lite_jax.metrics import MetricsWriter
 from lite_jax.nn import save_weights
+from lite_jax.progress import Reporter
 from lite_jax.types import GradFn, Key, Learner, Params, Task
 
 _logger = logging.getLogger(__name__)
@@ -224,7 +223,7 @@ def _train(
             disable=not parallel.is_main(),
         ) as bar,
     ):
-        report = _Reporter(writer, bar, width)
+        report = Reporter(writer, bar, width)
         for step in steps:
             with report.waiting_for_data():
                 tasks = next(batches)
@@ -245,65 +244,6 @@ def _train(
                 step, {"state": here, "best": np.array(best, np.float32)}
             )
         report.log_total()
-
-
-class _Reporter:
-    """Writes each step's metrics one step late, so that reading never waits."""
-
-    def __init__(self, writer: MetricsWriter, bar: tqdm, tasks_per_step: int):
-        self._writer, self._bar, self._width = writer, bar, tasks_per_step
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._time = time.perf_counter()
-        self._waited = self._all_waited = self._all_time = 0.0
-        self._notes: dict[str, str] = {}
-
-    @contextlib.contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-
-    def later(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        self.now()
-        self._pending = step, metrics
-
-    def now(self) -> None:
-        if self._pending is None:
-            return
-        (step, metrics), self._pending = self._pending, None
-        values = {name: float(value) for name, value in metrics.items()}
-        if not all(map(math.isfinite, values.values())):
-            raise UserError(
-                f"step {step}: not finite ({_listed(values)}); the checkpoints are "
-                "those of the last validation. Lower optimizer.learning_rate or set "
-                "optimizer.clip_norm"
-            )
-        elapsed, self._time = time.perf_counter() - self._time, time.perf_counter()
-        rates = {
-            "tasks_per_second": self._width / elapsed,
-            "share_of_time_waiting_for_data": self._waited / elapsed,
-        }
-        self._all_waited += self._waited
-        self._all_time += elapsed
-        self._waited = 0.0
-        self._writer.write("train", step, values, rates)
-        self._bar.update(self._width)
-        self.note(loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}")
-
-    def log_total(self) -> None:
-        if self._all_time:
-            _logger.info(
-                "training took %.0f s with validation; waiting for data: %.1f %% of it",
-                self._all_time, 100 * self._all_waited / self._all_time,
-            )  # fmt: skip
-
-    def note(self, **notes: str) -> None:
-        self._notes |= notes
-        self._bar.set_postfix(self._notes, refresh=False)
-
-
-def _listed(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
 def _make_step_loader(

@@ -28,6 +28,7 @@ LAYERS = {
         "workdir",
         "parallel",
         "budget",
+        "progress",
     ],
     2: ["learners"],
     3: ["objectives"],
@@ -44,7 +45,7 @@ INSIDE = {  # arrows allowed within a layer
     ("loss_sum", "recompute"), ("loss_sum", "sampling"),
     ("class_stats", "additive"), ("feature_table", "additive"),
     ("mahalanobis", "additive"), ("nn", "additive"),
-    ("workdir", "metrics"),
+    ("workdir", "metrics"), ("progress", "metrics"),
     ("models", "factory"), ("evaluate", "factory"), ("evaluate", "models"),
     ("train", "factory"), ("train", "models"), ("train", "evaluate"),
 }  # fmt: skip

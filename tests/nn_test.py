@@ -21,47 +21,45 @@ def spec(size=28, channels=1):
     return jax.ShapeDtypeStruct((size, size, channels), jnp.uint8)
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 1), (2, 0))])
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 3)])
+PADDINGS = pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 1), (2, 0))])
+STRIDES = pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 3)])
+
+
+def agrees_with_lax(kernel, strides, padding, **options):
+    """Compare value and both gradients with the formula's own; return the inputs."""
+    rng = np.random.default_rng(0)
+    x = jnp.array(rng.normal(size=(2, 9, 8, 3)))
+    w = jnp.array(rng.normal(size=kernel))
+
+    def loss(conv):
+        def call(x, w):
+            return conv(x, w, strides, padding, dimension_numbers=LAYOUT, **options)
+
+        return lambda x, w: jnp.sin(call(x, w)).sum()
+
+    expected = jax.value_and_grad(loss(lax.conv_general_dilated), (0, 1))(x, w)
+    found = jax.value_and_grad(loss(conv_general_dilated), (0, 1))(x, w)
+    chex.assert_trees_all_close(found, expected, rtol=1e-10)
+    return x, w
+
+
+@PADDINGS
+@STRIDES
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (5, 2), (4, 4)])
 def test_canonical_convolution_equals_lax(padding, strides, kernel):
-    """Value and both gradients, eager and inside a loop, by the formula's own AD."""
-    rng = np.random.default_rng(0)
-    x, w = (
-        jnp.array(rng.normal(size=(2, 9, 8, 3))),
-        jnp.array(rng.normal(size=(*kernel, 3, 4))),
-    )
-
-    def loss(conv):
-        options = {"dimension_numbers": LAYOUT}
-        return lambda x, w: jnp.sin(conv(x, w, strides, padding, **options)).sum()
-
-    expected = jax.value_and_grad(loss(lax.conv_general_dilated), (0, 1))(x, w)
-    found = jax.value_and_grad(loss(conv_general_dilated), (0, 1))(x, w)
-    chex.assert_trees_all_close(found, expected, rtol=1e-10)
+    agrees_with_lax((*kernel, 3, 4), strides, padding)
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 1), (2, 0))])
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 3)])
+@PADDINGS
+@STRIDES
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 2)])
 def test_depthwise_convolution_equals_lax(padding, strides, kernel):
-    """Value and both gradients; and what is kept for them is the inputs alone."""
-    rng = np.random.default_rng(0)
-    x, w = (
-        jnp.array(rng.normal(size=(2, 9, 8, 3))),
-        jnp.array(rng.normal(size=(*kernel, 1, 3))),
-    )
-
-    def loss(conv):
-        options = {"dimension_numbers": LAYOUT, "feature_group_count": 3}
-        return lambda x, w: jnp.sin(conv(x, w, strides, padding, **options)).sum()
-
-    expected = jax.value_and_grad(loss(lax.conv_general_dilated), (0, 1))(x, w)
-    found = jax.value_and_grad(loss(conv_general_dilated), (0, 1))(x, w)
-    chex.assert_trees_all_close(found, expected, rtol=1e-10)
+    """What is kept for the backward pass is the inputs alone, not shifted copies."""
+    depthwise = {"feature_group_count": 3}
+    x, w = agrees_with_lax((*kernel, 1, 3), strides, padding, **depthwise)
     _, pull_back = jax.vjp(
         lambda x, w: conv_general_dilated(
-            x, w, strides, padding, dimension_numbers=LAYOUT, feature_group_count=3
+            x, w, strides, padding, dimension_numbers=LAYOUT, **depthwise
         ),
         x,
         w,
