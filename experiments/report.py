@@ -82,13 +82,18 @@ def _groups(rows: list[Row]) -> list[tuple[str, str]]:
     return sorted({(r["learner"], r["group"]) for r in rows if r["part"] == "draws"})
 
 
+def _trained_draws(rows: list[Row], learner: str, group: str) -> list[Row]:
+    wanted = ("draws", "trained", learner, group)
+    names = ("part", "state", "learner", "group")
+    return [r for r in rows if tuple(r.get(name) for name in names) == wanted]
+
+
 def draw_bias(rows: list[Row]) -> Figure:
     """Draw the bias against H, with what 1000 draws cannot tell from zero."""
     groups = _groups(rows)
     figure, axes = _panels(len(groups))
     for axis, (learner, group) in zip(axes, groups, strict=True):
-        own = [r for r in rows if r.get("state") == "trained" and r["part"] == "draws"]
-        own = [r for r in own if (r["learner"], r["group"]) == (learner, group)]
+        own = _trained_draws(rows, learner, group)
         for name, color in COLORS.items():
             found = [r for r in own if r["estimator"] == name]
             if not found:
@@ -116,8 +121,7 @@ def draw_deviation(rows: list[Row]) -> Figure:
     groups = _groups(rows)
     figure, axes = _panels(len(groups))
     for axis, (learner, group) in zip(axes, groups, strict=True):
-        own = [r for r in rows if r.get("state") == "trained" and r["part"] == "draws"]
-        own = [r for r in own if (r["learner"], r["group"]) == (learner, group)]
+        own = _trained_draws(rows, learner, group)
         for name, color in COLORS.items():
             found = [r for r in own if r["estimator"] == name and r["rmse_of_16"] > 0]
             if not found:
