@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from lite_jax.data.images import as_picture
+
 
 def random_affine(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return about half of the images turned, sheared, scaled and shifted a little.
@@ -36,7 +38,7 @@ def random_affine(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _transform(image: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """Return the image whose pixel p is the old one's at `matrix @ p + offset`."""
-    picture = _as_picture(image)
+    picture = as_picture(image)
     # PIL maps pixel centres, which lie at +0.5.
     corner = offset + 0.5 - matrix @ (0.5, 0.5)
     rows = np.column_stack([matrix, corner])
@@ -70,7 +72,7 @@ def random_crop(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     found = np.empty_like(images)
     for i, image in enumerate(images):
         box = left[i], top[i], left[i] + widths[i], top[i] + heights[i]
-        picture = _as_picture(image).resize(
+        picture = as_picture(image).resize(
             (width, height), Image.Resampling.BILINEAR, box
         )
         crop = np.asarray(picture, np.float32).reshape(image.shape)
@@ -79,7 +81,3 @@ def random_crop(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         lit = (crop - mean) * gains[i] + mean * shifts[i]
         found[i] = np.clip(lit, 0, 255).astype(np.uint8)
     return found
-
-
-def _as_picture(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

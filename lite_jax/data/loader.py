@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from lite_jax.data.episodes import EpisodeSpec, episode_rng, sample_episode
-from lite_jax.data.sources import ClassSource
+from lite_jax.data.episodes import Sampler, episode_rng, sample_episode
+from lite_jax.data.sources import ClassSource, class_groups
 from lite_jax.errors import UserError
 from lite_jax.types import Examples, Task
 
@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 def load_task(
     source: ClassSource,
-    spec: EpisodeSpec,
+    spec: Sampler,
     seed: int,
     stream: str,
     index: int,
@@ -43,7 +43,8 @@ def load_task(
         augment: `(images, rng) -> images`, applied to support and query alike.
     """
     rng = episode_rng(seed, stream, index)
-    episode = sample_episode(source.class_sizes, spec, rng)
+    groups = class_groups(source)
+    episode = sample_episode(source.class_sizes, spec, rng, groups)
 
     def load(parts: list[np.ndarray], size: int) -> Examples:
         read = [source.read(c, i) for c, i in zip(episode.classes, parts, strict=True)]
