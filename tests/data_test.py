@@ -225,10 +225,10 @@ def test_decompression_bomb_is_unreadable(tmp_path, monkeypatch, caplog):
 def test_folders_that_cannot_serve_are_explained(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder"):
         folder(tmp_path / "nowhere", "train")
-    with pytest.raises(UserError, match="holds 0 class folders"):
+    with pytest.raises(UserError, match="holds 0 classes"):
         folder(tmp_path, "train")
     class_folders(tmp_path / "three", "abc")
-    with pytest.raises(UserError, match="holds 3 class folders; .* takes 6 or more"):
+    with pytest.raises(UserError, match="holds 3 classes; .* takes 6 or more"):
         folder(tmp_path / "three", "train")
     class_folders(tmp_path / "no_valid/train", "ab")
     with pytest.raises(UserError, match="no 'valid' folder"):

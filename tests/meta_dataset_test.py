@@ -284,7 +284,7 @@ def test_imagenets_first_split_is_refused_where_all_classes_train(tmp_path):
     [
         ({"image": b"no image", "label": 0}, "cannot identify image"),
         ({"label": 0}, "no feature 'image'"),
-        ({"image": 5, "label": 0}, "cannot be read"),
+        ({"image": 5, "label": 0}, "its image is a number"),
     ],
 )
 def test_a_record_that_is_no_image_is_named(tmp_path, features, message):

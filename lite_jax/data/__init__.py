@@ -12,9 +12,13 @@ from lite_jax.data.folders import folder, omniglot_folder
 from lite_jax.data.images import RESIZE_RULES, ImageSpec, make_resize
 from lite_jax.data.loader import load_batch, load_task, run_ahead
 from lite_jax.data.meta_dataset import make_meta_dataset
+from lite_jax.data.registry import DATASETS, detect, open_source
 from lite_jax.data.sources import SPLITS, ArraySource, ClassSource, Groups
 
 __all__ = [
+    "DATASETS",
+    "detect",
+    "open_source",
     "RESIZE_RULES",
     "SPLITS",
     "VariableSpec",

@@ -81,7 +81,7 @@ class Mixture:
         self.parts = dict(parts)
         self.class_names = [f"{n}/{c}" for n, p in parts.items() for c in p.class_names]
         self.class_sizes = [size for p in parts.values() for size in p.class_sizes]
-        self.image_shape = next(iter(shapes.values()))
+        self.image_shape = next(iter(parts.values())).image_shape
         counts = [len(part.class_names) for part in parts.values()]
         self._starts = np.cumsum([0, *counts])
         self.groups = self._joined_groups()

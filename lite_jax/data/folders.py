@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from lite_jax.data.class_lists import SPLIT_NAMES, listed_files, share_of_classes
 from lite_jax.data.images import ImageSpec
 from lite_jax.data.items import item_source
 from lite_jax.data.sources import ClassSource, check_split, equal_groups
 from lite_jax.errors import UserError, unknown_name
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-_HELD_OUT = 0.2  # of the classes, for validation and again for testing
 
 
 def folder(
@@ -21,14 +21,15 @@ def folder(
     split: str,
     image_size: int = 84,
     *,
+    class_list: str | Path = "",
     resize: str = "bilinear",
     cache_gb: float = 2.0,
 ) -> ClassSource:
     """Return colour images from class sub-folders, squeezed to a square.
 
-    Either `root/{train,valid,test}/<class>/<image>` (`val` will do for `valid`), or
-    `root/<class>/<image>`; then the classes are split 60/20/20 in a fixed random order
-    that depends on their names alone. Images are turned upright by their EXIF tag,
+    Either `root/{train,valid,test}/<class>/<image>` (`val` or `validation` will do for
+    `valid`), or `root/<class>/<image>`; then the classes are split 60/20/20 in a fixed
+    random order that depends on their names alone. Images are turned upright by their EXIF tag,
     converted to RGB and resized without keeping the aspect ratio, as the LITE paper
     does.
 
@@ -36,6 +37,8 @@ def folder(
         root: The data set's folder.
         split: "train", "valid" or "test"; their classes are disjoint.
         image_size: Pixels a side.
+        class_list: If given, what says which classes, or images, each split has; see
+            `lite_jax.data.class_lists`.
         resize: The rule; see `make_resize`.
         cache_gb: Decoded images are kept in memory up to this many GB (10⁹ bytes).
             A set that fits is decoded once, at the start; a larger one is decoded as
@@ -46,7 +49,12 @@ def folder(
             unreadable images leave empty.
     """
     check_split(split)
-    classes = _folder_classes(_existing(root), split)
+    found = existing_folder(root)
+    classes = (
+        listed_files(Path(class_list).expanduser(), found, split, images_of)
+        if class_list
+        else _folder_classes(found, split)
+    )
     spec = ImageSpec(image_size, resize, upright=True)
     return item_source(classes, spec.open, spec.shape, cache_gb)
 
@@ -76,14 +84,14 @@ def omniglot_folder(
     Raises:
         UserError: No such folder, an unknown alphabet, or nothing left.
     """
-    root = _existing(root)
-    excluded = _subfolders(_existing(without)) if without else {}
+    root = existing_folder(root)
+    excluded = _subfolders(existing_folder(without)) if without else {}
     found = {k: v for k, v in _subfolders(root).items() if k not in excluded}
     for name in alphabets or ():
         if name not in found:
             raise unknown_name(f"alphabet of {root}", name, found)
     classes = {
-        f"{alphabet}/{character}": _images(path)
+        f"{alphabet}/{character}": images_of(path)
         for alphabet in alphabets or found
         for character, path in _subfolders(found[alphabet]).items()
     }
@@ -113,18 +121,17 @@ def _bright_ink(image: np.ndarray) -> np.ndarray:
 def _folder_classes(root: Path, split: str) -> dict[str, list[Path]]:
     """Return class name → files of one split of `root`."""
     found = _subfolders(root)
-    if "val" in found and "valid" not in found:
-        found["valid"] = found["val"]
     if "train" in found and _subfolders(found["train"]):
-        if split not in found:
+        own = [found[name] for name in SPLIT_NAMES[split] if name in found]
+        if not own:
             raise UserError(
                 f"data.root={root} has a 'train' folder but no {split!r} folder: add "
                 "one, or put all classes side by side to have them split"
             )
-        found = _subfolders(found[split])
+        found = _subfolders(own[0])
     else:
-        found = _split_classes(found, root, split)
-    classes = {name: _images(path) for name, path in found.items()}
+        found = dict(share_of_classes(found, split, f"data.root={root}"))
+    classes = {name: images_of(path) for name, path in found.items()}
     if not any(classes.values()):
         raise UserError(
             f"data.root={root}: no images for {split!r}; expected one folder a class "
@@ -133,22 +140,14 @@ def _folder_classes(root: Path, split: str) -> dict[str, list[Path]]:
     return classes
 
 
-def _split_classes(found: dict[str, Path], root: Path, split: str) -> dict[str, Path]:
-    """Return the share of the classes that `split` has, the same in every run."""
-    if len(found) < 6:
-        raise UserError(
-            f"data.root={root} holds {len(found)} class folders; splitting them into "
-            "train, valid and test takes 6 or more (2 each)"
-        )
-    names = sorted(found)
-    order = np.random.default_rng(0).permutation(len(names))
-    held_out = max(2, round(_HELD_OUT * len(names)))
-    train, valid, test = np.split(order, [-2 * held_out, -held_out])
-    share = {"train": train, "valid": valid, "test": test}[split]
-    return {names[i]: found[names[i]] for i in sorted(share)}
+def has_images(root: Path) -> bool:
+    """Return whether some folder below, two levels down at most, holds an image."""
+    inside = [p for path in _subfolders(root).values() for p in (path, *path.iterdir())]
+    return any(images_of(path) for path in inside if path.is_dir())
 
 
-def _existing(root: str | Path) -> Path:
+def existing_folder(root: str | Path) -> Path:
+    """Return the folder, or raise."""
     path = Path(root).expanduser()
     if not path.is_dir():
         raise UserError(
@@ -162,6 +161,7 @@ def _subfolders(path: Path) -> dict[str, Path]:
     return {p.name: p for p in folders if not p.name.startswith(".")}
 
 
-def _images(path: Path) -> list[Path]:
+def images_of(path: Path) -> list[Path]:
+    """Return the image files of a folder, by name."""
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
     return [p for p in files if not p.name.startswith(".")]
