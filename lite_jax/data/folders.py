@@ -29,9 +29,9 @@ def folder(
 
     Either `root/{train,valid,test}/<class>/<image>` (`val` or `validation` will do for
     `valid`), or `root/<class>/<image>`; then the classes are split 60/20/20 in a fixed
-    random order that depends on their names alone. Images are turned upright by their EXIF tag,
-    converted to RGB and resized without keeping the aspect ratio, as the LITE paper
-    does.
+    random order that depends on their names alone. Images are turned upright by their
+    EXIF tag, converted to RGB and resized without keeping the aspect ratio, as the LITE
+    paper does.
 
     Args:
         root: The data set's folder.
@@ -85,15 +85,15 @@ def omniglot_folder(
         UserError: No such folder, an unknown alphabet, or nothing left.
     """
     root = existing_folder(root)
-    excluded = _subfolders(existing_folder(without)) if without else {}
-    found = {k: v for k, v in _subfolders(root).items() if k not in excluded}
+    excluded = class_folders(existing_folder(without)) if without else {}
+    found = {k: v for k, v in class_folders(root).items() if k not in excluded}
     for name in alphabets or ():
         if name not in found:
             raise unknown_name(f"alphabet of {root}", name, found)
     classes = {
         f"{alphabet}/{character}": images_of(path)
         for alphabet in alphabets or found
-        for character, path in _subfolders(found[alphabet]).items()
+        for character, path in class_folders(found[alphabet]).items()
     }
     if not any(classes.values()):
         raise UserError(
@@ -120,15 +120,15 @@ def _bright_ink(image: np.ndarray) -> np.ndarray:
 
 def _folder_classes(root: Path, split: str) -> dict[str, list[Path]]:
     """Return class name → files of one split of `root`."""
-    found = _subfolders(root)
-    if "train" in found and _subfolders(found["train"]):
+    found = class_folders(root)
+    if "train" in found and class_folders(found["train"]):
         own = [found[name] for name in SPLIT_NAMES[split] if name in found]
         if not own:
             raise UserError(
                 f"data.root={root} has a 'train' folder but no {split!r} folder: add "
                 "one, or put all classes side by side to have them split"
             )
-        found = _subfolders(own[0])
+        found = class_folders(own[0])
     else:
         found = dict(share_of_classes(found, split, f"data.root={root}"))
     classes = {name: images_of(path) for name, path in found.items()}
@@ -142,7 +142,9 @@ def _folder_classes(root: Path, split: str) -> dict[str, list[Path]]:
 
 def has_images(root: Path) -> bool:
     """Return whether some folder below, two levels down at most, holds an image."""
-    inside = [p for path in _subfolders(root).values() for p in (path, *path.iterdir())]
+    inside = [
+        p for path in class_folders(root).values() for p in (path, *path.iterdir())
+    ]
     return any(images_of(path) for path in inside if path.is_dir())
 
 
@@ -156,7 +158,8 @@ def existing_folder(root: str | Path) -> Path:
     return path
 
 
-def _subfolders(path: Path) -> dict[str, Path]:
+def class_folders(path: Path) -> dict[str, Path]:
+    """Return name → folder of what lies directly in a folder, by name."""
     folders = sorted(p for p in path.iterdir() if p.is_dir())
     return {p.name: p for p in folders if not p.name.startswith(".")}
 

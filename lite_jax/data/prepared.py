@@ -126,16 +126,30 @@ def find_prepared(root: str | Path, name: str, version: str = "") -> Path:
     Raises:
         UserError: It is not there; the message has the command that prepares it.
     """
-    base = Path(root).expanduser() / name
-    found = [path.parent for path in base.glob(f"{version}*/{INFO}")]
+    found = _versions(root, name, version)
     if not found:
-        wanted = f" of version {version}" if version else ""
-        raise UserError(
-            f"{base} holds no data set prepared by tfds{wanted}: prepare it, on any "
-            "machine with TensorFlow, by "
-            f"`tfds build {name} --data_dir={root} --file_format=array_record`"
-        )
+        raise not_prepared(root, name, version)
     return max(found, key=_version)
+
+
+def is_prepared(root: str | Path, name: str, version: str = "") -> bool:
+    """Return whether `find_prepared` finds something."""
+    return bool(_versions(root, name, version))
+
+
+def not_prepared(root: str | Path, name: str, version: str = "") -> UserError:
+    """Return the error with the command that prepares a data set."""
+    wanted = f" of version {version}" if version else ""
+    return UserError(
+        f"{Path(root) / name} holds no data set prepared by tfds{wanted}: prepare it, "
+        "on any machine with TensorFlow, by "
+        f"`tfds build {name} --data_dir={root} --file_format=array_record`"
+    )
+
+
+def _versions(root: str | Path, name: str, version: str) -> list[Path]:
+    base = Path(root).expanduser() / name
+    return [path.parent for path in base.glob(f"{version}*/{INFO}")]
 
 
 def _version(folder: Path) -> list[int]:

@@ -1,0 +1,75 @@
+"""Labelled images by number, of which tasks with a fixed test set are made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from lite_jax.data.images import ImageSpec
+from lite_jax.errors import UserError
+
+
+class LabelledSet(Protocol):
+    """Images with labels, by number."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return images `[n, size, size, 3]` uint8 and labels `[n]` int32."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSet:
+    """Image files with labels."""
+
+    files: Sequence[tuple[Path, int]]
+    spec: ImageSpec
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.files)
+
+    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return images `[n, size, size, 3]` uint8 and labels `[n]` int32."""
+        chosen = [self.files[i] for i in indices]
+        images = [self._open(path) for path, _ in chosen]
+        return np.stack(images), np.array([label for _, label in chosen], np.int32)
+
+    def _open(self, path: Path) -> np.ndarray:
+        try:
+            return self.spec.open(path)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}): copy it again; a test set is not "
+                "shortened"
+            ) from error
+
+
+def listed_images(root: Path, path: Path, num_classes: int) -> list[tuple[Path, int]]:
+    """Return the files and labels of a list of lines "path label"."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: copy the data set again")
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        name, _, label = line.strip().rpartition(" ")
+        file = root / name
+        if not label.isdigit() or not 0 <= int(label) < num_classes:
+            raise UserError(
+                f"{path}, line {number}: {line!r}: expected a path and a label below "
+                f"{num_classes}"
+            )
+        if not file.resolve().is_relative_to(root.resolve()):
+            raise UserError(f"{path}, line {number}: {name!r} lies outside {root}")
+        found.append((file, int(label)))
+    if not found:
+        raise UserError(f"{path} lists nothing")
+    return found
