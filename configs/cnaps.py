@@ -10,8 +10,14 @@ digits     (default) Conv-4 on turned even digits
 omniglot   --config.data.root=FOLDER that holds images_background_small1 and _small2
 folder     --config.data.root=FOLDER of class folders of photographs; ResNet-18 with
            GroupNorm at 84 pixels
-paper      --config.data.root=FOLDER; EfficientNet-B0 at 224 pixels and the paper's
-           recipe (see lite_jax.defaults.paper); for one GPU, not run here
+paper      --config.data.root=FOLDER of class folders; EfficientNet-B0 at 224 pixels
+           and the paper's recipe (see lite_jax.defaults.paper); for one GPU, as are the
+           next three; not run here
+meta_dataset   --config.data.root=RECORDS of Meta-Dataset; the recipe on the sources of
+           the paper's code; --mode=eval: 600 tasks of each test source
+vtab_md    the same, and --mode=eval also runs VTAB's 18 tasks, with
+           --config.benchmark.vtab_root=FOLDER
+orbit      --config.data.root=orbit_benchmark_224; --mode=eval: ORBIT's test users
 synthetic  procedural images; no data needed
 smoke      a few steps and tasks, to see that everything runs; combines with the above
 """
@@ -21,9 +27,10 @@ from lite_jax import defaults
 
 def get_config(arguments=""):
     """Return the configuration that `--config=configs/cnaps.py:ARGUMENTS` names."""
-    variants = defaults.VARIANTS | {
+    variants = {
+        **defaults.VARIANTS,
+        **defaults.RECIPES,
         "folder": defaults.folder_resnet18,
-        "paper": defaults.paper,
     }
     return defaults.choose(arguments, variants, start=cnaps)
 

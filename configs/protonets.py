@@ -11,8 +11,14 @@ omniglot   --config.data.root=FOLDER that holds images_background_small1 and _sm
 folder     --config.data.root=FOLDER of class folders of photographs, at 84 pixels
            Caltech101, 40 training classes: 38.0 ± 0.6 % (5-way 1-shot),
            55.5 ± 0.6 % (5-way 5-shot); 20 minutes
-paper      --config.data.root=FOLDER and weights; the paper's recipe (see
-           lite_jax.defaults.paper) with ProtoNets; for one GPU, not run here
+paper      --config.data.root=FOLDER of class folders; EfficientNet-B0 at 224 pixels
+           and the paper's recipe (see lite_jax.defaults.paper); for one GPU, as are the
+           next three; not run here
+meta_dataset   --config.data.root=RECORDS of Meta-Dataset; the recipe on the sources of
+           the paper's code; --mode=eval: 600 tasks of each test source
+vtab_md    the same, and --mode=eval also runs VTAB's 18 tasks, with
+           --config.benchmark.vtab_root=FOLDER
+orbit      --config.data.root=orbit_benchmark_224; --mode=eval: ORBIT's test users
 synthetic  procedural images; no data needed
 resnet18   that backbone instead; combines with the above
 smoke      a few steps and tasks, to see that everything runs; combines with the above
@@ -25,9 +31,10 @@ from lite_jax import defaults
 
 def get_config(arguments=""):
     """Return the configuration that `--config=configs/protonets.py:ARGUMENTS` names."""
-    variants = defaults.VARIANTS | {
+    variants = {
+        **defaults.VARIANTS,
+        **defaults.RECIPES,
         "omniglot": omniglot,
-        "paper": defaults.paper,
         "resnet18": defaults.resnet18,
     }
     return defaults.choose(arguments, variants)

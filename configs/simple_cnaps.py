@@ -13,8 +13,14 @@ folder     --config.data.root=FOLDER of class folders of photographs; ResNet-18 
            Caltech101, 40 training classes, with configs/pretrain.py:folder, after 200
            steps, 35.0 ± 0.9 % (5-way 1-shot), 45.8 ± 0.9 % (5-way 5-shot), as
            experiments/learners.py measures it
-paper      --config.data.root=FOLDER; EfficientNet-B0 at 224 pixels and the paper's
-           recipe (see lite_jax.defaults.paper); for one GPU, not run here
+paper      --config.data.root=FOLDER of class folders; EfficientNet-B0 at 224 pixels
+           and the paper's recipe (see lite_jax.defaults.paper); for one GPU, as are the
+           next three; not run here
+meta_dataset   --config.data.root=RECORDS of Meta-Dataset; the recipe on the sources of
+           the paper's code; --mode=eval: 600 tasks of each test source
+vtab_md    the same, and --mode=eval also runs VTAB's 18 tasks, with
+           --config.benchmark.vtab_root=FOLDER; the paper reports 51.4 % on VTAB
+orbit      --config.data.root=orbit_benchmark_224; --mode=eval: ORBIT's test users
 synthetic  procedural images; no data needed
 smoke      a few steps and tasks, to see that everything runs; combines with the above
 """
@@ -24,9 +30,10 @@ from lite_jax import defaults
 
 def get_config(arguments=""):
     """Return what `--config=configs/simple_cnaps.py:ARGUMENTS` names."""
-    variants = defaults.VARIANTS | {
+    variants = {
+        **defaults.VARIANTS,
+        **defaults.RECIPES,
         "folder": defaults.folder_resnet18,
-        "paper": defaults.paper,
     }
     return defaults.choose(arguments, variants, start=simple_cnaps)
 

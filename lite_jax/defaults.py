@@ -20,7 +20,7 @@ def base_config() -> ConfigDict:
             "name": "protonets",  # names the default workdir, runs/<name>
             "seed": 0,  # decides everything random: parameters, episodes, draws
             "data": {
-                # digits | synthetic | folder | omniglot | meta_dataset | tfds |
+                # digits | synthetic | folder | omniglot | meta_dataset | orbit | tfds |
                 # arrays (.npz, HDF5, pickles) | parquet
                 "dataset": "digits",
                 "root": "",  # folder of the images; digits and synthetic need none
@@ -33,6 +33,9 @@ def base_config() -> ConfigDict:
                 "by_alphabet": False,  # an episode of Omniglot is of one alphabet
                 "protocol": "md-v2",  # of meta_dataset: md-v2 | lite
                 "sources": "",  # of meta_dataset: these alone, as NAME,NAME
+                "orbit_protocol": "2022",  # of orbit: 2021 (clips of 8) | 2022 (frames)
+                "orbit_mode": "clutter",  # target videos: clutter | clean
+                "orbit_filter": "",  # issues of frames left out; "": the protocol's
                 "rotations": True,  # training classes turned by 90° as extra ones
                 "augment": "none",  # of training images: none | affine | crop
                 "cache_gb": 2.0,  # decoded images kept in memory, up to this
@@ -110,6 +113,17 @@ def base_config() -> ConfigDict:
                     "w5s5": episode(way=(5, 5), shot=(5, 5), query=15),
                 },
             },
+            "benchmark": {  # what --mode=eval runs in place of test episodes
+                "name": "",  # meta_dataset | vtab_md | orbit; "": the test episodes
+                "only": "",  # these data sets (of orbit, users) alone, as NAME,NAME
+                "episodes": 600,  # of each source of Meta-Dataset
+                "vtab_root": "",  # data_dir of tfds, or VTAB's folders
+                "vtab_protocol": "official",  # official | lite
+                "vtab_resize": "",  # "": vtab for official, lanczos for lite
+                "vtab_support": 1000,  # images to adapt to
+                "most_test_images": 0,  # of a task of VTAB; 0: all
+                "tasks_per_user": 0,  # of orbit; 0: the protocol's
+            },
         }
     )
 
@@ -160,6 +174,21 @@ def variable_episode(
     )
 
 
+def orbit_episode(
+    way: tuple[int, int] = (2, 15), max_support: int = 500, max_target: int = 500
+) -> ConfigDict:
+    """Return the settings of ORBIT's training tasks.
+
+    Args:
+        way: Least and most objects of a user.
+        max_support: Most context clips.
+        max_target: Most target clips.
+    """
+    return ConfigDict(
+        {"way": way, "max_support": max_support, "max_target": max_target}
+    )
+
+
 def digits(config: ConfigDict) -> None:
     """Keep scikit-learn's digits, which need no download: train on the even ones."""
     config.data.dataset = "digits"
@@ -200,7 +229,7 @@ def resnet18(config: ConfigDict) -> None:
 
 
 def paper(config: ConfigDict) -> None:
-    """Use the recipe of the LITE paper: large tasks of 224-pixel photographs.
+    """Use the recipe of the LITE paper on folders of 224-pixel photographs.
 
     Adam at 1e-3, 10,000 tasks, 16 a step, 5 to 50 ways, at most 500 support images and
     10 query images a class, H = 40, chunks of 40, EfficientNet-B0.
@@ -220,6 +249,37 @@ def paper(config: ConfigDict) -> None:
     )
 
 
+def meta_dataset(config: ConfigDict) -> None:
+    """Use the recipe of the LITE paper on Meta-Dataset, as its code draws it."""
+    paper(config)
+    config.data.dataset = "meta_dataset"
+    config.data.protocol = "lite"
+    config.train.episode = variable_episode()
+    config.valid.episode = variable_episode()
+    config.valid.tasks = 200
+    config.test.episodes = ConfigDict({"md": variable_episode()})
+    config.benchmark.name = "meta_dataset"
+
+
+def vtab_md(config: ConfigDict) -> None:
+    """Train on Meta-Dataset; `--mode=eval` tests on its sources and VTAB's 18 tasks."""
+    meta_dataset(config)
+    config.benchmark.name = "vtab_md"
+
+
+def orbit(config: ConfigDict) -> None:
+    """Use ORBIT's videos of the users' own objects; H counts clips."""
+    paper(config)
+    config.data.dataset = "orbit"
+    config.gradient.num_backprop = 16
+    config.optimizer.learning_rate = 1e-4
+    config.train.steps = 10 * 44 * 50 // 16  # 10 epochs of 50 tasks of each user
+    config.train.episode = orbit_episode()
+    config.valid.episode = orbit_episode()
+    config.test.episodes = ConfigDict({"users": orbit_episode()})
+    config.benchmark.name = "orbit"
+
+
 def shrink(config: ConfigDict) -> None:
     """Shrink whatever was chosen to seconds: the `smoke` variant of every config."""
     config.train.steps = min(config.train.steps, 4)
@@ -227,6 +287,9 @@ def shrink(config: ConfigDict) -> None:
     config.train.tasks_per_step = min(config.train.tasks_per_step, 2)
     config.valid.tasks = 4
     config.test.tasks = 10
+    config.benchmark.episodes = 4
+    config.benchmark.most_test_images = 100
+    config.benchmark.tasks_per_user = 1
 
 
 def folder_resnet18(config: ConfigDict) -> None:
@@ -242,6 +305,14 @@ VARIANTS: dict[str, Change] = {  # what the config files have in common
     "folder": folder,
     "synthetic": synthetic,
     "smoke": shrink,
+}
+
+
+RECIPES: dict[str, Change] = {  # of the LITE paper, for one GPU
+    "paper": paper,
+    "meta_dataset": meta_dataset,
+    "vtab_md": vtab_md,
+    "orbit": orbit,
 }
 
 

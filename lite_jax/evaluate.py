@@ -77,7 +77,13 @@ def run_tests(
 ) -> Results:
     """Return, for each kind of test episode, the learner's and raw pixels' accuracy."""
     if config.gradient.chunk_size == factory.AUTO:
-        config = _fitted(config, learner, params, sources)
+        firsts = [
+            load_task(
+                sources("test"), factory.make_spec(x), config.seed, f"test.{name}", 0
+            )
+            for name, x in config.test.episodes.items()
+        ]
+        config = with_fitting_chunk(config, learner, params, firsts)
     chunk = factory.checked_chunk_size(config)
     no_params: Params = {"backbone": {}}
     scorers = {
@@ -107,12 +113,7 @@ def evaluate_checkpoint(config: ConfigDict, folder: Path) -> Results:
     Raises:
         UserError: No checkpoint there, or one of another learner or backbone.
     """
-    saved = workdir.read_config(folder)
-    if saved is None or not list((folder / "checkpoints/best").glob("[0-9]*")):
-        raise UserError(
-            f"workdir={folder} holds no checkpoint to evaluate: train first"
-        )
-    workdir.check_same(folder, saved, config, ["learner", "backbone", "cnaps"])
+    check_trained(config, folder)
     sources = factory.make_sources(config)
     factory.check_episodes(config, sources, splits=("test",))
     # The checkpoint holds all parameters, so the weights it began with may be gone.
@@ -125,19 +126,34 @@ def evaluate_checkpoint(config: ConfigDict, folder: Path) -> Results:
         return run_tests(config, learner, params, sources)
 
 
-def _fitted(
-    config: ConfigDict, learner: Learner, params: Params, sources: Sources
+def check_trained(config: ConfigDict, folder: Path) -> None:
+    """Raise unless a workdir holds a checkpoint of the config's learner."""
+    saved = workdir.read_config(folder)
+    if saved is None or not list((folder / "checkpoints/best").glob("[0-9]*")):
+        raise UserError(
+            f"workdir={folder} holds no checkpoint to evaluate: train first"
+        )
+    workdir.check_same(folder, saved, config, ["learner", "backbone", "cnaps"])
+
+
+def with_fitting_chunk(
+    config: ConfigDict, learner: Learner, params: Params, tasks: Iterable[Task]
 ) -> ConfigDict:
-    """Return the config with the largest chunk with which all test tasks fit."""
+    """Return the config with the largest chunk with which all the tasks fit.
+
+    Args:
+        config: With `gradient.memory_budget_gb`.
+        learner: What is tested.
+        params: Its parameters.
+        tasks: One of each padded size; shapes and dtypes will do.
+    """
 
     def build(task: Task, chunk_size: int) -> jax.stages.Compiled:
         return make_scorer(learner, chunk_size).lower(params, task).compile()
 
     found = []
-    for name, settings in config.test.episodes.items():
-        spec = factory.make_spec(settings)
-        task = load_task(sources("test"), spec, config.seed, f"test.{name}", 0)
-        most = max(spec.support_size, spec.query_size)
+    for task in tasks:
+        most = max(len(x.labels) for x in task)
         limit = config.gradient.memory_budget_gb
         fit = budget.largest_chunk(functools.partial(build, task), most, limit)
         found.append(fit.chunk_size)
@@ -152,10 +168,10 @@ def format_results(config: ConfigDict, results: Results) -> str:
         spec = factory.make_spec(config.test.episodes[kind])
         cells = [found[name].percent() for name in names]
         rows.append([spec.describe(), *cells, str(found[names[0]].num_tasks)])
-    return _format_table(["test episodes", *names, "tasks"], rows)
+    return format_table(["test episodes", *names, "tasks"], rows)
 
 
-def _format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return lines of aligned columns under a ruled header."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from lite_jax import data
 from lite_jax.data.episodes import EpisodeSpec, Sampler, VariableSpec, check_spec
+from lite_jax.data.orbit_source import OrbitSpec
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.lite import exact_sum, lite_sum, subsample_sum
@@ -44,6 +45,8 @@ def make_sources(config: ConfigDict) -> Sources:
 def make_spec(settings: ConfigDict) -> Sampler:
     """Return the episode settings as the sampler wants them."""
     way = _ends("way", settings.way)
+    if "max_target" in settings:
+        return OrbitSpec(way, settings.max_support, settings.max_target)
     if "max_query" in settings:
         return VariableSpec(
             way, settings.max_query, settings.max_support, settings.max_contribution

@@ -16,6 +16,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from lite_jax import parallel
+from lite_jax.benchmarks import run_benchmark
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.evaluate import evaluate_checkpoint, format_results
 from lite_jax.train import train_and_evaluate
@@ -46,6 +47,10 @@ def main(argv: Sequence[str]) -> None:
         if not parallel.is_main():
             logging.getLogger("lite_jax").setLevel(logging.WARNING)
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+    if _MODE.value == "eval" and config.benchmark.name:
+        print(run_benchmark(config, workdir))
+        print(f"rows: {workdir / config.benchmark.name}.jsonl")
+        return
     run = {"train": train_and_evaluate, "eval": evaluate_checkpoint}[_MODE.value]
     results = run(config, workdir)
     if parallel.is_main():

@@ -13,6 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from lite_jax import nn
+from lite_jax.data.orbit import find_protocol
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.factory import Sources, episode_settings, make_spec, pick
@@ -44,15 +45,37 @@ class Learners(NamedTuple):
 
 def make_learners(config: ConfigDict, sources: Sources) -> Learners:
     """Return the learners, with room for the largest way among the episodes."""
-    make = pick("learner", config.learner, _LEARNERS)
-    backbone, way = make_backbone(config.backbone), most_ways(config)
-    frozen = ("backbone",) if config.backbone.frozen else ()
+    pick("learner", config.learner, _LEARNERS)
+    tested = make_tested_learner(config, most_ways(config))
     if config.learner != "classifier":
-        learner = make(config, backbone, way)._replace(frozen=frozen)
-        return Learners(learner, learner)
-    trained = make(backbone, num_classes=len(sources("train").class_names))
-    tested = protonets(backbone, way=way)._replace(init=trained.init)
-    return Learners(trained._replace(frozen=frozen), tested)
+        return Learners(tested, tested)
+    classes = len(sources("train").class_names)
+    trained = classifier(_backbone(config), num_classes=classes)
+    trained = trained._replace(frozen=tested.frozen)
+    return Learners(trained, tested._replace(init=trained.init))
+
+
+def make_tested_learner(config: ConfigDict, way: int) -> Learner:
+    """Return the learner that is tested, with room for `way` classes."""
+    make = pick("learner", config.learner, _LEARNERS)
+    frozen = ("backbone",) if config.backbone.frozen else ()
+    return make(config, _backbone(config), way)._replace(frozen=frozen)
+
+
+def _backbone(config: ConfigDict) -> Network:
+    return _for_clips(config, make_backbone(config.backbone))
+
+
+def _for_clips(config: ConfigDict, network: Network) -> Network:
+    """Return the network, over clips if those are what the data set gives."""
+    return network if clip_length(config) is None else nn.over_clips(network)
+
+
+def clip_length(config: ConfigDict) -> int | None:
+    """Return the frames of an example, or None where examples are images."""
+    if config.data.dataset != "orbit":
+        return None
+    return find_protocol(config.data.orbit_protocol).clip_length
 
 
 def _protonets(config: ConfigDict, backbone: Network, way: int) -> Learner:
@@ -70,7 +93,9 @@ def _simple_cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
 def _cnaps_options(config: ConfigDict) -> dict[str, Any]:
     size = 64
     return {
-        "embedding": in_dtype(config.backbone, nn.set_encoder(size)),
+        "embedding": _for_clips(
+            config, in_dtype(config.backbone, nn.set_encoder(size))
+        ),
         "embedding_size": size,
         "film_penalty": config.cnaps.film_penalty,
     }
@@ -109,7 +134,7 @@ def _finetuner(config: ConfigDict, backbone: Network, way: int) -> Learner:
 
 
 _LEARNERS: dict[str, Callable[..., Learner]] = {
-    "classifier": classifier,
+    "classifier": _protonets,  # tested through prototypes
     "cnaps": _cnaps,
     "finetuner": _finetuner,
     "maml": _maml,
@@ -131,7 +156,7 @@ _OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 
 def make_baseline(config: ConfigDict) -> Learner:
     """Return the learner-free baseline: prototypes of raw pixels."""
-    return protonets(nn.pixels(), way=most_ways(config))
+    return protonets(_for_clips(config, nn.pixels()), way=most_ways(config))
 
 
 def most_ways(config: ConfigDict) -> int:

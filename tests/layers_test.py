@@ -29,10 +29,12 @@ LAYERS = {
         "parallel",
         "budget",
         "progress",
+        "published",
+        "video_metrics",
     ],
     2: ["learners"],
     3: ["objectives"],
-    4: ["factory", "models", "evaluate", "train"],
+    4: ["factory", "models", "evaluate", "train", "benchmarks"],
     5: ["main"],
 }
 INSIDE = {  # arrows allowed within a layer
@@ -47,6 +49,8 @@ INSIDE = {  # arrows allowed within a layer
     ("mahalanobis", "additive"), ("nn", "additive"),
     ("workdir", "metrics"), ("progress", "metrics"),
     ("models", "factory"), ("evaluate", "factory"), ("evaluate", "models"),
+    ("benchmarks", "factory"), ("benchmarks", "models"), ("benchmarks", "evaluate"),
+    ("video_metrics", "metrics"),
     ("train", "factory"), ("train", "models"), ("train", "evaluate"),
 }  # fmt: skip
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

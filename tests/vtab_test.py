@@ -181,7 +181,7 @@ def test_splits_of_the_real_sizes_are_the_published_ones(name, tmp_path, monkeyp
 @pytest.mark.parametrize("name", VTAB)
 def test_every_task_is_read(root, name, protocol):
     task = vtab_task(root, name, 16, protocol=protocol, num_support=SUPPORT)
-    assert (task.door, len(task.support)) == ("tfds", SUPPORT)
+    assert (task.layout, len(task.support)) == ("tfds", SUPPORT)
     for images in (task.support, task.test):
         pixels, labels = images.read(range(len(images)))
         assert pixels.shape == (len(images), 16, 16, 3) and pixels.dtype == np.uint8
@@ -243,7 +243,7 @@ def test_folders_with_lists_are_read(tmp_path):
         },
     )
     task = vtab_task(tmp_path, "smallnorb_azimuth", 8)
-    assert (task.door, len(task.support), len(task.test)) == ("list", 2, 3)
+    assert (task.layout, len(task.support), len(task.test)) == ("list", 2, 3)
     images, labels = task.support.read([1, 0])
     assert labels.tolist() == [17, 3]
     np.testing.assert_array_equal(images[1], ImageSpec(8, "vtab").fit(made_image(1, 0)))
@@ -286,7 +286,7 @@ def test_class_folders_are_read(tmp_path):
         pictures(tmp_path / "svhn/train" / name, 5, level)
     pictures(tmp_path / "svhn/test/dog", 2, 1)
     task = vtab_task(tmp_path, "svhn", 8, num_support=9)
-    assert (task.door, task.num_classes, len(task.support)) == ("folder", 3, 9)
+    assert (task.layout, task.num_classes, len(task.support)) == ("folder", 3, 9)
     assert task.test.read([0, 1])[1].tolist() == [1, 1]
     again = vtab_task(tmp_path, "svhn", 8, num_support=9)
     assert again.support.files == task.support.files

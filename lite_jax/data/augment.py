@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 
 from lite_jax.data.images import as_picture
+
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""`(images [n, h, w, c] uint8, rng) -> images` of the same shape."""
 
 
 def random_affine(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -29,7 +29,7 @@ class RotatedSource:
         return list(self.source.class_sizes) * 4
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         """`(height, width, channels)`."""
         return self.source.image_shape
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from lite_jax.errors import UserError
 
 
 class Sampler(Protocol):
-    """How tasks are drawn: `EpisodeSpec` or `VariableSpec`."""
+    """How tasks are drawn: `EpisodeSpec`, `VariableSpec` or `OrbitSpec`."""
 
     @property
     def way(self) -> tuple[int, int]:
@@ -44,14 +44,19 @@ class Sampler(Protocol):
         """Return a phrase for people."""
         ...
 
+    def check(self, name: str, source: ClassSource) -> None:
+        """Raise unless `source` can serve every episode."""
+        ...
+
+
+@runtime_checkable
+class ClassSampler(Sampler, Protocol):
+    """How tasks are drawn from classes of images."""
+
     def draw_sizes(
         self, sizes: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, int]:
         """Return support images of each class `[way]`, and query images of each."""
-        ...
-
-    def check(self, name: str, source: ClassSource) -> None:
-        """Raise unless `source` can serve every episode."""
         ...
 
 
@@ -207,7 +212,7 @@ def episode_rng(seed: int, stream: str, index: int) -> np.random.Generator:
 
 def sample_episode(
     class_sizes: Sequence[int],
-    spec: Sampler,
+    spec: ClassSampler,
     rng: np.random.Generator,
     groups: Groups | None = None,
 ) -> Episode:
@@ -275,6 +280,11 @@ def check_spec(name: str, spec: Sampler, source: ClassSource) -> None:
     if not 2 <= least <= most:
         raise UserError(
             f"{name}.way={least},{most}: expected least, most with 2 ≤ least ≤ most"
+        )
+    if hasattr(source, "load_task") and isinstance(spec, ClassSampler):
+        raise UserError(
+            f"{name} draws classes of images, and the data set gives tasks of its own: "
+            "use the config variant orbit"
         )
     largest = max(map(len, class_groups(source).members))
     needed = most if isinstance(spec, EpisodeSpec) else least

@@ -10,12 +10,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from lite_jax.data.episodes import Sampler, episode_rng, sample_episode
+from lite_jax.data.augment import Augment
+from lite_jax.data.episodes import ClassSampler, Sampler, episode_rng, sample_episode
 from lite_jax.data.sources import ClassSource, class_groups
 from lite_jax.errors import UserError
 from lite_jax.types import Examples, Task
 
-Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -35,14 +35,19 @@ def load_task(
     process and any order, so training resumes from a step number alone.
 
     Args:
-        source: Where images come from.
+        source: Where images come from; if it has a method `load_task`, as ORBIT's has,
+            that is called instead.
         spec: How tasks are drawn; its static sizes are what sets are padded to.
         seed: The run's seed.
         stream: Name of an independent series of episodes, such as "train".
         index: The number of the episode in its stream, from 0.
         augment: `(images, rng) -> images`, applied to support and query alike.
     """
+    own_way = getattr(source, "load_task", None)
+    if own_way:
+        return own_way(spec, seed, stream, index, augment=augment)
     rng = episode_rng(seed, stream, index)
+    assert isinstance(spec, ClassSampler)
     groups = class_groups(source)
     episode = sample_episode(source.class_sizes, spec, rng, groups)
 

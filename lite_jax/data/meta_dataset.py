@@ -52,6 +52,13 @@ PROTOCOLS = {
 }
 
 
+def find_protocol(name: str) -> Protocol:
+    """Return a protocol by name, or raise with the nearest known one."""
+    if name not in PROTOCOLS:
+        raise unknown_name("data.protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
+
+
 class DatasetSpec(NamedTuple):
     """What `dataset_spec.json` says.
 
@@ -97,9 +104,7 @@ def make_meta_dataset(
         UserError: An unknown protocol or source, or records that do not fit.
     """
     check_split(split)
-    if protocol not in PROTOCOLS:
-        raise unknown_name("data.protocol", protocol, PROTOCOLS)
-    found = PROTOCOLS[protocol]
+    found = find_protocol(protocol)
     known = {name for part in (found.train, found.valid, found.test) for name in part}
     for name in sources:
         if name not in known:

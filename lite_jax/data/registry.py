@@ -13,6 +13,8 @@ from lite_jax.data.folders import folder, has_images, omniglot_folder
 from lite_jax.data.images import ImageSpec
 from lite_jax.data.items import item_source
 from lite_jax.data.meta_dataset import make_meta_dataset
+from lite_jax.data.orbit import find_protocol, read_users
+from lite_jax.data.orbit_source import OrbitSource
 from lite_jax.data.parquet import parquet_source
 from lite_jax.data.prepared import INFO, find_prepared, prepared_classes
 from lite_jax.data.sources import ClassSource, check_split
@@ -58,6 +60,8 @@ def detect(path: Path) -> str:
         return "meta_dataset"
     if (path / "images_background_small1").is_dir():
         return "omniglot"
+    if any(path.glob("*/*/*/clean")):
+        return "orbit"
     for suffix, name in _SUFFIXES.items():
         if any(path.glob(f"*{suffix}")) or any(path.glob(f"data/*{suffix}")):
             return name
@@ -130,6 +134,16 @@ def _meta_dataset(settings: Settings, split: str) -> ClassSource:
     )
 
 
+def _orbit(settings: Settings, split: str) -> ClassSource:
+    protocol = find_protocol(settings.orbit_protocol)
+    if settings.orbit_filter:
+        chosen = [x.strip() for x in settings.orbit_filter.split(",")]
+        protocol = protocol._replace(frame_filter=tuple(set(chosen) - {"none"}))
+    users = read_users(settings.root, split, protocol, settings.orbit_mode)
+    spec = ImageSpec(settings.image_size, settings.resize or "lanczos")
+    return OrbitSource(users, protocol, spec)
+
+
 def _arrays(settings: Settings, split: str) -> ClassSource:
     return array_source(
         settings.root,
@@ -177,6 +191,7 @@ DATASETS: dict[str, Callable[[Settings, str], ClassSource]] = {
     "folder": _folder,
     "meta_dataset": _meta_dataset,
     "omniglot": _omniglot,
+    "orbit": _orbit,
     "parquet": _parquet,
     "synthetic": _synthetic,
     "tfds": _tfds,

@@ -52,8 +52,11 @@ class ClassSource(Protocol):
         ...
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channels)` of every image that `read` returns."""
+    def image_shape(self) -> tuple[int, ...]:
+        """Of every image that `read` returns: `(height, width, channels)`.
+
+        Of clips, `(clip_length, height, width, channels)`.
+        """
         ...
 
     def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:

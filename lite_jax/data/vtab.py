@@ -45,7 +45,8 @@ class VtabTask(NamedTuple):
         num_classes: Labels are 0 … num_classes - 1; some may have no support image.
         support: The 1000 images.
         test: The test set, tens of thousands.
-        door: How it was read: "tfds", "list" or "folder"; the 1000 images of "folder"
+        resize: The rule by which its images were resized.
+        layout: How it was read: "tfds", "list" or "folder"; the 1000 images of "folder"
             are drawn here, so they are not the published ones.
     """
 
@@ -53,7 +54,8 @@ class VtabTask(NamedTuple):
     num_classes: int
     support: LabelledSet
     test: LabelledSet
-    door: str
+    resize: str
+    layout: str
 
 
 def vtab_task(
@@ -103,12 +105,13 @@ def vtab_task(
     )
     if is_prepared(base, dataset, version):
         folder = find_prepared(base, dataset, version)
-        support, test = _splits(folder, rule, protocol, num_support)
+        support_split, test_split = _splits(folder, rule, protocol, num_support)
         return VtabTask(
             name,
             rule.num_classes,
-            PreparedSet(PreparedSplit(folder, support), name, rule, spec),
-            PreparedSet(PreparedSplit(folder, test), name, rule, spec),
+            PreparedSet(PreparedSplit(folder, support_split), name, rule, spec),
+            PreparedSet(PreparedSplit(folder, test_split), name, rule, spec),
+            spec.resize,
             "tfds",
         )
     if listed is not None:
@@ -117,11 +120,11 @@ def vtab_task(
                 f"{listed} holds VTAB's official 1000 images, and protocol "
                 f"{protocol!r} takes others: set benchmark.vtab_protocol=official"
             )
-        sets = [
+        support, test = (
             FileSet(listed_images(listed, listed / file, rule.num_classes), spec)
             for file in (_TRAIN_LIST, "test.txt")
-        ]
-        return VtabTask(name, rule.num_classes, sets[0], sets[1], "list")
+        )
+        return VtabTask(name, rule.num_classes, support, test, spec.resize, "list")
     if name == "sun397" and protocol == "lite" and (base / name).is_dir():
         return _sun397_as_lite(base / name, spec, num_support)
     if (base / name / "train").is_dir() and (base / name / "test").is_dir():
@@ -216,6 +219,7 @@ def _from_folders(root: Path, spec: ImageSpec, num_support: int) -> VtabTask:
         len(names),
         FileSet(support, spec),
         FileSet(sets["test"], spec),
+        spec.resize,
         "folder",
     )
 
@@ -249,5 +253,6 @@ def _sun397_as_lite(root: Path, spec: ImageSpec, num_support: int) -> VtabTask:
         len(leaves),
         FileSet([files[i] for i in chosen], spec),
         FileSet([files[i] for i in test], spec),
+        spec.resize,
         "folder",
     )

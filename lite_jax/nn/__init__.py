@@ -3,7 +3,7 @@
 from lite_jax.nn.backbones import conv4, pixels, set_encoder
 from lite_jax.nn.efficientnet import efficientnet_b0
 from lite_jax.nn.layers import NORMS
-from lite_jax.nn.network import feature_size, in_bfloat16
+from lite_jax.nn.network import feature_size, in_bfloat16, over_clips
 from lite_jax.nn.resnet import resnet12, resnet18, resnet50
 from lite_jax.nn.vit import vit_s
 from lite_jax.nn.weights import pretrained, save_weights
@@ -14,6 +14,7 @@ __all__ = [
     "efficientnet_b0",
     "feature_size",
     "in_bfloat16",
+    "over_clips",
     "pixels",
     "pretrained",
     "resnet12",

@@ -82,6 +82,26 @@ def in_bfloat16(network: Network) -> Network:
     return network._replace(apply=apply)
 
 
+def over_clips(network: Network) -> Network:
+    """Return the network for clips: it gives the mean of their frames' features.
+
+    A clip is `[length, height, width, channels]`, so inputs are `[n, length, …]`. The
+    mean is taken before anything is summed over a set: a clip is one example.
+    """
+
+    def init(key: Any, example_spec: Any) -> Params:
+        frame = jax.ShapeDtypeStruct(example_spec.shape[1:], example_spec.dtype)
+        return network.init(key, frame)
+
+    def apply(params: Params, inputs: jax.Array, *film: PyTree) -> jax.Array:
+        count, length = inputs.shape[:2]
+        frames = inputs.reshape(count * length, *inputs.shape[2:])
+        features = network.apply(params, frames, *film)
+        return features.reshape(count, length, -1).mean(1)
+
+    return network._replace(init=init, apply=apply)
+
+
 def _rounded(params: Params) -> Params:
     """Return kernels, and the biases beside them, in bfloat16; norms have none."""
     if "kernel" in params:
