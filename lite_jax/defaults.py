@@ -21,7 +21,7 @@ def base_config() -> ConfigDict:
             "seed": 0,  # decides everything random: parameters, episodes, draws
             "data": {
                 # digits | synthetic | folder | omniglot | meta_dataset | orbit | tfds |
-                # arrays (.npz, HDF5, pickles) | parquet
+                # arrays (.npz, HDF5, pickles) | parquet | cache
                 "dataset": "digits",
                 "root": "",  # folder of the images; digits and synthetic need none
                 "image_size": 32,  # pixels a side
@@ -37,7 +37,8 @@ def base_config() -> ConfigDict:
                 "orbit_mode": "clutter",  # target videos: clutter | clean
                 "orbit_filter": "",  # issues of frames left out; "": the protocol's
                 "rotations": True,  # training classes turned by 90° as extra ones
-                "augment": "none",  # of training images: none | affine | crop
+                # of training images: affine, crop, flip, jitter, or several: crop,jitter
+                "augment": "none",
                 "cache_gb": 2.0,  # decoded images kept in memory, up to this
                 "prefetch": 2,  # steps of episodes loaded ahead of the device
                 "synthetic_classes": 20,  # per split, for dataset=synthetic

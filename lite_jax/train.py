@@ -23,9 +23,8 @@ from tqdm import tqdm
 from lite_jax import budget, factory, models, parallel
 from lite_jax import workdir as workdirs
 from lite_jax.checkpoint import Slot
-from lite_jax.data.augment import random_affine, random_crop
+from lite_jax.data.augment import make_augment
 from lite_jax.data.loader import (
-    Augment,
     check_batch_size,
     load_batch,
     load_task,
@@ -250,7 +249,7 @@ def _make_step_loader(
     config: ConfigDict, source: ClassSource, mesh: Mesh | None
 ) -> Callable[[int], Task]:
     """Return `step -> tasks`, stacked along a new leading axis."""
-    augment = factory.pick("data.augment", config.data.augment, _AUGMENTS)
+    augment = make_augment(config.data.augment)
     width = config.train.tasks_per_step
     if config.learner == "classifier":
         check_batch_size(config.train.batch_size, source)
@@ -269,13 +268,6 @@ def _make_step_loader(
         return parallel.place_tasks(mesh, stacked, width)
 
     return load_step
-
-
-_AUGMENTS: dict[str, Augment | None] = {
-    "none": None,
-    "affine": random_affine,
-    "crop": random_crop,
-}
 
 
 def _make_validation(

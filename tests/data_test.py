@@ -28,6 +28,7 @@ from lite_jax.data import (
     sample_episode,
     synthetic,
 )
+from lite_jax.data.augment import make_augment, random_flip, random_jitter
 from lite_jax.data.episodes import check_spec, episode_rng
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -502,6 +503,45 @@ def test_crops_keep_size_and_mirror_half(channels):
     )
     whole = found.astype(float).mean((1, 2, 3))
     assert whole.std() > 10  # brightness and place vary
+
+
+def test_flips_mirror_half_of_the_images_and_nothing_else():
+    images = synthetic("train", 12).read(0, range(200))
+    flipped = random_flip(images, np.random.default_rng(0))
+    mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
+    assert (mirrored | (flipped == images).all((1, 2, 3))).all()
+    assert abs(mirrored.mean() - 0.5) < 4 * np.sqrt(0.25 / 200)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jitter_changes_light_and_colour_within_its_ranges(channels):
+    level, rng = 100, np.random.default_rng(0)
+    flat = np.full((300, 4, 4, channels), level, np.uint8)
+    lit = random_jitter(flat, rng)[:, 0, 0, 0] / level
+    assert lit.min() >= 0.59 and lit.max() <= 1.41 and np.ptp(lit) > 0.7
+    halves = flat.copy()
+    halves[:, :2] = 60
+    spread = np.ptp(random_jitter(halves, rng).astype(float), axis=(1, 2, 3)) / 40
+    assert 0.3 < spread.min() < 0.6 and 1.4 < spread.max() < 2.1  # contrast × light
+
+
+def test_saturation_leaves_grey_alone_and_varies_colour():
+    red = np.zeros((300, 2, 2, 3), np.uint8)
+    red[..., 0], red[..., 1], red[..., 2] = 150, 100, 100
+    found = random_jitter(red, np.random.default_rng(0))[:, 0, 0].astype(float)
+    colourful = (found[:, 0] - found[:, 1]) / found.mean(1)
+    assert np.ptp(colourful) > 0.2
+    assert np.abs(found[:, 1] - found[:, 2]).max() <= 1
+
+
+def test_augmentations_follow_one_another_by_name():
+    images = synthetic("train", 12).read(0, range(20))
+    assert make_augment("none") is None
+    both = make_augment("flip, jitter")(images, np.random.default_rng(4))
+    rng = np.random.default_rng(4)
+    np.testing.assert_array_equal(both, random_jitter(random_flip(images, rng), rng))
+    with pytest.raises(UserError, match="unknown data.augment 'flop'; did you mean"):
+        make_augment("crop,flop")
 
 
 def test_batches_of_an_epoch_hold_every_image_once_under_its_own_label():

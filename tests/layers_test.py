@@ -47,6 +47,7 @@ INSIDE = {  # arrows allowed within a layer
     ("loss_sum", "recompute"), ("loss_sum", "sampling"),
     ("class_stats", "additive"), ("feature_table", "additive"),
     ("mahalanobis", "additive"), ("nn", "additive"),
+    ("data", "defaults"),
     ("workdir", "metrics"), ("progress", "metrics"),
     ("models", "factory"), ("evaluate", "factory"), ("evaluate", "models"),
     ("benchmarks", "factory"), ("benchmarks", "models"), ("benchmarks", "evaluate"),

@@ -1,4 +1,4 @@
-"""Random distortions of training images."""
+"""Random distortions of training images, decided by the episode they are in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from lite_jax.data.images import as_picture
+from lite_jax.errors import unknown_name
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """`(images [n, h, w, c] uint8, rng) -> images` of the same shape."""
@@ -86,3 +87,73 @@ def random_crop(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         lit = (crop - mean) * gains[i] + mean * shifts[i]
         found[i] = np.clip(lit, 0, 255).astype(np.uint8)
     return found
+
+
+def random_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the images, about half of them mirrored left to right.
+
+    Args:
+        images: `[n, height, width, channels]` uint8.
+        rng: Used up.
+    """
+    mirrored = rng.random((len(images), 1, 1, 1)) < 0.5
+    return np.where(mirrored, images[:, :, ::-1], images)
+
+
+def random_jitter(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the images in another light: brightness, contrast and saturation vary.
+
+    Each factor is uniform in [0.6, 1.4], one an image, applied in that order; the
+    ranges are those of the usual colour jitter of few-shot training (Chen et al., "A
+    Closer Look at Few-shot Classification", ICLR 2019).
+
+    Args:
+        images: `[n, height, width, channels]` uint8; saturation is for 3 channels.
+        rng: Used up.
+    """
+    brightness, contrast, saturation = rng.uniform(0.6, 1.4, (3, len(images)))
+    changed = np.empty_like(images)
+    for i, image in enumerate(images):
+        pixels = image.astype(np.float32) * brightness[i]
+        mean = pixels.mean()
+        pixels = (pixels - mean) * contrast[i] + mean
+        if image.shape[2] == 3:
+            grey = (pixels @ _LUMINANCE)[..., None]
+            pixels = (pixels - grey) * saturation[i] + grey
+        changed[i] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    return changed
+
+
+_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+_AUGMENTS: dict[str, Augment] = {
+    "affine": random_affine,
+    "crop": random_crop,
+    "flip": random_flip,
+    "jitter": random_jitter,
+}
+
+
+def make_augment(names: str) -> Augment | None:
+    """Return the named distortions, one after the other, or None for "none".
+
+    Args:
+        names: "none", or of "affine", "crop", "flip" and "jitter" one or more, with
+            commas between them.
+
+    Raises:
+        UserError: Another name.
+    """
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in (*_AUGMENTS, "none"):
+            raise unknown_name("data.augment", name, (*_AUGMENTS, "none"))
+    steps = [_AUGMENTS[name] for name in chosen if name != "none"]
+    if not steps:
+        return None
+
+    def augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        for step in steps:
+            images = step(images, rng)
+        return images
+
+    return augment

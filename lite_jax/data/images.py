@@ -7,10 +7,11 @@ apart on average. A rule therefore has a name, which results record.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,8 +68,7 @@ class ImageSpec(NamedTuple):
 
     def open(self, encoded: bytes | Path) -> np.ndarray:
         """Return the image of a file, or of its bytes; errors as of `decode`."""
-        pixels = decode(encoded, self.channels, upright=self.upright)
-        return make_resize(self.resize)(pixels, self.size)
+        return self._resized(decode(encoded, self.channels, upright=self.upright))
 
     def fit(self, pixels: np.ndarray) -> np.ndarray:
         """Return the image of pixels `[h, w]`, `[h, w, 1]` or `[h, w, 3]` uint8."""
@@ -77,7 +77,26 @@ class ImageSpec(NamedTuple):
             mode = "RGB" if self.channels == 3 else "L"
             converted = np.asarray(as_picture(pixels).convert(mode))
             pixels = converted.reshape(*pixels.shape[:2], self.channels)
+        return self._resized(pixels)
+
+    def _resized(self, pixels: np.ndarray) -> np.ndarray:
+        for sizes in _watched:
+            sizes.append((pixels.shape[1], pixels.shape[0]))
         return make_resize(self.resize)(pixels, self.size)
+
+
+_watched: list[list[tuple[int, int]]] = []
+
+
+@contextlib.contextmanager
+def watched_sizes() -> Iterator[list[tuple[int, int]]]:
+    """Give a list that every image's `(width, height)` is added to, before resizing."""
+    sizes: list[tuple[int, int]] = []
+    _watched.append(sizes)
+    try:
+        yield sizes
+    finally:
+        _watched.remove(sizes)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from typing import Any
 
 from lite_jax.data.arrays import array_source
 from lite_jax.data.builtin import digits, synthetic
+from lite_jax.data.cache import INDEX, open_cache
 from lite_jax.data.class_lists import classes_of_split
 from lite_jax.data.folders import folder, has_images, omniglot_folder
 from lite_jax.data.images import ImageSpec
@@ -56,6 +57,8 @@ def detect(path: Path) -> str:
         raise UserError(f"{path}: no such file or folder")
     if (path / INFO).is_file() or any(path.glob(f"*/{INFO}")):
         return "tfds"
+    if (path / INDEX).is_file():
+        return "cache"
     if any(path.glob("*/dataset_spec.*")):
         return "meta_dataset"
     if (path / "images_background_small1").is_dir():
@@ -155,6 +158,10 @@ def _arrays(settings: Settings, split: str) -> ClassSource:
     )
 
 
+def _cache(settings: Settings, split: str) -> ClassSource:
+    return open_cache(settings.root, split, settings.image_size)
+
+
 def _parquet(settings: Settings, split: str) -> ClassSource:
     return parquet_source(
         settings.root,
@@ -187,6 +194,7 @@ _SUFFIXES = {
 }
 DATASETS: dict[str, Callable[[Settings, str], ClassSource]] = {
     "arrays": _arrays,
+    "cache": _cache,
     "digits": _digits,
     "folder": _folder,
     "meta_dataset": _meta_dataset,
