@@ -37,10 +37,11 @@ def base_config() -> ConfigDict:
                 "orbit_mode": "clutter",  # target videos: clutter | clean
                 "orbit_filter": "",  # issues of frames left out; "": the protocol's
                 "rotations": True,  # training classes turned by 90° as extra ones
-                # of training images: affine, crop, flip, jitter, or several: crop,jitter
+                # of training images: affine, crop, flip, jitter, or several, as in a,b
                 "augment": "none",
                 "cache_gb": 2.0,  # decoded images kept in memory, up to this
-                "prefetch": 2,  # steps of episodes loaded ahead of the device
+                "prefetch": 3,  # episodes in memory ahead of the device
+                "workers": 0,  # threads that decode images; 0: one a core
                 "synthetic_classes": 20,  # per split, for dataset=synthetic
                 "synthetic_images": 40,  # per class
             },

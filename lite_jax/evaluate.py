@@ -69,7 +69,7 @@ def split_tasks(
     def load(index: int) -> Task:
         return load_task(source, spec, config.seed, stream, index)
 
-    return run_ahead(load, range(count), depth=4)
+    return run_ahead(load, range(count), depth=config.data.prefetch)
 
 
 def run_tests(

@@ -23,14 +23,6 @@ from tqdm import tqdm
 from lite_jax import budget, factory, models, parallel
 from lite_jax import workdir as workdirs
 from lite_jax.checkpoint import Slot
-from lite_jax.data.augment import make_augment
-from lite_jax.data.loader import (
-    check_batch_size,
-    load_batch,
-    load_task,
-    run_ahead,
-)
-from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError
 from lite_jax.evaluate import (
     Results,
@@ -40,6 +32,7 @@ from lite_jax.evaluate import (
     split_tasks,
 )
 from lite_jax.factory import Sources
+from lite_jax.feed import Feed
 from lite_jax.metrics import MetricsWriter
 from lite_jax.nn import save_weights
 from lite_jax.progress import Reporter
@@ -88,13 +81,13 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
     factory.check_episodes(config, sources)  # reads images, so it comes last
     params = models.init_params(config, learner, sources)
     state = init_state(optimizer, params, learner.frozen)
-    load_step = _make_step_loader(config, sources("train"), mesh)
+    feed = Feed(config, sources("train"), mesh)
 
     with contextlib.ExitStack() as stack:
         asked = config
         stack.enter_context(budget.out_of_memory_explained(asked))
         if config.gradient.chunk_size == factory.AUTO and config.train.steps:
-            config, train_step = _fitted(config, learner, mesh, state, load_step(1))
+            config, train_step = _fitted(config, learner, mesh, state, feed.step(1))
         if not parallel.is_main():  # what it writes is of no use to anyone
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workdirs.claim(workdir, asked)
@@ -111,7 +104,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
         last_step = int(saved["state"].step)
         writer = stack.enter_context(closing(MetricsWriter(workdir, last_step)))
         validate = _make_validation(config, tested, sources)
-        _train(config, mesh, load_step, train_step, validate, saved, slots, writer)
+        _train(config, mesh, feed, train_step, validate, saved, slots, writer)
         if parallel.is_main():
             params = slots["best"].restore(params)
         params = parallel.from_main(params)
@@ -196,7 +189,7 @@ def make_train_step(
 def _train(
     config: ConfigDict,
     mesh: Mesh | None,
-    load_step: Callable[[int], Task],
+    feed: Feed,
     train_step: Callable[..., Any],
     validate: Callable[[Params], float | None],
     saved: dict[str, Any],
@@ -211,7 +204,7 @@ def _train(
         return
     steps = range(int(state.step) + 1, config.train.steps + 1)
     seed_key = parallel.replicated_key(mesh, config.seed)
-    batches = run_ahead(load_step, steps, depth=config.data.prefetch)
+    batches = feed.ahead(steps)
     total, width = config.train.steps, config.train.tasks_per_step
     with (
         closing(batches),
@@ -245,31 +238,6 @@ def _train(
         report.log_total()
 
 
-def _make_step_loader(
-    config: ConfigDict, source: ClassSource, mesh: Mesh | None
-) -> Callable[[int], Task]:
-    """Return `step -> tasks`, stacked along a new leading axis."""
-    augment = make_augment(config.data.augment)
-    width = config.train.tasks_per_step
-    if config.learner == "classifier":
-        check_batch_size(config.train.batch_size, source)
-        load = functools.partial(load_batch, source, config.train.batch_size)
-    else:
-        load = functools.partial(
-            load_task, source, factory.make_spec(config.train.episode)
-        )
-
-    own = parallel.own_tasks(mesh, width)
-
-    def load_step(step: int) -> Task:
-        numbers = [(step - 1) * width + i for i in own]
-        tasks = [load(config.seed, "train", i, augment=augment) for i in numbers]
-        stacked = jax.tree.map(lambda *x: np.stack(x), *tasks)
-        return parallel.place_tasks(mesh, stacked, width)
-
-    return load_step
-
-
 def _make_validation(
     config: ConfigDict, learner: Learner, sources: Sources
 ) -> Callable[[Params], float | None]:
@@ -290,6 +258,7 @@ def _make_validation(
 def _check_settings(config: ConfigDict) -> None:
     least = {
         "data.prefetch": (config.data.prefetch, 1),
+        "data.workers": (config.data.workers, 0),
         "train.steps": (config.train.steps, 0),
         "train.tasks_per_step": (config.train.tasks_per_step, 1),
         "train.valid_every": (config.train.valid_every, 1),

@@ -10,6 +10,7 @@ from runs import load_config, tiny_config
 
 from lite_jax import UserError, budget, factory, train
 from lite_jax.evaluate import evaluate_checkpoint
+from lite_jax.feed import Feed
 from lite_jax.train import train_and_evaluate
 
 GRID = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 50]
@@ -83,7 +84,7 @@ def needs(config, chunk_size):
     params = train.models.init_params(config, learner, sources)
     step = train.make_train_step(factory.make_grad_fn(config, learner), optimizer)
     state = train.init_state(optimizer, params, learner.frozen)
-    tasks = train._make_step_loader(config, sources("train"), None)(1)
+    tasks = Feed(config, sources("train")).step(1)
     lowered = step.lower(state, tasks, jax.random.key(config.seed))
     return budget.program_bytes(lowered.compile())
 

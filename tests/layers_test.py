@@ -34,7 +34,7 @@ LAYERS = {
     ],
     2: ["learners"],
     3: ["objectives"],
-    4: ["factory", "models", "evaluate", "train", "benchmarks"],
+    4: ["factory", "feed", "models", "evaluate", "train", "benchmarks"],
     5: ["main"],
 }
 INSIDE = {  # arrows allowed within a layer
@@ -52,6 +52,7 @@ INSIDE = {  # arrows allowed within a layer
     ("models", "factory"), ("evaluate", "factory"), ("evaluate", "models"),
     ("benchmarks", "factory"), ("benchmarks", "models"), ("benchmarks", "evaluate"),
     ("video_metrics", "metrics"),
+    ("feed", "factory"), ("train", "feed"),
     ("train", "factory"), ("train", "models"), ("train", "evaluate"),
 }  # fmt: skip
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -1,5 +1,6 @@
 """Whole runs in process: what they leave behind, resuming, compiling, stopping."""
 
+import contextlib
 import json
 import logging
 import math
@@ -15,9 +16,19 @@ import pytest
 from runs import tiny_config
 from safetensors.numpy import load_file
 
-from lite_jax import UserError, evaluate, factory, models, parallel, train, workdir
+from lite_jax import (
+    UserError,
+    evaluate,
+    factory,
+    feed,
+    models,
+    parallel,
+    train,
+    workdir,
+)
 from lite_jax.checkpoint import Slot
 from lite_jax.evaluate import evaluate_checkpoint, format_results
+from lite_jax.feed import Feed
 from lite_jax.train import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
@@ -155,7 +166,7 @@ def test_one_compilation_serves_all_tasks_of_a_config(estimator, tmp_path):
 
     optimizer = factory.make_optimizer(config)
     state = train.init_state(optimizer, models.init_params(config, learner, sources))
-    load_step = train._make_step_loader(config, sources("train"), None)
+    load_step = Feed(config, sources("train")).step
     train_step = train.make_train_step(counted, optimizer)
     sizes, traced = set(), []
     for step in range(1, 7):
@@ -184,7 +195,7 @@ def test_one_compilation_serves_the_episodes_of_the_paper():
     learner = models.make_learners(config, sources).trained
     optimizer = factory.make_optimizer(config)
     state = train.init_state(optimizer, models.init_params(config, learner, sources))
-    load_step = train._make_step_loader(config, sources("train"), None)
+    load_step = Feed(config, sources("train")).step
     train_step = train.make_train_step(factory.make_grad_fn(config, learner), optimizer)
     ways, supports = set(), set()
     for step in range(1, 13):
@@ -197,14 +208,35 @@ def test_one_compilation_serves_the_episodes_of_the_paper():
     assert train_step._cache_size() == 1
 
 
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_episodes_ahead_are_bounded_whatever_the_step(prefetch, monkeypatch):
+    config = tiny_config(train__tasks_per_step=4, data__prefetch=prefetch)
+    load_task, begun = feed.load_task, []
+
+    def spy(source, spec, seed, stream, index, **options):
+        begun.append(index)
+        return load_task(source, spec, seed, stream, index, **options)
+
+    monkeypatch.setattr(feed, "load_task", spy)
+    made = Feed(config, factory.make_sources(config)("train"))
+    with contextlib.closing(made.ahead(range(3, 6))) as ahead:
+        for step in (3, 4):
+            tasks = next(ahead)
+            time.sleep(0.3)  # for the threads to begin what they may
+            assert sorted(begun) == list(range(8, 4 * step + prefetch))
+            alone = made.step(step)
+            del begun[-4:]
+            chex.assert_trees_all_equal(tasks, alone)
+
+
 def test_a_run_tells_how_long_it_waited_for_data(tmp_path, caplog, monkeypatch):
-    load_task = train.load_task
+    load_task = feed.load_task
 
     def slow(*args, **options):
         time.sleep(0.4)
         return load_task(*args, **options)
 
-    monkeypatch.setattr(train, "load_task", slow)
+    monkeypatch.setattr(feed, "load_task", slow)
     with caplog.at_level("INFO", "lite_jax"):
         train_and_evaluate(tiny_config(valid__tasks=0), tmp_path / "run")
     found = re.search(r"took (\d+) s .* data: ([\d.]+) % of it", caplog.text)
@@ -218,7 +250,7 @@ def test_tasks_of_a_step_are_averaged():
     learner = models.make_learners(config, sources).trained
     params = models.init_params(config, learner, sources)
     grad_fn = factory.make_grad_fn(config, learner)
-    tasks = train._make_step_loader(config, sources("train"), None)(1)
+    tasks = Feed(config, sources("train")).step(1)
     averaged = jax.jit(parallel.mean_over_tasks(grad_fn))
     mean = averaged(params, tasks, jax.random.key(0))
     one = jax.jit(grad_fn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ def load_task(
     index: int,
     *,
     augment: Augment | None = None,
+    pool: Executor | None = None,
 ) -> Task:
     """Return episode `index` as a padded `Task` of NumPy arrays.
 
@@ -42,20 +43,22 @@ def load_task(
         stream: Name of an independent series of episodes, such as "train".
         index: The number of the episode in its stream, from 0.
         augment: `(images, rng) -> images`, applied to support and query alike.
+        pool: Threads that read the classes of the episode side by side.
     """
     own_way = getattr(source, "load_task", None)
     if own_way:
-        return own_way(spec, seed, stream, index, augment=augment)
+        return own_way(spec, seed, stream, index, augment=augment, pool=pool)
     rng = episode_rng(seed, stream, index)
     assert isinstance(spec, ClassSampler)
     groups = class_groups(source)
     episode = sample_episode(source.class_sizes, spec, rng, groups)
 
     def load(parts: list[np.ndarray], size: int) -> Examples:
-        read = [source.read(c, i) for c, i in zip(episode.classes, parts, strict=True)]
+        side_by_side = pool.map if pool else map
+        read = side_by_side(source.read, episode.classes, parts)
         count = sum(map(len, parts))
         inputs = np.zeros((size, *source.image_shape), np.uint8)
-        images = np.concatenate(read)
+        images = np.concatenate(list(read))
         inputs[:count] = augment(images, rng) if augment else images
         labels = np.zeros(size, np.int32)
         labels[:count] = np.repeat(np.arange(len(parts)), list(map(len, parts)))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -332,20 +333,29 @@ def take_clips(
     ]
 
 
-def open_clips(clips: Sequence[Clip], spec: ImageSpec) -> np.ndarray:
+def open_clips(
+    clips: Sequence[Clip], spec: ImageSpec, pool: Executor | None = None
+) -> np.ndarray:
     """Return `[n, clip_length, size, size, 3]` uint8; each frame is opened once.
+
+    Args:
+        clips: One or more.
+        spec: What becomes of the frames.
+        pool: Threads that open them side by side.
 
     Raises:
         UserError: A frame that cannot be read.
     """
-    opened: dict[Path, np.ndarray] = {}
-    for frame in (frame for clip in clips for frame in clip):
-        if frame in opened:
-            continue
+
+    def open_frame(frame: Path) -> np.ndarray:
         try:
-            opened[frame] = spec.open(frame)
+            return spec.open(frame)
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(
                 f"{frame} cannot be read ({error}): unpack its video again"
             ) from error
+
+    frames = list(dict.fromkeys(frame for clip in clips for frame in clip))
+    side_by_side = pool.map if pool else map
+    opened = dict(zip(frames, side_by_side(open_frame, frames), strict=True))
     return np.stack([np.stack([opened[frame] for frame in clip]) for clip in clips])

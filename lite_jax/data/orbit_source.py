@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 import numpy as np
@@ -107,6 +108,7 @@ class OrbitSource:
         index: int,
         *,
         augment: Augment | None = None,
+        pool: Executor | None = None,
     ) -> Task:
         """Return task `index` of a stream, a pure function of the arguments.
 
@@ -124,7 +126,7 @@ class OrbitSource:
         def load(clips: list[Clip], labels: list[int], most: int) -> Examples:
             kept = _kept(np.array(labels), most, rng)
             inputs = np.zeros((most, *self.image_shape), np.uint8)
-            images = open_clips([clips[i] for i in kept], self.spec)
+            images = open_clips([clips[i] for i in kept], self.spec, pool)
             if augment:
                 frames = images.reshape(-1, *self.spec.shape)
                 images = augment(frames, rng).reshape(images.shape)
