@@ -88,6 +88,9 @@ def _trained_draws(rows: list[Row], learner: str, group: str) -> list[Row]:
     return [r for r in rows if tuple(r.get(name) for name in names) == wanted]
 
 
+_TICKS = (1, 2, 5, 10, 20, 40, 80)  # sizes of H
+
+
 def draw_bias(rows: list[Row]) -> Figure:
     """Draw the bias against H, with what 1000 draws cannot tell from zero."""
     groups = _groups(rows)
@@ -110,6 +113,9 @@ def draw_bias(rows: list[Row]) -> Figure:
             )  # fmt: skip
         axis.set(xscale="log", yscale="log", title=f"{learner}: {group}")
         axis.set_ylim(1e-3, 1e3)
+        axis.set_xlim(0.8, 125)
+        axis.set_xticks(_TICKS, [str(size) for size in _TICKS])
+        axis.set_xticks([], minor=True)
         axis.set_xlabel("H, examples back-propagated (of 100)")
     axes[0].set_ylabel("bias / ‖exact gradient‖\n(upper end of 95 % interval)")
     _legend_below(figure, axes)
@@ -131,7 +137,8 @@ def draw_deviation(rows: list[Row]) -> Figure:
             axis.plot(passes, errors, color=color, marker=".", label=name)
         axis.set(yscale="log", title=f"{learner}: {group}")
         axis.set_ylim(1e-3, 1e3)
-        axis.set_xlabel("image passes a task (exact in chunks: 550)")
+        axis.set_xlim(130, 570)
+        axis.set_xlabel("image passes a task (exact: 550)")
     axes[0].set_ylabel("RMSE of a step of 16 draws /\n‖exact gradient‖")
     _legend_below(figure, axes)
     return figure
