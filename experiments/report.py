@@ -347,6 +347,15 @@ SECTIONS = (
         tabulate_accuracy,
     ),
     Section(
+        "Loading episodes",
+        "loading",
+        "python -m experiments.loading",
+        "Episodes of 350 + 208 images at 224 pixels, from JPEG and from a cache; "
+        "memory that loading adds while a slow step consumes them.",
+        None,
+        whole,
+    ),
+    Section(
         "Learners",
         "learners",
         "python -m experiments.learners --root=CALTECH101 --weights=WEIGHTS",

@@ -10,7 +10,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from lite_jax.data.tfrecord import write_records
 
 
-def prepare(root, name, features, splits, version="1.0.0", config=None):
+def prepare(root, name, features, splits, version="1.0.0", config=None, shuffled=True):
     """Write examples as array_record below `root`; return the folder of the version.
 
     `splits` maps the name of a split to a list of examples.
@@ -24,7 +24,9 @@ def prepare(root, name, features, splits, version="1.0.0", config=None):
         name = "placeholder"
 
         def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=features)
+            return tfds.core.DatasetInfo(
+                builder=self, features=features, disable_shuffling=not shuffled
+            )
 
         def _split_generators(self, dl_manager):
             return {k: self._generate_examples(k) for k in splits}

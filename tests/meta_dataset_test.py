@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from made_records import (
     bilevel_source,
     encoded,
@@ -14,11 +15,14 @@ from made_records import (
     meta_dataset,
     write_class,
 )
+from made_tfds import prepare
+from PIL import Image
 
 from lite_jax import UserError
 from lite_jax.data import ImageSpec, VariableSpec, load_task, make_meta_dataset
 from lite_jax.data.dumped import DumpedEpisodes
-from lite_jax.data.meta_dataset import PROTOCOLS, parse_spec, read_source, read_spec
+from lite_jax.data.meta_dataset import PROTOCOLS, read_source
+from lite_jax.data.meta_dataset_spec import parse_spec, read_spec
 from lite_jax.data.tfrecord import (
     RecordFile,
     make_example,
@@ -293,6 +297,77 @@ def test_a_record_that_is_no_image_is_named(tmp_path, features, message):
     source = read_source(tmp_path, "aircraft", "train", SMALL)
     with pytest.raises(UserError, match=f"record 3 cannot be read .*{message}"):
         source.read(0, [3])
+
+
+# ---------------------------------------------------------------------- tfds' build
+
+
+def tfds_build(root, spec, name="omniglot", shift=0):
+    """The source as tfds prepares it: one split, metadata with slices."""
+    sizes = [spec["images_per_class"][str(i)] for i in range(len(spec["class_names"]))]
+    examples = [
+        {
+            "image": Image.fromarray(made_image(label, i)),
+            "label": label,
+            "class_name": spec["class_names"][str(label)],
+        }
+        for label, size in enumerate(sizes)
+        for i in range(size)
+    ]
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.Scalar(np.int64),
+            "class_name": tfds.features.Text(),
+        }
+    )
+    splits = {"all_classes": examples}
+    folder = prepare(
+        root, "meta_dataset", features, splits, config=name, shuffled=False
+    )
+    parsed = parse_spec(spec)
+    ends = np.cumsum([0, *sizes])
+    whole, relative = {}, {}
+    for split, ids in parsed.splits.items():
+        start = int(ends[ids[0]])
+        whole[split] = [start, int(ends[ids[-1] + 1])]
+        relative[split] = {
+            str(k): [int(ends[i] - start + shift), int(ends[i + 1] - start + shift)]
+            for k, i in enumerate(ids)
+        }
+    metadata = {
+        "dataset_specs": {"v2": json.dumps(spec)},
+        "meta_split_slices": {"v2": whole},
+        "relative_class_slices": {"v2": relative},
+    }
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def test_the_build_of_tfds_gives_what_the_records_give(tmp_path):
+    spec = bilevel_source(tmp_path / "records" / "omniglot")
+    tfds_build(tmp_path / "tfds", spec)
+    for split in ("train", "valid", "test"):
+        records = read_source(tmp_path / "records", "omniglot", split, SMALL)
+        built = read_source(tmp_path / "tfds", "omniglot", split, SMALL)
+        assert built.class_names == records.class_names
+        assert built.class_sizes == records.class_sizes
+        np.testing.assert_array_equal(built.read(3, [4, 1]), records.read(3, [4, 1]))
+        one, other = (load_task(x, VariableSpec(), 0, "t", 2) for x in (built, records))
+        np.testing.assert_array_equal(one.query.inputs, other.query.inputs)
+
+
+def test_slices_that_the_labels_contradict_are_refused(tmp_path):
+    spec = bilevel_source(tmp_path / "omniglot")
+    folder = tfds_build(tmp_path / "tfds", spec, shift=-1)
+    with pytest.raises(UserError, match="holds other classes too"):
+        read_source(tmp_path / "tfds", "omniglot", "valid", SMALL)
+    (folder / "metadata.json").write_text("{}")
+    with pytest.raises(UserError, match=r"metadata\.json is not Meta-Dataset's"):
+        read_source(tmp_path / "tfds", "omniglot", "valid", SMALL)
+    (folder / "metadata.json").unlink()
+    with pytest.raises(UserError, match=r"metadata\.json is missing"):
+        read_source(tmp_path / "tfds", "omniglot", "valid", SMALL)
 
 
 # ----------------------------------------------------------------- dumped episodes
