@@ -217,6 +217,8 @@ def test_an_interrupted_build_leaves_no_cache(photographs, tmp_path, monkeypatch
         (["--source=digits", "--way=9"], "way=9 is more than the 5 classes"),
         (["--source=digits", "--splits=trian"], "did you mean 'train'"),
         (["--source=digits", "--image-size=0"], "expected 1 to 4096"),
+        (["--source=digits", "--out=a.txt"], "a .png file in a folder that exists"),
+        (["--source=digits", "--out=no/a.png"], "a .png file in a folder that exists"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path, capsys):

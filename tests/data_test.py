@@ -4,6 +4,7 @@ import functools
 import logging
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,12 @@ def test_rotation_needs_square_images():
     source = ArraySource(["a"], [np.zeros((2, 4, 5, 1), np.uint8)])
     with pytest.raises(UserError, match="square images, got 4 × 5"):
         rotated(source)
+
+
+def test_rotation_is_not_for_clips():
+    clips = types.SimpleNamespace(image_shape=(8, 16, 16, 3))
+    with pytest.raises(UserError, match="not clips: set it to False"):
+        rotated(clips)
 
 
 @pytest.mark.parametrize("make", [digits, synthetic])

@@ -66,6 +66,9 @@ def _add_episode(command: argparse.ArgumentParser) -> None:
 
 
 def _describe(arguments: argparse.Namespace) -> None:
+    path = Path(arguments.out)
+    if path.suffix != ".png" or not path.parent.is_dir():
+        raise UserError(f"--out={path}: expected a .png file in a folder that exists")
     sources = _sources(arguments)
     found = {
         split: describe(source, everything=arguments.all)
@@ -74,7 +77,6 @@ def _describe(arguments: argparse.Namespace) -> None:
     print(format_description(found))
     split, source = next(iter(sources.items()))
     check_spec("--", spec := _spec(arguments, source), source)
-    path = Path(arguments.out)
     contact_sheet(source, spec, path, seed=arguments.seed, index=arguments.episode)
     print(f"episode {arguments.episode} of {split!r}: {path}")
 

@@ -53,8 +53,10 @@ def rotated(source: ClassSource) -> RotatedSource:
     """Return `source` with its classes turned by 90° as extra classes.
 
     Raises:
-        UserError: Images that are not square.
+        UserError: Images that are not square, or clips.
     """
+    if len(source.image_shape) != 3:
+        raise UserError("data.rotations=True is for images, not clips: set it to False")
     height, width, _ = source.image_shape
     if height != width:
         raise UserError(f"data.rotations needs square images, got {height} × {width}")
