@@ -32,7 +32,7 @@ LAYERS = {
         "published",
         "video_metrics",
     ],
-    2: ["learners"],
+    2: ["learners", "hypergrad"],
     3: ["objectives"],
     4: ["factory", "feed", "models", "evaluate", "train", "benchmarks"],
     5: ["main"],

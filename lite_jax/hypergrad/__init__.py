@@ -1,0 +1,24 @@
+"""Hypergradients: estimators of d outer / d meta-parameters behind one signature."""
+
+from lite_jax.hypergrad.implicit import conjugate_gradient, dense, identity, neumann
+from lite_jax.hypergrad.problem import Estimator, Hypergrad, InnerStep, Problem
+from lite_jax.hypergrad.products import Products, with_slopes
+from lite_jax.hypergrad.sama import adapted, sama
+from lite_jax.hypergrad.unrolled import mixed_mode_grad, unrolled
+
+__all__ = [
+    "Estimator",
+    "Hypergrad",
+    "InnerStep",
+    "Problem",
+    "Products",
+    "adapted",
+    "conjugate_gradient",
+    "dense",
+    "identity",
+    "mixed_mode_grad",
+    "neumann",
+    "sama",
+    "unrolled",
+    "with_slopes",
+]

@@ -1,0 +1,48 @@
+"""Arithmetic on trees of arrays as on one vector, summed in float32 at least."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lite_jax.types import PyTree
+
+
+def dot(first: PyTree, second: PyTree) -> jax.Array:
+    """Return the inner product."""
+    pairs = list(zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+    dtype = np.result_type(np.float32, *(x.dtype for x, _ in pairs))
+    parts = [jnp.vdot(x.astype(dtype), y.astype(dtype)) for x, y in pairs]
+    return functools.reduce(jnp.add, parts, jnp.zeros((), dtype))
+
+
+def norm(tree: PyTree) -> jax.Array:
+    """Return the Euclidean norm."""
+    return jnp.sqrt(dot(tree, tree))
+
+
+def add(first: PyTree, second: PyTree, scale: jax.Array | float = 1.0) -> PyTree:
+    """Return `first + scale · second`, in the dtypes of `first`."""
+    return jax.tree.map(
+        lambda x, y: x + (jnp.asarray(scale, y.dtype) * y).astype(x.dtype),
+        first,
+        second,
+    )
+
+
+def times(tree: PyTree, scale: jax.Array | float) -> PyTree:
+    """Return `scale · tree`."""
+    return jax.tree.map(lambda x: jnp.asarray(scale, x.dtype) * x, tree)
+
+
+def zeros(tree: PyTree) -> PyTree:
+    """Return zeros shaped like the tree."""
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def where(condition: jax.Array, first: PyTree, second: PyTree) -> PyTree:
+    """Return one tree or the other."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), first, second)

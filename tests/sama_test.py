@@ -1,0 +1,130 @@
+"""SAMA's adaptation and mixed products, in single precision as users run them."""
+
+import bilevel
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from bilevel import estimate, products_of, relative_error
+
+from lite_jax import UserError, hypergrad
+from lite_jax.hypergrad import InnerStep, Problem, identity, sama
+
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
+
+
+@pytest.fixture(scope="module")
+def cleaning(as_users_run_it):
+    problem, _, solution, weights, batches = bilevel.hyper_cleaning()
+    return problem, solution, weights, batches
+
+
+# ----------------------------------------------------------------------- adaptation
+
+
+TRANSFORMS = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "adam": optax.adam(1e-2),
+    "adamw, clipped": optax.chain(
+        optax.clip_by_global_norm(0.5), optax.adamw(1e-2, weight_decay=0.1)
+    ),
+    "rmsprop": optax.rmsprop(1e-2),
+    "adagrad": optax.adagrad(1e-2),
+    "scheduled": optax.adam(optax.cosine_decay_schedule(1e-2, 10)),
+}
+
+
+def after_some_steps(transform, params, count=3):
+    state = transform.init(params)
+    for i in range(count):
+        grads = jax.tree.map(lambda x, i=i: jnp.sin(x * (i + 2) + 0.4), params)
+        step = InnerStep(grads, state, params)
+        updates, state = transform.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return step
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_adaptation_is_the_derivative_of_the_update(name):
+    transform = TRANSFORMS[name]
+    params = jnp.linspace(-1, 1, 7)
+    step = after_some_steps(transform, params)
+    vector = jnp.cos(jnp.arange(7.0))
+
+    def update(grads):
+        return transform.update(grads, step.opt_state, step.params)[0]
+
+    jacobian = jax.jacrev(update)(step.grads)
+    expected = -vector @ jacobian
+    found = hypergrad.adapted(transform, step, vector)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
+    by_differences = -(update(step.grads + 1e-3 * jnp.eye(7)[0])
+                       - update(step.grads - 1e-3 * jnp.eye(7)[0])) / 2e-3  # fmt: skip
+    np.testing.assert_allclose(by_differences @ vector, found[0], rtol=2e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw, clipped", "rmsprop", "adagrad"])
+def test_adaptation_is_finite_where_nothing_ever_happened(name):
+    transform, params = TRANSFORMS[name], jnp.linspace(-1, 1, 5)
+    grads = jnp.array([0.0, 0.3, 0.0, -0.2, 0.1])
+    step = InnerStep(grads, transform.init(params), params)
+    found = hypergrad.adapted(transform, step, jnp.ones(5))
+    assert jnp.isfinite(found).all()
+    assert found[0] == found[2] == 0
+    assert jnp.abs(found[jnp.array([1, 3, 4])]).max() > 0
+
+
+def test_sama_without_adaptation_is_the_identity(cleaning):
+    problem, solution, weights, batches = cleaning
+    plain = estimate(identity(), problem, solution, weights, batches).grads
+    same = estimate(sama(adaptation=False), problem, solution, weights, batches)
+    np.testing.assert_allclose(same.grads, plain, rtol=1e-12)
+    by_differences = sama(adaptation=False, mixed="finite_difference", radius=0.1)
+    near = estimate(by_differences, problem, solution, weights, batches).grads
+    assert 1e-6 < relative_error(near, plain) < 1e-2
+
+
+def test_sama_is_the_adapted_vectors_mixed_product(key):
+    *problem, _ = bilevel.ridge(key)
+    transform = optax.adam(1e-2)
+    step = after_some_steps(transform, problem[1])
+    found = estimate(
+        sama(transform, nudge_base=True, radius=0.2), *problem, inner_step=step
+    )
+    form = products_of(*problem)
+    target, direct = form.outer_grads()
+    vector = hypergrad.adapted(transform, step, target)
+    np.testing.assert_allclose(
+        found.grads, direct - form.mixed(vector), rtol=1e-4, atol=1e-7
+    )
+    nudge = found.state
+    np.testing.assert_allclose(jnp.linalg.norm(nudge), 0.2, rtol=1e-4)
+    assert nudge @ vector < 0
+
+
+def test_finite_differences_fail_in_bfloat16_and_exact_products_do_not(cleaning):
+    problem, solution, weights, batches = cleaning
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), solution)
+    exact = products_of(problem, solution, weights, batches)
+    vector = exact.outer_grads()[0]
+    expected = exact.mixed(vector)
+
+    def inner(w, t, batch, *, set_sum):
+        images, labels = batch
+        w = jax.tree.map(lambda x: x.astype(jnp.bfloat16), w)
+        logits = images.astype(jnp.bfloat16) @ w["kernel"] + w["bias"][None]
+        losses = bilevel.softmax_loss(logits.astype(jnp.float32), labels)
+        return (jax.nn.sigmoid(t) * losses).mean()
+
+    low = products_of(Problem(inner, problem.outer), rounded, weights, batches)
+    vector = jax.tree.map(lambda x: x.astype(jnp.bfloat16), vector)
+    assert relative_error(low.mixed(vector), expected) < 0.01
+    assert relative_error(low.mixed_by_differences(vector, 0.01), expected) > 0.2
+
+
+def test_sama_needs_the_last_step(key):
+    *problem, _ = bilevel.ridge(key)
+    with pytest.raises(UserError, match="needs inner_step=InnerStep"):
+        sama(optax.adam(1e-2)).hypergrad(*problem, ())
