@@ -7,10 +7,10 @@ digits     (default) 10-way 5-shot training on turned even digits; test on the o
            69.5 ± 0.7 % (5-way 1-shot), 88.8 ± 0.3 % (5-way 5-shot); 2 minutes
 omniglot   --config.data.root=FOLDER that holds images_background_small1 and _small2;
            train on small1, test on the alphabets of small2 that small1 lacks
-           83.7 ± 0.4 % (20-way 1-shot), 98.4 ± 0.2 % (5-way 5-shot); 19 minutes
+           83.2 ± 0.4 % (20-way 1-shot), 98.3 ± 0.2 % (5-way 5-shot); 16 minutes
 folder     --config.data.root=FOLDER of class folders of photographs, at 84 pixels
-           Caltech101, 40 training classes: 38.0 ± 0.6 % (5-way 1-shot),
-           55.5 ± 0.6 % (5-way 5-shot); 20 minutes
+           Caltech101, 40 training classes: 38.3 ± 0.6 % (5-way 1-shot),
+           57.9 ± 0.6 % (5-way 5-shot); 19 minutes
 paper      --config.data.root=FOLDER of class folders; EfficientNet-B0 at 224 pixels
            and the paper's recipe (see lite_jax.defaults.paper); for one GPU, as are the
            next three; not run here

@@ -21,6 +21,7 @@ from lite_jax import (
     finetuner,
     lite_sum,
     maml,
+    mrml,
     protonets,
     simple_cnaps,
 )
@@ -113,6 +114,11 @@ LEARNERS: dict[str, tuple[Callable[[int], Learner], Callable[[Key], Any]]] = {
             network(), way=way, steps=2, rule=inner_rules.learned_sgd(0.5)
         ),
         jax.random.split,
+    ),
+    "mrml": (lambda way: mrml(network(), way=way, steps=9), lambda key: [key]),
+    "mrml, unrolled": (
+        lambda way: mrml(network(), way=way, steps=3, through="unrolled"),
+        lambda key: [key],
     ),
     "finetuner": (
         lambda way: finetuner(network(), way=way, steps=3),

@@ -5,7 +5,7 @@ unbiased gradient at the memory of one chunk of examples. See `lite_jax.lite`.
 """
 
 from lite_jax.errors import UserError
-from lite_jax.learners import cnaps, finetuner, maml, protonets, simple_cnaps
+from lite_jax.learners import cnaps, finetuner, maml, mrml, protonets, simple_cnaps
 from lite_jax.lite import (
     Pooled,
     Sampler,
@@ -48,6 +48,7 @@ __all__ = [
     "lite_sum",
     "lite_value_and_grad",
     "maml",
+    "mrml",
     "per_example",
     "protonets",
     "simple_cnaps",

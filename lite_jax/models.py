@@ -23,6 +23,7 @@ from lite_jax.learners import (
     finetuner,
     inner_rules,
     maml,
+    mrml,
     protonets,
     simple_cnaps,
 )
@@ -133,11 +134,27 @@ def _finetuner(config: ConfigDict, backbone: Network, way: int) -> Learner:
     )
 
 
+def _mrml(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    inner, settings = config.inner, config.hypergrad
+    return mrml(
+        backbone,
+        way=way,
+        steps=inner.steps,
+        learning_rate=inner.learning_rate,
+        weight_decay=settings.weight_decay,
+        through=settings.through,
+        solver_steps=settings.steps,
+        damping=settings.damping,
+        learned_head=inner.learned_head,
+    )
+
+
 _LEARNERS: dict[str, Callable[..., Learner]] = {
     "classifier": _protonets,  # tested through prototypes
     "cnaps": _cnaps,
     "finetuner": _finetuner,
     "maml": _maml,
+    "mrml": _mrml,
     "protonets": _protonets,
     "simple_cnaps": _simple_cnaps,
 }

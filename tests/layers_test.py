@@ -52,6 +52,7 @@ INSIDE = {  # arrows allowed within a layer
     ("models", "factory"), ("evaluate", "factory"), ("evaluate", "models"),
     ("benchmarks", "factory"), ("benchmarks", "models"), ("benchmarks", "evaluate"),
     ("video_metrics", "metrics"),
+    ("learners", "hypergrad"),
     ("feed", "factory"), ("train", "feed"),
     ("train", "factory"), ("train", "models"), ("train", "evaluate"),
 }  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,6 @@ from lite_jax.hypergrad.products import Mode, Products
 from lite_jax.lite import exact_sum
 from lite_jax.types import PyTree, SetSum
 
-_logger = logging.getLogger(__name__)
 _WHOLE = exact_sum()
 
 Solve = Callable[[Products, PyTree, Any], tuple[solvers.Solution, Any]]
@@ -203,17 +201,7 @@ def _by_solving(
             "inner_grad_norm": trees.norm(products.inner_grad()),
         }
         if warns:
-            jax.debug.callback(_warn, solution.last_residual, solution.curvature)
+            jax.debug.callback(solvers.warn_if_astray, solution)
         return Hypergrad(grads, state, diagnostics)
 
     return hypergrad
-
-
-def _warn(residual: Any, curvature: Any) -> None:
-    if residual > solvers.DIVERGED or curvature <= 0:
-        _logger.warning(
-            "the inner problem has curvature %.3g along a search direction, and the "
-            "search for H v = b ended with a residual of %.3g times b: add damping, or "
-            "a regulariser to the inner loss",
-            float(curvature), float(residual),
-        )  # fmt: skip

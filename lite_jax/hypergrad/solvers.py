@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from jax import lax
 
 from lite_jax.hypergrad import trees
 from lite_jax.types import PyTree
+
+_logger = logging.getLogger(__name__)
 
 Operator = Callable[[PyTree], PyTree]
 
@@ -166,3 +169,15 @@ def neumann_series(
     )
     relative = jnp.sqrt(least) / jnp.where(scale > 0, scale, 1)
     return Solution(best, relative, taken, curvature, relative)
+
+
+def warn_if_astray(found: Solution) -> None:
+    """Log a warning if the search diverged or met no positive curvature."""
+    residual, curvature = float(found.last_residual), float(found.curvature)
+    if residual > DIVERGED or curvature <= 0:
+        _logger.warning(
+            "the inner problem has curvature %.3g along a search direction, and the "
+            "search for H v = b ended with a residual of %.3g times b: add damping, or "
+            "a regulariser to the inner loss",
+            curvature, residual,
+        )  # fmt: skip

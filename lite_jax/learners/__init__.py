@@ -5,6 +5,7 @@ from lite_jax.learners.classifier import classifier
 from lite_jax.learners.cnaps import cnaps, simple_cnaps
 from lite_jax.learners.finetuner import finetuner
 from lite_jax.learners.maml import maml
+from lite_jax.learners.mrml import mrml
 from lite_jax.learners.protonets import protonets
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "finetuner",
     "inner_rules",
     "maml",
+    "mrml",
     "protonets",
     "simple_cnaps",
 ]

@@ -5,23 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
-from jax import lax
 
-from lite_jax.additive import Pooled
-from lite_jax.class_stats import (
-    LinearClassifier,
-    check_labels,
-    check_way,
-    classes_present,
-    linear_logits,
-)
+from lite_jax.class_stats import LinearClassifier, check_way, linear_logits
 from lite_jax.errors import UserError
-from lite_jax.feature_table import Slotted, add_rows, with_slots
 from lite_jax.learners.inner_rules import optax_rule
+from lite_jax.learners.linear_head import (
+    descend,
+    features_of,
+    head_loss,
+    no_head,
+    read_support,
+)
 from lite_jax.learners.maml import maml
-from lite_jax.types import Examples, Key, Learner, Network, Params, PyTree, SetSum
+from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
 
 
 def finetuner(
@@ -55,6 +52,7 @@ def finetuner(
     Raises:
         UserError: `steps` under 1, `way` under 2, FiLM asked of a backbone without it.
 
+    >>> import jax.numpy as jnp
     >>> from lite_jax import exact_sum
     >>> flat = Network(lambda key, spec: {}, lambda params, x: x.reshape(len(x), -1))
     >>> learner = finetuner(flat, way=2, steps=1, optimizer=optax.sgd(1.0))
@@ -76,39 +74,19 @@ def finetuner(
     def init(key: Key, example_spec: Any) -> Params:
         return {"backbone": backbone.init(key, example_spec)}
 
-    def features(params: Params, examples: Slotted) -> jax.Array:
-        return backbone.apply(params, examples.inputs)
-
-    def pool(features: jax.Array, examples: Slotted, weights: jax.Array) -> jax.Array:
-        return add_rows(features, examples.slot, weights)
-
-    additive = Pooled(features, pool)
+    additive = features_of(backbone)
 
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
     ) -> LinearClassifier:
-        check_labels(support.labels, support.mask, way)
-        members = with_slots(support)
-        table = set_sum(additive, params["backbone"], members, key, support.mask)
-        present = classes_present(support.labels, support.mask, way)
-        count = jnp.maximum(support.mask.sum(), 1).astype(table.dtype)
-        real_label = jnp.argmax(present).astype(support.labels.dtype)
+        inputs = params["backbone"], support, key, set_sum
+        table, fit = read_support(additive, *inputs, way)
 
         def loss(head: Params) -> jax.Array:
-            found = linear_logits(LinearClassifier(**head, present=present), table)
-            labels = jnp.where(support.mask, support.labels, real_label)
-            losses = optax.softmax_cross_entropy_with_integer_labels(found, labels)
-            return jnp.where(support.mask, losses, 0).sum() / count
+            return head_loss(head, table, fit)
 
-        def step(carry: PyTree, _: None) -> Any:
-            head, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(head), state, head)
-            return (optax.apply_updates(head, updates), state), None
-
-        zeros = {"weights": jnp.zeros((way, table.shape[1])), "biases": jnp.zeros(way)}
-        head = jax.tree.map(lambda x: x.astype(table.dtype), zeros)
-        (head, _), _ = lax.scan(step, (head, optimizer.init(head)), length=steps)
-        return LinearClassifier(**head, present=present)
+        head = descend(loss, no_head(way, table), optimizer, steps)
+        return LinearClassifier(**head, present=fit.present)
 
     def predict(params: Params, task_state: LinearClassifier, inputs: jax.Array) -> Any:
         features = backbone.apply(params["backbone"], inputs)

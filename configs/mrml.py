@@ -1,0 +1,50 @@
+"""MRML with LITE: a head solved for each task, features by its implicit gradient.
+
+Paper    Yang, Ma and Yu 2025 (the learner); Bronskill et al. 2021 (sampling of it)
+Command  python -m lite_jax.main --config=configs/mrml.py[:VARIANT[,VARIANT]]
+
+digits     (default) Conv-4 on turned even digits; 20 inner steps, 10 of conjugate
+           gradients, weight decay 1e-2
+omniglot   --config.data.root=FOLDER that holds images_background_small1 and _small2
+folder     --config.data.root=FOLDER of class folders of photographs, at 84 pixels
+synthetic  procedural images; no data needed
+itd        through all inner steps, with cached features (ITD-BiO); combines with the
+           above, as do the next two
+identity   the inner Hessian taken for the identity
+learned    the head's start is learned too
+smoke      a few steps and tasks, to see that everything runs; combines with the above
+"""
+
+from lite_jax import defaults
+
+
+def get_config(arguments=""):
+    """Return the configuration that `--config=configs/mrml.py:ARGUMENTS` names."""
+    variants = defaults.VARIANTS | {
+        "itd": itd,
+        "identity": identity,
+        "learned": learned,
+    }
+    return defaults.choose(arguments, variants, start=mrml)
+
+
+def mrml(config):
+    """Choose the learner."""
+    config.name = config.learner = "mrml"
+    config.inner.steps = 20
+    config.inner.learning_rate = 0.1
+
+
+def itd(config):
+    """Differentiate the inner steps."""
+    config.hypergrad.through = "unrolled"
+
+
+def identity(config):
+    """Leave the inner Hessian out."""
+    config.hypergrad.through = "identity"
+
+
+def learned(config):
+    """Learn the head's start."""
+    config.inner.learned_head = True

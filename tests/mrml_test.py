@@ -1,0 +1,152 @@
+"""MRML: the implicit gradient of a solved head, its memory, its switches."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import toys
+from lite_jax import (
+    Examples,
+    Task,
+    UserError,
+    episode_grad,
+    episode_loss,
+    exact_sum,
+    lite_sum,
+    mrml,
+    nn,
+)
+
+WAY = 3
+CONVERGED = {"steps": 4000, "learning_rate": 0.5, "weight_decay": 0.1}
+
+
+def learner(**options):
+    return mrml(toys.network(), way=WAY, **(CONVERGED | options))
+
+
+def params_of(made):
+    spec = jax.ShapeDtypeStruct((2, 2, 1), jnp.float64)
+    return made.init(jax.random.key(7), spec)
+
+
+def gradient(made, params, set_sum=None):
+    run = jax.jit(episode_grad(made, set_sum or exact_sum()))
+    return run(params, toys.task(), jax.random.key(0))[1]
+
+
+def test_the_gradient_is_that_of_the_solved_problem():
+    """Against finite differences of the loss at heads that are solved anew."""
+    made = learner(solver_steps=30)
+    params = params_of(made)
+    grads = gradient(made, params)
+    loss = jax.jit(functools.partial(episode_loss(made), set_sum=exact_sum()))
+    for leaf in range(len(jax.tree.leaves(params))):
+        leaves, tree = jax.tree.flatten(params)
+        direction = jnp.cos(jnp.arange(leaves[leaf].size * 1.0))
+        direction = direction.reshape(leaves[leaf].shape)
+
+        def value(step, leaf=leaf, leaves=leaves, tree=tree, direction=direction):
+            moved = [x + step * direction if i == leaf else x
+                     for i, x in enumerate(leaves)]  # fmt: skip
+            return loss(jax.tree.unflatten(tree, moved), toys.task(), None)[0]
+
+        slope = (value(1e-5) - value(-1e-5)) / 2e-5
+        found = (jax.tree.leaves(grads)[leaf] * direction).sum()
+        np.testing.assert_allclose(found, slope, rtol=1e-6)
+
+
+def test_ways_through_agree_where_the_inner_problem_is_solved():
+    exact = gradient(learner(solver_steps=40), params_of(learner()))
+    for options, close in (
+        ({"through": "unrolled"}, 1e-7),
+        ({"through": "neumann", "solver_steps": 3000}, 1e-7),
+        ({"solver_steps": 2}, 0.5),
+        ({"solver_steps": 40, "damping": 1e-3}, 0.05),
+    ):
+        made = learner(**options)
+        found = gradient(made, params_of(made))
+        error = toys.relative_error(found, exact)
+        assert error < close
+        assert close == 1e-7 or error > 1e-6
+    identity = learner(through="identity")
+    assert toys.relative_error(gradient(identity, params_of(identity)), exact) > 0.1
+
+
+def test_a_learned_start_has_a_gradient_and_the_default_has_none():
+    made = learner(learned_head=True, steps=3)
+    params = params_of(made)
+    grads = gradient(made, params)
+    assert set(grads) == {"backbone", "head"}
+    assert jnp.abs(grads["head"]["weights"]).max() > 0
+    assert set(gradient(learner(steps=3), params_of(learner()))) == {"backbone"}
+
+
+def task_of_images(count, size=16):
+    rng = np.random.default_rng(0)
+
+    def examples(count):
+        images = jnp.array(rng.integers(0, 256, (count, size, size, 3)), jnp.uint8)
+        return Examples(images, jnp.arange(count) % 5, jnp.ones(count, bool))
+
+    return Task(examples(count), examples(10))
+
+
+def temporary_bytes(**options):
+    made = mrml(nn.conv4(8), way=5, **options)
+    params = made.init(jax.random.key(0), jax.ShapeDtypeStruct((16, 16, 3), jnp.uint8))
+    run = jax.jit(episode_grad(made, exact_sum(5), query_chunk_size=5))
+    inputs = params, task_of_images(25), jax.random.key(0)
+    return run.lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_memory_does_not_grow_with_the_inner_steps(as_users_run_it):
+    few, many = (temporary_bytes(steps=steps) for steps in (5, 500))
+    assert many == few
+    few, many = (temporary_bytes(steps=s, through="unrolled") for s in (5, 500))
+    assert many > few + 400 * 5 * 8  # every step's head at least
+
+
+def test_it_runs_with_lite_on_a_network(as_users_run_it):
+    made = mrml(nn.conv4(8), way=5)
+    params = made.init(jax.random.key(0), jax.ShapeDtypeStruct((16, 16, 3), jnp.uint8))
+    run = jax.jit(episode_grad(made, lite_sum(5, 5), query_chunk_size=5))
+    (loss, aux), grads = run(params, task_of_images(25), jax.random.key(0))
+    assert jnp.isfinite(loss) and 0 <= aux["accuracy"] <= 1
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+def test_an_inner_problem_without_curvature_is_told_of(caplog):
+    """Two support images span two of four features: the rest of the head is free."""
+    made = learner(weight_decay=0.0, steps=5, solver_steps=30)
+    images = jax.random.normal(jax.random.key(3), (8, 2, 2, 1))
+    labels = jnp.arange(8, dtype=jnp.int32) % 2
+    everything = Examples(images, labels, jnp.ones(8, bool))
+    support = jax.tree.map(lambda x: x[:2], everything)
+    with caplog.at_level(logging.WARNING, "lite_jax"):
+        run = jax.jit(episode_grad(made, exact_sum()))
+        task = Task(support, everything)
+        _, grads = run(params_of(made), task, jax.random.key(0))
+        jax.effects_barrier()
+    assert "add damping, or a regulariser" in caplog.text
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"through": "cg"}, "unknown hypergrad.through 'cg'"),
+        ({"steps": 0}, "inner.steps=0"),
+        ({"solver_steps": 0}, "hypergrad.steps=0"),
+        ({"weight_decay": -1.0}, "hypergrad.weight_decay=-1"),
+        ({"damping": -1.0}, "hypergrad.damping=-1"),
+        ({"learning_rate": 0.0}, "inner.learning_rate=0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        learner(**options)
