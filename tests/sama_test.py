@@ -1,13 +1,13 @@
 """SAMA's adaptation and mixed products, in single precision as users run them."""
 
-import bilevel
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bilevel import estimate, products_of, relative_error
+from estimates import estimate, products_of, relative_error
 
+from experiments import bilevel
 from lite_jax import UserError, hypergrad
 from lite_jax.hypergrad import InnerStep, Problem, identity, sama
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 @pytest.fixture(scope="module")
 def cleaning(as_users_run_it):
-    problem, _, solution, weights, batches = bilevel.hyper_cleaning()
-    return problem, solution, weights, batches
+    problem, *rest = bilevel.hyper_cleaning()
+    return problem._replace(outputs=None, combine=None), *rest
 
 
 # ----------------------------------------------------------------------- adaptation
@@ -87,9 +87,9 @@ def test_sama_without_adaptation_is_the_identity(cleaning):
 
 
 def test_sama_is_the_adapted_vectors_mixed_product(key):
-    *problem, _ = bilevel.ridge(key)
+    problem, _ = bilevel.ridge(key)
     transform = optax.adam(1e-2)
-    step = after_some_steps(transform, problem[1])
+    step = after_some_steps(transform, problem.solution)
     found = estimate(
         sama(transform, nudge_base=True, radius=0.2), *problem, inner_step=step
     )
@@ -125,6 +125,6 @@ def test_finite_differences_fail_in_bfloat16_and_exact_products_do_not(cleaning)
 
 
 def test_sama_needs_the_last_step(key):
-    *problem, _ = bilevel.ridge(key)
+    problem, _ = bilevel.ridge(key)
     with pytest.raises(UserError, match="needs inner_step=InnerStep"):
         sama(optax.adam(1e-2)).hypergrad(*problem, ())
