@@ -1,6 +1,6 @@
 """Hypergradient estimators: error against exact, memory and time, and what they buy.
 
-    python -m experiments.hypergrad [--smoke] [--out=experiments/results/hypergrad.jsonl]
+    python -m experiments.hypergrad [--smoke] [--out=FILE.jsonl]
         [--dataset=omniglot|folder --root=FOLDER] [--steps=400]
 
 Parts of the rows:
@@ -184,12 +184,12 @@ def costs(arguments: argparse.Namespace) -> Iterator[Row]:
             plain,
             hypergrad.sama(adaptation=False, mixed="finite_difference", radius=0.01),
         ),
-        "CG 1": (problem, conjugate_gradient(1, 1e-2)),
-        "CG 5": (problem, conjugate_gradient(5, 1e-2)),
-        f"CG {slow}": (problem, conjugate_gradient(slow, 1e-2)),
+        "CG 1": (problem, conjugate_gradient(1, 1.0)),
+        "CG 5": (problem, conjugate_gradient(5, 1.0)),
+        f"CG {slow}": (problem, conjugate_gradient(slow, 1.0)),
         f"CG {slow}, reverse over reverse": (
             problem,
-            conjugate_gradient(slow, 1e-2, mode="reverse"),
+            conjugate_gradient(slow, 1.0, mode="reverse"),
         ),
         f"Neumann {slow}": (problem, neumann(slow, 0.1)),
         f"unrolled {steps}": (plain, unrolled(steps, sgd)),
@@ -383,6 +383,12 @@ def few_shot(arguments: argparse.Namespace) -> Iterator[Row]:
     methods: dict[str, Row] = {
         "MRML, CG 10": {"learner": "mrml"},
         "ITD, cached features": {"learner": "mrml", "through": "unrolled"},
+        "MRML, CG 10, 200 inner steps": {"learner": "mrml", "steps": 200},
+        "ITD, cached features, 200 inner steps": {
+            "learner": "mrml",
+            "through": "unrolled",
+            "steps": 200,
+        },
         "MRML, identity": {"learner": "mrml", "through": "identity"},
         "MRML, CG 10, LITE H = 10": {"learner": "mrml", "estimator": "lite"},
         "ANIL": {"learner": "maml", "rule": "anil"},
@@ -416,6 +422,7 @@ def few_shot_config(
     through: str = "conjugate_gradient",
     rule: str = "sgd",
     estimator: str = "exact",
+    steps: int = 20,
 ) -> Any:
     """Return the configuration of a method: 5-way 5-shot, Conv-4 of 32 channels."""
     config = base_config()
@@ -429,9 +436,8 @@ def few_shot_config(
     config.backbone.width = 32
     config.hypergrad.through = through
     config.inner.rule = rule
-    config.inner.steps, config.inner.learning_rate = (
-        (20, 0.1) if learner == "mrml" else (5, 0.1)
-    )
+    config.inner.steps = steps if learner == "mrml" else 5
+    config.inner.learning_rate = 0.1
     config.gradient.estimator, config.gradient.num_backprop = estimator, 10
     config.gradient.chunk_size = 25
     config.train.steps = 2 if arguments.smoke else arguments.steps

@@ -144,6 +144,35 @@ def draw_deviation(rows: list[Row]) -> Figure:
     return figure
 
 
+def draw_hypergrad(rows: list[Row]) -> Figure:
+    """Draw the error of hypergradients against the products they took."""
+    own = [r for r in rows if r["part"] == "error"]
+    problems = list(dict.fromkeys(r["problem"] for r in own))[2:]  # two are easy
+    figure, axes = _panels(len(problems))
+    families = {"CG": "#4477aa", "Neumann": "#228833", "unrolled": "#ee6677"}
+    for axis, problem in zip(axes, problems, strict=True):
+        for family, color in families.items():
+            points = [
+                (int(r["estimator"].split()[1]), max(r["relative_error"], 1e-6))
+                for r in own
+                if r["problem"] == problem
+                and r["estimator"].split()[0] == family
+                and "damping" not in r["estimator"]
+            ]
+            axis.plot(*zip(*points, strict=True), "o-", color=color, label=family)
+        (identity,) = [
+            r["relative_error"]
+            for r in own
+            if r["problem"] == problem and r["estimator"].startswith("identity")
+        ]
+        axis.axhline(identity, color="#888888", linestyle=":", label="identity")
+        axis.set(xscale="log", yscale="log", title=problem, ylim=(5e-7, 3))
+        axis.set_xlabel("Hessian products, or steps")
+    axes[0].set_ylabel("relative error of the hypergradient")
+    _legend_below(figure, axes)
+    return figure
+
+
 def draw_memory(rows: list[Row]) -> Figure:
     """Draw memory against the number of support images."""
     titles = {"compiled": "as compiled: temporaries", "measured": "as run: added peak"}
@@ -345,6 +374,29 @@ SECTIONS = (
         "their mean.",
         draw_accuracy,
         tabulate_accuracy,
+    ),
+    Section(
+        "Hypergradients",
+        "hypergrad",
+        "python -m experiments.hypergrad",
+        "Against exact gradients in float64; points below 1e-6 are drawn there.",
+        draw_hypergrad,
+        lambda rows: columns(
+            [r for r in rows if r["part"] == "error" and "digits" in r["problem"]],
+            "problem",
+            "estimator",
+            "cosine",
+            "relative_error",
+        ),
+    ),
+    Section(
+        "Hypergradients: cost and use",
+        "hypergrad",
+        "python -m experiments.hypergrad",
+        "Memory and time of one hypergradient, mixed products, hyper-cleaning of "
+        "digits and few-shot learning.",
+        None,
+        lambda rows: whole([r for r in rows if r["part"] != "error"]),
     ),
     Section(
         "Loading episodes",
