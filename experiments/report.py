@@ -159,7 +159,8 @@ def draw_hypergrad(rows: list[Row]) -> Figure:
                 and r["estimator"].split()[0] == family
                 and "damping" not in r["estimator"]
             ]
-            axis.plot(*zip(*points, strict=True), "o-", color=color, label=family)
+            line = "o-" if family != "unrolled" else "x--"
+            axis.plot(*zip(*points, strict=True), line, color=color, label=family)
         (identity,) = [
             r["relative_error"]
             for r in own

@@ -98,8 +98,7 @@ def _vtab_jobs(config: ConfigDict, params: Params, names: Sequence[str]) -> list
 
     jobs = []
     for task in _vtab_tasks(config, names):
-        # Powers of two, for fewer compilations; the classes in between are absent.
-        way = 1 << (task.num_classes - 1).bit_length()
+        way = _room_for(task.num_classes)
         own = settings_row(config, task.name, settings.vtab_protocol, task.resize)
         own |= {
             "part": f"VTAB {GROUPS[task.name]}",
@@ -109,6 +108,14 @@ def _vtab_jobs(config: ConfigDict, params: Params, names: Sequence[str]) -> list
         run = functools.partial(_run_vtab_task, config, params, task, predictor(way))
         jobs.append(Job(task.name, own, run))
     return jobs
+
+
+def _room_for(num_classes: int) -> int:
+    """Return the way that tasks of so many classes are computed with.
+
+    A power of two for few classes, for fewer compilations; those in between are absent.
+    """
+    return num_classes if num_classes > 64 else 1 << (num_classes - 1).bit_length()
 
 
 def _vtab_tasks(config: ConfigDict, names: Sequence[str]) -> list[VtabTask]:
