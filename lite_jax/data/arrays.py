@@ -7,6 +7,7 @@ file a split (`train.npz`, `val.npz`, `test.npz`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import pickle
 import re
 import zipfile
@@ -83,7 +84,7 @@ def array_source(
             f"{path} is a pickle, and reading one runs code that its author chose: if "
             "you trust it, set data.allow_pickle=True"
         )
-    classes, image = _READERS[path.suffix](path)
+    classes, image = _read(path, path.stat().st_mtime_ns)
     if one_file:
         classes = classes_of_split(classes, split, class_list, str(path))
 
@@ -92,6 +93,13 @@ def array_source(
         return spec.open(found.tobytes()) if found.ndim == 1 else spec.fit(found)
 
     return item_source(classes, open_item, spec.shape, cache_gb)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: Path, changed: int) -> Pixels:
+    """Return what a file holds; all three splits of one file read it once."""
+    del changed  # another time, another file
+    return _READERS[path.suffix](path)
 
 
 def _file_of_split(folder: Path, split: str) -> Path | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,16 +85,16 @@ def describe(source: ClassSource, *, everything: bool = False) -> Description:
     )
 
 
-class _quiet:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """Keep the warnings of unreadable images back: they are listed at the end."""
-
-    def __enter__(self) -> None:
-        self._logger = logging.getLogger("lite_jax.data")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *error: object) -> None:
-        self._logger.setLevel(self._level)
+    logger = logging.getLogger("lite_jax.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def format_description(found: Mapping[str, Description]) -> str:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from lite_jax.errors import UserError, unknown_name
+from lite_jax.errors import unknown_name
 
 Resize = Callable[[np.ndarray, int], np.ndarray]
 """`(image [h, w, c] uint8, size) -> [size, size, c] uint8`."""
@@ -208,9 +208,3 @@ _RULES: dict[str, Resize] = {
     "vtab": _vtab,
 }
 RESIZE_RULES = tuple(_RULES)
-
-
-def check_image_size(size: int) -> None:
-    """Raise unless `size` is a number of pixels that images can be resized to."""
-    if not 1 <= size <= 4096:
-        raise UserError(f"data.image_size={size}: expected 1 to 4096")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -43,17 +44,32 @@ def parquet_source(
     Raises:
         UserError: No such files, or other columns.
     """
-    import pyarrow
-    import pyarrow.parquet  # of the dependencies of tensorflow-datasets
-
     check_split(split)
     path = Path(root).expanduser()
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if not files:
         raise UserError(f"data.root={root} has no .parquet files")
+    found = tuple((file, file.stat().st_mtime_ns) for file in files)
+    classes, encoded = _read(found, label)
+    chosen = classes_of_split(classes, split, class_list, f"data.root={root}")
+
+    def open_row(row: int) -> np.ndarray:
+        return spec.open(encoded[row])
+
+    return item_source(chosen, open_row, spec.shape, cache_gb)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(
+    files: tuple[tuple[Path, int], ...], label: str
+) -> tuple[dict[str, list[int]], list[bytes]]:
+    """Return class name → rows, and all rows' images; three splits read them once."""
+    import pyarrow
+    import pyarrow.parquet  # of the dependencies of tensorflow-datasets
+
     encoded: list[bytes] = []
     classes: dict[str, list[int]] = {}
-    for file in files:
+    for file, _ in files:
         try:
             table = pyarrow.parquet.read_table(file)
         except pyarrow.ArrowInvalid as error:
@@ -63,13 +79,7 @@ def parquet_source(
         for image, number in rows:
             classes.setdefault(name_of(number), []).append(len(encoded))
             encoded.append(_bytes(file, image))
-    named = {name: classes[name] for name in sorted(classes)}
-    chosen = classes_of_split(named, split, class_list, f"data.root={root}")
-
-    def open_row(row: int) -> np.ndarray:
-        return spec.open(encoded[row])
-
-    return item_source(chosen, open_row, spec.shape, cache_gb)
+    return {name: classes[name] for name in sorted(classes)}, encoded
 
 
 def _namer(file: Path, table: Any, label: str) -> Callable[[Any], str]:

@@ -6,6 +6,7 @@ index of offsets. tfds itself resolves versions, sub-splits and features.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -180,6 +181,21 @@ def prepared_classes(
     Raises:
         UserError: The data set has no such label, or no image.
     """
+    changed = (folder / INFO).stat().st_mtime_ns
+    everything, classes = _by_label(folder, label, changed)
+
+    def open_image(number: int) -> np.ndarray:
+        return open_feature(everything.read([number])[0]["image"], spec)
+
+    return classes, open_image
+
+
+@functools.lru_cache(maxsize=1)
+def _by_label(
+    folder: Path, label: str, changed: int
+) -> tuple[PreparedSplit, dict[str, list[int]]]:
+    """Return all splits as one, and class name → numbers; read once for all three."""
+    del changed  # another time, another data set
     everything = PreparedSplit(folder, "+".join(split_names(folder)))
     features = dict(everything.features.items())
     if "image" not in features or not hasattr(features.get(label), "int2str"):
@@ -193,12 +209,7 @@ def prepared_classes(
         for number, example in zip(numbers, everything.read(numbers), strict=True):
             name = features[label].int2str(int(example[label]))
             classes.setdefault(name, []).append(number)
-    ordered = {name: classes[name] for name in sorted(classes)}
-
-    def open_image(number: int) -> np.ndarray:
-        return open_feature(everything.read([number])[0]["image"], spec)
-
-    return ordered, open_image
+    return everything, {name: classes[name] for name in sorted(classes)}
 
 
 _BATCH = 1024

@@ -77,9 +77,9 @@ def detect(path: Path) -> str:
     )
 
 
-def _spec(settings: Settings, default: str = "bilinear", **options: Any) -> ImageSpec:
-    rule = settings.resize or default
-    return ImageSpec(settings.image_size, rule, settings.channels, **options)
+def _spec(settings: Settings) -> ImageSpec:
+    rule = settings.resize or "bilinear"
+    return ImageSpec(settings.image_size, rule, settings.channels)
 
 
 def _digits(settings: Settings, split: str) -> ClassSource:
