@@ -76,7 +76,7 @@ def conjugate_gradient(
         def operator(vector: PyTree) -> PyTree:
             return trees.add(products.hessian(vector), vector, damping)
 
-        start = state if warm_start else trees.zeros(target)
+        start = state if warm_start else None
         found = solvers.conjugate_gradient(operator, target, start, steps, tolerance)
         return found, found.vector if warm_start else state
 

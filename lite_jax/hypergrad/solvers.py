@@ -54,7 +54,11 @@ class _Search(NamedTuple):
 
 
 def conjugate_gradient(
-    operator: Operator, target: PyTree, start: PyTree, steps: int, tolerance: float
+    operator: Operator,
+    target: PyTree,
+    start: PyTree | None,
+    steps: int,
+    tolerance: float,
 ) -> Solution:
     """Return v with H v ≈ b by at most `steps` iterations of conjugate gradients.
 
@@ -67,24 +71,23 @@ def conjugate_gradient(
     Args:
         operator: v ↦ H v, H symmetric.
         target: b.
-        start: Where the search starts; zeros, or the solution of a system near by.
+        start: Where the search starts, such as the solution of a system near by, which
+            costs a product; not used where zero is nearer. None for zero.
         steps: Iterations.
         tolerance: Of the residual, relative to b; 0 takes all steps.
     """
     scale = trees.norm(target)
     enough = (tolerance * scale) ** 2
-    residual = trees.add(target, operator(start), -1.0)
-    cold = _any(start)
-    residual = trees.where(cold, residual, target)
+    vector, residual = trees.zeros(target), target
+    if start is not None:
+        left = trees.add(target, operator(start), -1.0)
+        nearer = trees.dot(left, left) <= scale**2
+        vector = trees.where(nearer, start, vector)
+        residual = trees.where(nearer, left, residual)
     squared = trees.dot(residual, residual)
-    # A start that is worse than none is not used.
-    better = squared <= scale**2
-    start = trees.where(better, start, trees.zeros(start))
-    residual = trees.where(better, residual, target)
-    squared = jnp.where(better, squared, scale**2)
     infinity = jnp.asarray(jnp.inf, squared.dtype)
     first = _Search(
-        start, residual, residual, squared, start, infinity, jnp.int32(0), infinity,
+        vector, residual, residual, squared, vector, infinity, jnp.int32(0), infinity,
         squared <= enough,
     )  # fmt: skip
 
@@ -127,10 +130,6 @@ def conjugate_gradient(
         found.curvature,
         last,
     )
-
-
-def _any(tree: PyTree) -> jax.Array:
-    return trees.dot(tree, tree) > 0
 
 
 def neumann_series(

@@ -124,8 +124,7 @@ def mrml(
         def damped(vector: Params) -> Params:
             return trees.add(operator(vector), vector, damping)
 
-        start = trees.zeros(target)
-        return solvers.conjugate_gradient(damped, target, start, solver_steps, 0.0)
+        return solvers.conjugate_gradient(damped, target, None, solver_steps, 0.0)
 
     solve_head = solve if through == "unrolled" else _implicit(solve, inner, inverse)
 
