@@ -36,7 +36,7 @@ def mrml(
     *,
     way: int,
     steps: int = 20,
-    learning_rate: float = 0.1,
+    learning_rate: float = 0.01,
     weight_decay: float = 1e-2,
     through: str = "conjugate_gradient",
     solver_steps: int = 10,
@@ -65,7 +65,8 @@ def mrml(
         backbone: The feature extractor.
         way: Static maximum of classes in a task; a task may have fewer.
         steps: K, inner steps, 1 or more.
-        learning_rate: Of the inner steps.
+        learning_rate: Of the inner steps; below 2 / L, the largest curvature of the
+            inner loss, which grows with the squares of the features.
         weight_decay: Curvature of the inner problem; without any (and no damping) the
             linear system has no solution in general.
         through: "conjugate_gradient" (MRML), "neumann" (the series with the inner
