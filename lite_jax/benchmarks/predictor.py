@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lite_jax.data.loader import pad_examples
 from lite_jax.lite import exact_sum
 from lite_jax.types import Examples, Learner, Params, PyTree
 
@@ -36,7 +37,8 @@ class Predictor:
 
     def adapt(self, params: Params, inputs: np.ndarray, labels: np.ndarray) -> Adapted:
         """Return the task state of a support set `[n, …]` with labels `[n]`."""
-        support = _padded(inputs, labels)
+        size = 1 << (len(labels) - 1).bit_length()  # few sizes are compiled
+        support = pad_examples(inputs, labels, size)
         return Adapted(params, self._adapt(params, support))
 
     def predict(self, adapted: Adapted, inputs: np.ndarray) -> np.ndarray:
@@ -56,14 +58,3 @@ class Adapted(NamedTuple):
 
     params: Params
     task_state: PyTree
-
-
-def _padded(inputs: np.ndarray, labels: np.ndarray) -> Examples:
-    """Return the support padded to a power of two, so that few sizes are compiled."""
-    count = len(labels)
-    size = 1 << (count - 1).bit_length()
-    images = np.zeros((size, *inputs.shape[1:]), inputs.dtype)
-    images[:count] = inputs
-    numbers = np.zeros(size, np.int32)
-    numbers[:count] = labels
-    return Examples(images, numbers, np.arange(size) < count)

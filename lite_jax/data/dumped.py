@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from lite_jax.data.images import ImageSpec
+from lite_jax.data.loader import pad_examples
 from lite_jax.data.meta_dataset import open_record
 from lite_jax.data.tfrecord import RecordFile
 from lite_jax.errors import UserError
@@ -88,8 +89,5 @@ class DumpedEpisodes:
                 f"{path} holds {held} images by label, and {_COUNTS} says {wanted}: "
                 "dump the episodes again"
             )
-        inputs = np.zeros((size, *self._spec.shape), np.uint8)
-        inputs[: len(pairs)] = [image for image, _ in pairs]
-        labels = np.zeros(size, np.int32)
-        labels[: len(pairs)] = found
-        return Examples(inputs, labels, np.arange(size) < len(pairs))
+        images = np.array([image for image, _ in pairs], np.uint8)
+        return pad_examples(images.reshape(-1, *self._spec.shape), found, size)

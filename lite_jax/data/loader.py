@@ -56,17 +56,23 @@ def load_task(
     def load(parts: list[np.ndarray], size: int) -> Examples:
         side_by_side = pool.map if pool else map
         read = side_by_side(source.read, episode.classes, parts)
-        count = sum(map(len, parts))
-        inputs = np.zeros((size, *source.image_shape), np.uint8)
         images = np.concatenate(list(read))
-        inputs[:count] = augment(images, rng) if augment else images
-        labels = np.zeros(size, np.int32)
-        labels[:count] = np.repeat(np.arange(len(parts)), list(map(len, parts)))
-        return Examples(inputs, labels, np.arange(size) < count)
+        labels = np.repeat(np.arange(len(parts)), list(map(len, parts)))
+        return pad_examples(augment(images, rng) if augment else images, labels, size)
 
     return Task(
         load(episode.support, spec.support_size), load(episode.query, spec.query_size)
     )
+
+
+def pad_examples(inputs: np.ndarray, labels: np.ndarray, size: int) -> Examples:
+    """Return `inputs [n, …]` and `labels [n]` padded with zeros to `size` examples."""
+    count = len(labels)
+    images = np.zeros((size, *inputs.shape[1:]), inputs.dtype)
+    images[:count] = inputs
+    numbers = np.zeros(size, np.int32)
+    numbers[:count] = labels
+    return Examples(images, numbers, np.arange(size) < count)
 
 
 def load_batch(

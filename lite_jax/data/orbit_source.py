@@ -12,6 +12,7 @@ import numpy as np
 from lite_jax.data.augment import Augment
 from lite_jax.data.episodes import episode_rng
 from lite_jax.data.images import ImageSpec
+from lite_jax.data.loader import pad_examples
 from lite_jax.data.orbit import Clip, OrbitProtocol, User, draw_task, open_clips
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError
@@ -114,8 +115,8 @@ class OrbitSource:
 
         Every user has 50 tasks an epoch, in an order drawn anew for each.
         """
-        epoch, place = divmod(index, _TASKS_PER_EPOCH * len(self.users))
         count = _TASKS_PER_EPOCH * len(self.users)
+        epoch, place = divmod(index, count)
         order = episode_rng(seed, f"{stream}.order", epoch).permutation(count)
         user = self.users[order[place] % len(self.users)]
         rng = episode_rng(seed, stream, index)
@@ -125,15 +126,11 @@ class OrbitSource:
 
         def load(clips: list[Clip], labels: list[int], most: int) -> Examples:
             kept = _kept(np.array(labels), most, rng)
-            inputs = np.zeros((most, *self.image_shape), np.uint8)
             images = open_clips([clips[i] for i in kept], self.spec, pool)
             if augment:
                 frames = images.reshape(-1, *self.spec.shape)
                 images = augment(frames, rng).reshape(images.shape)
-            inputs[: len(kept)] = images
-            padded = np.zeros(most, np.int32)
-            padded[: len(kept)] = np.array(labels)[kept]
-            return Examples(inputs, padded, np.arange(most) < len(kept))
+            return pad_examples(images, np.array(labels)[kept], most)
 
         return Task(
             load(task.context, task.labels, spec.max_support),
