@@ -95,12 +95,13 @@ def sketched_grad(
 
     def gradient(params: Params, task: Task, key: Key) -> Sketch:
         _, grads = episode_grad(learner, set_sum)(params, task, key)
-        return {name: _sketch(name, x) for name, x in grads.items()}
+        return {name: sketch(name, x) for name, x in grads.items()}
 
     return gradient
 
 
-def _sketch(name: str, tree: PyTree) -> jax.Array:
+def sketch(name: str, tree: PyTree) -> jax.Array:
+    """Return the count sketch `[BUCKETS]` of a group of parameters' gradient."""
     numbers = jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     buckets = rng.integers(BUCKETS, size=numbers.size)
@@ -148,11 +149,17 @@ def draw_weights(
     sampler: Sampler, population: Population, num_backprop: int, count: int, seed: int
 ) -> np.ndarray:
     """Return the weights `[count, n]` of independent draws; 0 is not drawn."""
+    keys = jax.random.split(jax.random.key(seed), count)
+    return np.asarray(_weights(sampler, population, num_backprop, keys), np.float64)
 
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _weights(
+    sampler: Sampler, population: Population, num_backprop: int, keys: Key
+) -> jax.Array:
     def weights(key: Key) -> jax.Array:
         drawn = sampler.draw(key, population, num_backprop)
         none = jnp.zeros(population.mask.size)
         return none.at[drawn.indices].add(drawn.weights)
 
-    keys = jax.random.split(jax.random.key(seed), count)
-    return np.asarray(jax.jit(jax.vmap(weights))(keys), np.float64)
+    return jax.vmap(weights)(keys)

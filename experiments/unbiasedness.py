@@ -141,7 +141,7 @@ def drawn(
     name: str, arguments: argparse.Namespace, sizes: tuple[int, ...]
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each state, estimator, H and group of parameters."""
-    source = make_source(arguments)
+    source = make_source(arguments.dataset, arguments.root)
     spec = data.EpisodeSpec((WAY, WAY), (SHOT, SHOT), QUERY)
     learner = LEARNERS[name](nn.conv4(8 if arguments.smoke else 64), way=WAY)
     task = jax.device_put(data.load_task(source, spec, 0, "unbiasedness", 0))
@@ -170,7 +170,7 @@ def drawn(
 
 def variances(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the variance of each sampling rule relative to the paper's."""
-    source, num_backprop = make_source(arguments), 20
+    source, num_backprop = make_source(arguments.dataset, arguments.root), 20
     spec = data.EpisodeSpec((2 * WAY, 2 * WAY), (SHOT, SHOT), QUERY)
     learner = protonets(nn.conv4(8 if arguments.smoke else 64), way=2 * WAY)
     tasks = [
@@ -220,12 +220,12 @@ def states(
     return {"initial": initial, "trained": trained}
 
 
-def make_source(arguments: argparse.Namespace) -> Source:
+def make_source(dataset: str, root: str) -> Source:
     """Return the training classes of the data set, at 32 pixels."""
     config = defaults.base_config()
-    if arguments.dataset == "omniglot":
+    if dataset == "omniglot":
         defaults.omniglot(config)
-        config.data.root, config.data.image_size = arguments.root, 32
+        config.data.root, config.data.image_size = root, 32
     return factory.make_sources(config)("train")
 
 
