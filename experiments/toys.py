@@ -19,6 +19,7 @@ from lite_jax import (
     batched,
     cnaps,
     finetuner,
+    imaml,
     lite_sum,
     maml,
     mrml,
@@ -120,6 +121,11 @@ LEARNERS: dict[str, tuple[Callable[[int], Learner], Callable[[Key], Any]]] = {
         lambda way: mrml(network(), way=way, steps=3, through="unrolled"),
         lambda key: [key],
     ),
+    "imaml": (lambda way: imaml(network(), way=way, steps=3), lambda key: [key]),
+    "imaml, sama": (
+        lambda way: imaml(network(), way=way, steps=3, through="sama"),
+        lambda key: [key],
+    ),
     "finetuner": (
         lambda way: finetuner(network(), way=way, steps=3),
         lambda key: [key],
@@ -129,6 +135,10 @@ LEARNERS: dict[str, tuple[Callable[[int], Learner], Callable[[Key], Any]]] = {
         jax.random.split,
     ),
 }
+
+
+BY_VALUE = {"imaml", "imaml, sama"}
+"""Those whose sums enter by their values alone: no draw changes their gradient."""
 
 
 def make_learner(name: str, way: int = 3) -> tuple[Learner, Params]:

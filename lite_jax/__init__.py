@@ -5,7 +5,15 @@ unbiased gradient at the memory of one chunk of examples. See `lite_jax.lite`.
 """
 
 from lite_jax.errors import UserError
-from lite_jax.learners import cnaps, finetuner, maml, mrml, protonets, simple_cnaps
+from lite_jax.learners import (
+    cnaps,
+    finetuner,
+    imaml,
+    maml,
+    mrml,
+    protonets,
+    simple_cnaps,
+)
 from lite_jax.lite import (
     Pooled,
     Sampler,
@@ -44,6 +52,7 @@ __all__ = [
     "exact_sum",
     "exact_value_and_grad",
     "finetuner",
+    "imaml",
     "lite_grad",
     "lite_sum",
     "lite_value_and_grad",

@@ -45,7 +45,8 @@ def base_config() -> ConfigDict:
                 "synthetic_classes": 20,  # per split, for dataset=synthetic
                 "synthetic_images": 40,  # per class
             },
-            # protonets | cnaps | simple_cnaps | maml | mrml | finetuner | classifier
+            # protonets | cnaps | simple_cnaps | maml | mrml | imaml | finetuner |
+            # classifier
             "learner": "protonets",
             "backbone": {
                 # conv4 | resnet12 | resnet18 | resnet50 | efficientnet_b0 |
@@ -67,21 +68,23 @@ def base_config() -> ConfigDict:
             "cnaps": {
                 "film_penalty": 1e-3,  # times the squares of the FiLM amplitudes
             },
-            "inner": {  # the inner loop of maml, mrml and finetuner
+            "inner": {  # the inner loop of maml, mrml, imaml and finetuner
                 "steps": 5,
                 "learning_rate": 0.01,
                 "rule": "sgd",  # of maml: sgd | learned_sgd | anil | boil
                 "first_order": False,  # of maml: inner gradients are constants
-                "learned_head": False,  # of maml, mrml: else the head starts at 0
-                "optimizer": "sgd",  # of finetuner: sgd | adam
+                "learned_head": False,  # of maml, mrml, imaml: else it starts at 0
+                "optimizer": "sgd",  # of finetuner, imaml: sgd | adam
                 "film": False,  # adapt FiLM parameters too
             },
-            "hypergrad": {  # of mrml
-                # conjugate_gradient | neumann | identity | unrolled
+            "hypergrad": {  # of mrml and imaml
+                # conjugate_gradient | neumann | identity; of mrml: unrolled; of imaml:
+                # sama
                 "through": "conjugate_gradient",
                 "steps": 10,  # iterations of conjugate gradients, or terms of neumann
                 "damping": 0.0,  # added to the inner Hessian
-                "weight_decay": 1e-2,  # half of it times the head's squares
+                "weight_decay": 1e-2,  # of mrml: half of it times the head's squares
+                "proximity": 1.0,  # of imaml: half of it times the squared way gone
             },
             "gradient": {
                 # lite | exact (chunks computed again) | plain (all kept) | subsample

@@ -21,6 +21,7 @@ from lite_jax.learners import (
     classifier,
     cnaps,
     finetuner,
+    imaml,
     inner_rules,
     maml,
     mrml,
@@ -104,12 +105,7 @@ def _cnaps_options(config: ConfigDict) -> dict[str, Any]:
 
 def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
     settings = config.inner
-    gradient = config.gradient
-    if gradient.estimator == "lite" and gradient.sampling in _BY_FEATURES:
-        raise UserError(
-            f"gradient.sampling={gradient.sampling} draws by the features of "
-            "what is summed, and MAML sums gradients: choose stratified or uniform"
-        )
+    _check_sampling(config.gradient, "MAML")
     rule = pick("inner.rule", settings.rule, _RULES)(settings.learning_rate)
     return maml(
         backbone,
@@ -120,6 +116,16 @@ def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
         learned_head=settings.learned_head,
         film=settings.film,
     )
+
+
+def _check_sampling(gradient: ConfigDict, learner: str) -> None:
+    """Raise where draws go by features, and the learner sums gradients."""
+    if gradient.estimator == "lite" and gradient.sampling in _BY_FEATURES:
+        raise UserError(
+            f"gradient.sampling={gradient.sampling} draws by the features of "
+            f"what is summed, and {learner} sums gradients: choose stratified or "
+            "uniform"
+        )
 
 
 def _finetuner(config: ConfigDict, backbone: Network, way: int) -> Learner:
@@ -149,10 +155,29 @@ def _mrml(config: ConfigDict, backbone: Network, way: int) -> Learner:
     )
 
 
+def _imaml(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    inner, settings = config.inner, config.hypergrad
+    _check_sampling(config.gradient, "iMAML")
+    make = pick("inner.optimizer", inner.optimizer, _OPTIMIZERS)
+    return imaml(
+        backbone,
+        way=way,
+        steps=inner.steps,
+        optimizer=make(inner.learning_rate),
+        proximity=settings.proximity,
+        through=settings.through,
+        solver_steps=settings.steps,
+        step_size=inner.learning_rate,
+        damping=settings.damping,
+        learned_head=inner.learned_head,
+    )
+
+
 _LEARNERS: dict[str, Callable[..., Learner]] = {
     "classifier": _protonets,  # tested through prototypes
     "cnaps": _cnaps,
     "finetuner": _finetuner,
+    "imaml": _imaml,
     "maml": _maml,
     "mrml": _mrml,
     "protonets": _protonets,

@@ -4,7 +4,7 @@ from lite_jax.hypergrad import solvers, trees
 from lite_jax.hypergrad.implicit import conjugate_gradient, dense, identity, neumann
 from lite_jax.hypergrad.problem import Estimator, Hypergrad, InnerStep, Problem
 from lite_jax.hypergrad.products import Products, with_slopes
-from lite_jax.hypergrad.sama import adapted, sama
+from lite_jax.hypergrad.sama import adapted, check_adaptation, sama
 from lite_jax.hypergrad.unrolled import mixed_mode_grad, unrolled
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Problem",
     "Products",
     "adapted",
+    "check_adaptation",
     "conjugate_gradient",
     "dense",
     "identity",

@@ -80,7 +80,12 @@ def sama(
     if not radius > 0:
         raise UserError(f"radius={radius}: expected a positive number")
     if adaptation:
-        _check_derivative(optimizer)
+        if optimizer is None:
+            raise UserError(
+                "sama(adaptation=True) needs the optimizer of the inner parameters: "
+                "give it, or set adaptation=False"
+            )
+        check_adaptation(optimizer)
 
     def init(inner_params: PyTree, meta_params: PyTree) -> Any:
         return trees.zeros(inner_params) if nudge_base else ()
@@ -154,13 +159,8 @@ def _given(step: InnerStep | None) -> InnerStep:
     return step
 
 
-def _check_derivative(optimizer: optax.GradientTransformation | None) -> None:
-    """Raise unless the derivative of the update is something."""
-    if optimizer is None:
-        raise UserError(
-            "sama(adaptation=True) needs the optimizer of the inner parameters: give "
-            "it, or set adaptation=False"
-        )
+def check_adaptation(optimizer: optax.GradientTransformation) -> None:
+    """Raise a `UserError` unless the derivative of an update is something."""
     params = jnp.linspace(-1, 1, 5, dtype=jnp.float32)
     grads = jnp.array([0.3, -0.2, 0.5, 0.7, -0.4], jnp.float32)
     probe = InnerStep(grads, optimizer.init(params), params)
@@ -171,5 +171,5 @@ def _check_derivative(optimizer: optax.GradientTransformation | None) -> None:
         raise UserError(
             "the update of this optimizer does not change with small changes of the "
             "gradient (it goes by the sign, as lion does), so adaptation would make "
-            "every hypergradient zero: set adaptation=False, or use another optimizer"
+            "every hypergradient zero: leave it out, or use another optimizer"
         )

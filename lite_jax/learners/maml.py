@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
-from lite_jax.class_stats import (
-    LinearClassifier,
-    check_labels,
-    check_way,
-    classes_present,
-    linear_logits,
-)
 from lite_jax.errors import UserError
+from lite_jax.learners.inner_model import AdaptedState, InnerModel
 from lite_jax.learners.inner_rules import InnerRule, sgd
-from lite_jax.nn import feature_size
 from lite_jax.partition import merge, split
 from lite_jax.types import Examples, Key, Learner, Network, Params, PyTree, SetSum
-
-
-class MamlState(NamedTuple):
-    """Adapted parameters `{"backbone", "head"[, "film"]}`; `present [way]` bool."""
-
-    inner_params: Params
-    present: jax.Array
 
 
 def maml(
@@ -89,7 +74,6 @@ def maml(
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
         Networks", ICML 2017, https://arxiv.org/abs/1703.03400.
     """
-    check_way(way)
     rule = rule or sgd()
     if steps < 1:
         raise UserError(f"learner steps={steps}: an inner loop needs 1 step or more")
@@ -98,43 +82,20 @@ def maml(
             "this inner rule leaves the head as it is, and a head that starts at 0 "
             "tells no classes apart: set learned_head=True"
         )
-    identity_film = backbone.identity_film
-    if film and identity_film is None:
-        raise UserError("backbone: FiLM is to be adapted, and this one has no places")
+    model = InnerModel(backbone, way, learned_head=learned_head, film=film)
 
     def init(key: Key, example_spec: Any) -> Params:
-        backbone_key, head_key = jax.random.split(key)
-        params = {"backbone": backbone.init(backbone_key, example_spec)}
-        size = feature_size(backbone, params["backbone"], example_spec)
-        if learned_head:
-            weights = jax.random.normal(head_key, (way, size)) / size**0.5
-            params["head"] = {"weights": weights, "biases": jnp.zeros(way)}
-        shapes = jax.eval_shape(lambda params: start(params, size), params)
+        params = model.init(key, example_spec)
+        shapes = jax.eval_shape(lambda p: model.start(p, example_spec), params)
         learned = rule.init(split(shapes, rule.adapts)[0], steps)
         return params | ({"inner_rule": learned} if jax.tree.leaves(learned) else {})
-
-    def start(params: Params, size: int) -> Params:
-        """Return the inner parameters before the first step."""
-        head = {"weights": jnp.zeros((way, size)), "biases": jnp.zeros(way)}
-        own = {"backbone": params["backbone"], "head": params.get("head", head)}
-        return own | ({"film": identity_film()} if film and identity_film else {})
-
-    def logits(inner: Params, present: jax.Array, inputs: jax.Array) -> jax.Array:
-        modulation = (inner["film"],) if film else ()
-        features = backbone.apply(inner["backbone"], inputs, *modulation)
-        return linear_logits(
-            LinearClassifier(**inner["head"], present=present), features
-        )
 
     def additive(args: PyTree, examples: Examples, weights: jax.Array) -> PyTree:
         adapted, fixed, present = args
 
         def loss(adapted: PyTree) -> jax.Array:
-            found = logits(merge(adapted, fixed), present, examples.inputs)
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                found, examples.labels
-            )
-            return jnp.dot(weights.astype(losses.dtype), losses)
+            state = AdaptedState(merge(adapted, fixed), present)
+            return model.loss(state, examples, weights)
 
         return jax.grad(loss)(adapted)
 
@@ -143,12 +104,9 @@ def maml(
 
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
-    ) -> MamlState:
-        check_labels(support.labels, support.mask, way)
-        present = classes_present(support.labels, support.mask, way)
-        image = jax.ShapeDtypeStruct(support.inputs.shape[1:], support.inputs.dtype)
-        size = feature_size(backbone, params["backbone"], image)
-        first, fixed = split(start(params, size), rule.adapts)
+    ) -> AdaptedState:
+        start, present = model.start_on(params, support)
+        first, fixed = split(start, rule.adapts)
         count = jnp.maximum(support.mask.sum(), 1)
 
         def step(carry: tuple[PyTree, PyTree], rule_params_and_key: Any) -> Any:
@@ -165,10 +123,12 @@ def maml(
         learned = params.get("inner_rule", {})
         scanned = learned, jax.random.split(key, steps)
         (adapted, _), _ = lax.scan(step, (first, rule.begin(first)), scanned)
-        return MamlState(merge(adapted, fixed), present)
+        return AdaptedState(merge(adapted, fixed), present)
 
-    def predict(params: Params, task_state: MamlState, inputs: jax.Array) -> jax.Array:
+    def predict(
+        params: Params, task_state: AdaptedState, inputs: jax.Array
+    ) -> jax.Array:
         del params
-        return logits(task_state.inner_params, task_state.present, inputs)
+        return model.logits(task_state, inputs)
 
     return Learner(init, encode, adapt, predict)

@@ -1,0 +1,102 @@
+"""What an inner loop adapts: a backbone, a linear head, and FiLM where it is asked."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lite_jax.class_stats import (
+    LinearClassifier,
+    check_labels,
+    check_way,
+    classes_present,
+    linear_logits,
+)
+from lite_jax.errors import UserError
+from lite_jax.nn import feature_size
+from lite_jax.types import Examples, Key, Network, Params
+
+
+class AdaptedState(NamedTuple):
+    """Adapted parameters `{"backbone", "head"[, "film"]}`; `present [way]` bool."""
+
+    inner_params: Params
+    present: jax.Array
+
+
+class InnerModel:
+    """A classifier whose inner parameters a task adapts from a learned start."""
+
+    def __init__(
+        self, backbone: Network, way: int, *, learned_head: bool, film: bool = False
+    ):
+        """Choose the parts.
+
+        Args:
+            backbone: The feature extractor.
+            way: Static maximum of classes in a task.
+            learned_head: Learn the head's start; otherwise it is 0, which keeps the
+                learner indifferent to the order of the classes.
+            film: Adapt FiLM parameters too, from the identity.
+
+        Raises:
+            UserError: `way` under 2, or FiLM asked of a backbone without it.
+        """
+        check_way(way)
+        self._backbone, self._way = backbone, way
+        self._learned_head, self._film = learned_head, film
+        if film and backbone.identity_film is None:
+            raise UserError(
+                "backbone: FiLM is to be adapted, and this one has no places"
+            )
+
+    def init(self, key: Key, example_spec: Any) -> Params:
+        """Return what is learned of the start."""
+        backbone_key, head_key = jax.random.split(key)
+        params = {"backbone": self._backbone.init(backbone_key, example_spec)}
+        if self._learned_head:
+            size = feature_size(self._backbone, params["backbone"], example_spec)
+            weights = jax.random.normal(head_key, (self._way, size)) / size**0.5
+            params["head"] = {"weights": weights, "biases": jnp.zeros(self._way)}
+        return params
+
+    def start(self, params: Params, image: jax.ShapeDtypeStruct) -> Params:
+        """Return the inner parameters before the first step."""
+        inner = {"backbone": params["backbone"]}
+        if self._learned_head:
+            inner["head"] = params["head"]
+        else:
+            size = feature_size(self._backbone, params["backbone"], image)
+            weights = jnp.zeros((self._way, size))
+            inner["head"] = {"weights": weights, "biases": jnp.zeros(self._way)}
+        if self._film:
+            assert self._backbone.identity_film is not None
+            inner["film"] = self._backbone.identity_film()
+        return inner
+
+    def start_on(self, params: Params, support: Examples) -> AdaptedState:
+        """Return the start, and which classes a support has, which is checked."""
+        check_labels(support.labels, support.mask, self._way)
+        present = classes_present(support.labels, support.mask, self._way)
+        image = jax.ShapeDtypeStruct(support.inputs.shape[1:], support.inputs.dtype)
+        return AdaptedState(self.start(params, image), present)
+
+    def logits(self, state: AdaptedState, inputs: jax.Array) -> jax.Array:
+        """Return `[n, way]`, −∞ for classes that the support lacks."""
+        inner = state.inner_params
+        modulation = (inner["film"],) if self._film else ()
+        features = self._backbone.apply(inner["backbone"], inputs, *modulation)
+        head = LinearClassifier(**inner["head"], present=state.present)
+        return linear_logits(head, features)
+
+    def loss(
+        self, state: AdaptedState, examples: Examples, weights: jax.Array
+    ) -> jax.Array:
+        """Return the cross-entropy summed over the examples, each times its weight."""
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            self.logits(state, examples.inputs), examples.labels
+        )
+        return jnp.dot(weights.astype(losses.dtype), losses)

@@ -1,0 +1,224 @@
+"""iMAML, and SAMA for few-shot tasks: the implicit gradient of a network kept near."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from estimates import estimate
+
+from experiments import toys
+from lite_jax import (
+    Examples,
+    Task,
+    UserError,
+    episode_grad,
+    episode_loss,
+    exact_sum,
+    hypergrad,
+    imaml,
+    lite_sum,
+    maml,
+    nn,
+)
+from lite_jax.class_stats import LinearClassifier, linear_logits
+
+WAY = 3
+BETA = 2.0
+CONVERGED = {"steps": 300, "optimizer": optax.sgd(0.3), "proximity": BETA}
+
+
+def learner(**options):
+    return imaml(toys.network(), way=WAY, **(CONVERGED | options))
+
+
+def params_of(made):
+    spec = jax.ShapeDtypeStruct((2, 2, 1), jnp.float64)
+    return made.init(jax.random.key(7), spec)
+
+
+def gradient(made, params, set_sum=None, task=None):
+    run = jax.jit(episode_grad(made, set_sum or exact_sum()))
+    return run(params, task or toys.task(), jax.random.key(0))[1]
+
+
+@pytest.mark.parametrize("learned_head", [False, True])
+def test_the_gradient_is_that_of_the_solved_problem(learned_head):
+    """Against finite differences of the loss at parameters that are solved anew."""
+    made = learner(solver_steps=60, learned_head=learned_head)
+    params = params_of(made)
+    grads = gradient(made, params)
+    loss = jax.jit(functools.partial(episode_loss(made), set_sum=exact_sum()))
+    directions = jax.tree.map(
+        lambda x: jnp.cos(jnp.arange(x.size * 1.0)).reshape(x.shape), params
+    )
+
+    def value(step):
+        moved = jax.tree.map(lambda x, d: x + step * d, params, directions)
+        return loss(moved, toys.task(), jax.random.key(0))[0]
+
+    slope = (value(1e-5) - value(-1e-5)) / 2e-5
+    parts = jax.tree.map(lambda g, d: (g * d).sum(), grads, directions)
+    np.testing.assert_allclose(sum(jax.tree.leaves(parts)), slope, rtol=1e-6)
+
+
+def test_ways_through_differ_and_the_identity_is_first_order_maml():
+    exact = gradient(learner(solver_steps=60), params_of(learner()))
+    series = learner(through="neumann", solver_steps=300, step_size=0.3)
+    assert toys.relative_error(gradient(series, params_of(series)), exact) < 1e-8
+    identity = learner(through="identity", steps=2)
+    params = params_of(identity)
+    # Without the pull to the start, two steps are those of MAML.
+    near = imaml(
+        toys.network(), way=WAY, steps=2, optimizer=optax.sgd(0.2), proximity=1e-12,
+        through="identity",
+    )  # fmt: skip
+    rule = maml(
+        toys.network(), way=WAY, steps=2, first_order=True,
+        rule=toys.inner_rules.sgd(0.2),
+    )  # fmt: skip
+    first_order = gradient(rule, params)
+    assert toys.relative_error(gradient(near, params), first_order) < 1e-9
+    assert toys.relative_error(gradient(identity, params), exact) > 0.05
+
+
+@pytest.mark.parametrize("through", ["conjugate_gradient", "sama"])
+def test_draws_do_not_change_the_gradient(through):
+    made = learner(through=through, steps=3)
+    params = params_of(made)
+    exact = gradient(made, params)
+    sampled = gradient(made, params, lite_sum(2, 2))
+    assert toys.relative_error(sampled, exact) < 1e-12
+
+
+def test_negative_curvature_is_told_of(caplog):
+    """A weak pull leaves the network's own curvature, which is not positive."""
+    made = imaml(
+        toys.network(), way=WAY, steps=1, proximity=1e-6, solver_steps=20,
+        learned_head=True,
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING, "lite_jax"):
+        grads = gradient(made, params_of(made))
+        jax.effects_barrier()
+    assert "add damping" in caplog.text
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+def explicit_problem(task):
+    """The same inner problem and query loss, written down for `hypergrad`."""
+    network, present = toys.network(), jnp.ones(WAY, bool)
+
+    def mean(inner, examples):
+        features = network.apply(inner["backbone"], examples.inputs)
+        logits = linear_logits(
+            LinearClassifier(**inner["head"], present=present), features
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, examples.labels
+        ).mean()
+
+    def inner(inner, start, support, *, set_sum):
+        off = jax.tree.map(lambda x, y: ((x - y) ** 2).sum(), inner, start)
+        return mean(inner, support) + BETA / 2 * sum(jax.tree.leaves(off))
+
+    def outer(inner, start, query, *, set_sum):
+        return mean(inner, query)
+
+    return hypergrad.Problem(inner, outer), (task.support, task.query)
+
+
+@pytest.mark.parametrize(
+    "through,make",
+    [
+        ("conjugate_gradient", lambda tx: hypergrad.conjugate_gradient(3)),
+        ("neumann", lambda tx: hypergrad.neumann(4, 0.1)),
+        ("sama", lambda tx: hypergrad.sama(tx)),
+    ],
+)
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_it_is_the_estimator_of_that_name_on_the_explicit_problem(
+    as_users_run_it, through, make, name
+):
+    """Also where nothing has converged: after two steps, with three products."""
+    tx = {"sgd": optax.sgd(0.3), "adamw": optax.adamw(0.05)}[name]
+    task = jax.tree.map(
+        lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, toys.task()
+    )
+    options = {"conjugate_gradient": 3, "neumann": 4, "sama": 1}
+    made = imaml(
+        toys.network(), way=WAY, steps=2, optimizer=tx, proximity=BETA,
+        through=through, solver_steps=options[through], step_size=0.1,
+        learned_head=True,
+    )  # fmt: skip
+    params = params_of(made)
+    problem, batches = explicit_problem(task)
+    state, inner, last = tx.init(params), params, None
+    slope = jax.jit(jax.grad(functools.partial(problem.inner, set_sum=None)))
+    for _ in range(2):
+        last = hypergrad.InnerStep(slope(inner, params, batches[0]), state, inner)
+        updates, state = tx.update(last.grads, state, inner)
+        inner = optax.apply_updates(inner, updates)
+    found = estimate(make(tx), problem, inner, params, batches, inner_step=last)
+    error = toys.relative_error(gradient(made, params, task=task), found.grads)
+    assert error < 1e-4
+
+
+def task_of_images(count, size=16):
+    rng = np.random.default_rng(0)
+
+    def examples(count):
+        images = jnp.array(rng.integers(0, 256, (count, size, size, 3)), jnp.uint8)
+        return Examples(images, jnp.arange(count) % 5, jnp.ones(count, bool))
+
+    return Task(examples(count), examples(10))
+
+
+def temporary_bytes(made, count=25):
+    params = made.init(jax.random.key(0), jax.ShapeDtypeStruct((16, 16, 3), jnp.uint8))
+    run = jax.jit(episode_grad(made, exact_sum(5), query_chunk_size=5))
+    inputs = params, task_of_images(count), jax.random.key(0)
+    return run.lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_memory_grows_neither_with_the_steps_nor_with_the_support(as_users_run_it):
+    def bytes_of(steps, count=25):
+        return temporary_bytes(imaml(nn.conv4(8), way=5, steps=steps), count)
+
+    base = bytes_of(2)
+    assert bytes_of(50) < base * 1.01
+    assert bytes_of(2, 100) < base * 1.05
+    unrolled = [temporary_bytes(maml(nn.conv4(8), way=5, steps=s)) for s in (2, 50)]
+    assert unrolled[1] > unrolled[0] + 40 * 4 * 1000  # a copy of the weights a step
+
+
+@pytest.mark.parametrize("through", ["conjugate_gradient", "neumann", "sama"])
+def test_it_runs_on_a_network(as_users_run_it, through):
+    made = imaml(nn.conv4(8), way=5, steps=2, optimizer=optax.adam(0.01),
+                 through=through, learned_head=True)  # fmt: skip
+    params = made.init(jax.random.key(0), jax.ShapeDtypeStruct((16, 16, 3), jnp.uint8))
+    run = jax.jit(episode_grad(made, exact_sum(5), query_chunk_size=5))
+    (loss, aux), grads = run(params, task_of_images(25), jax.random.key(0))
+    assert jnp.isfinite(loss) and 0 <= aux["accuracy"] <= 1
+    assert set(grads) == {"backbone", "head"}
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads))
+    assert any(jnp.abs(x).max() > 0 for x in jax.tree.leaves(grads["backbone"]))
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"through": "cg"}, "unknown hypergrad.through 'cg'"),
+        ({"steps": 0}, "inner.steps=0"),
+        ({"solver_steps": 0}, "hypergrad.steps=0"),
+        ({"proximity": 0.0}, "hypergrad.proximity=0"),
+        ({"step_size": -1.0}, "hypergrad.step_size=-1"),
+        ({"damping": -1.0}, "hypergrad.damping=-1"),
+        ({"through": "sama", "optimizer": optax.lion(0.1)}, "goes by the sign"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        learner(**options)
