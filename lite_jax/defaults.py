@@ -21,7 +21,8 @@ def base_config() -> ConfigDict:
             "seed": 0,  # decides everything random: parameters, episodes, draws
             "data": {
                 # digits | synthetic | folder | omniglot | meta_dataset | orbit | tfds |
-                # arrays (.npz, HDF5, pickles) | parquet | cache
+                # arrays (.npz, HDF5, pickles) | parquet | cache; of reweight.job: text,
+                # tsv too
                 "dataset": "digits",
                 "root": "",  # folder of the images; digits and synthetic need none
                 "image_size": 32,  # pixels a side
@@ -135,6 +136,23 @@ def base_config() -> ConfigDict:
                 "vtab_support": 1000,  # images to adapt to
                 "most_test_images": 0,  # of a task of VTAB; 0: all
                 "tasks_per_user": 0,  # of orbit; 0: the protocol's
+            },
+            "reweight": {  # weights of training examples, in place of meta-learning
+                "job": "",  # reweight | prune; "": meta-learning
+                "weighting": "per_example",  # per_example | meta_weight_net
+                "hidden": 100,  # units of Meta-Weight-Net
+                "noise": 0.0,  # share of the training labels moved to another class
+                "train_size": 1000,  # examples; data.dataset=tsv has its own sizes
+                "meta_size": 400,  # clean examples that the weights are learned on
+                "meta_batch_size": 100,
+                "network": "mlp",  # mlp | transformer (of texts)
+                "width": 128,
+                "depth": 1,  # layers, or blocks of the transformer
+                "heads": 4,  # of the transformer
+                "vocabulary": 500,  # words of texts known by name
+                "length": 24,  # most words of a text
+                "keep": "0.9,0.7,0.5",  # of prune: shares kept
+                "seeds": 3,  # of prune: networks trained on what a rule keeps
             },
         }
     )
@@ -292,6 +310,58 @@ def orbit(config: ConfigDict) -> None:
     config.benchmark.name = "orbit"
 
 
+def reweighting(config: ConfigDict) -> None:
+    """Learn weights of training examples by SAMA: rounds of 2 steps of Adam."""
+    config.reweight.weighting = "meta_weight_net"
+    config.reweight.meta_size = 50
+    config.data.rotations = False
+    config.hypergrad.through = "sama"
+    config.inner.optimizer, config.inner.learning_rate = "adam", 1e-3
+    config.inner.steps = 2
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "constant"
+    config.train.steps = 1000
+    config.train.batch_size = 100
+
+
+def per_example_weights(config: ConfigDict) -> None:
+    """Learn a weight for each example, in larger steps."""
+    config.reweight.weighting = "per_example"
+    config.optimizer.learning_rate = 3e-2
+
+
+def text(config: ConfigDict) -> None:
+    """Use generated texts, and a transformer small enough for a CPU."""
+    config.data.dataset = "text"
+    config.train.steps = 200  # ten times through the training texts
+    config.reweight.train_size, config.reweight.meta_size = 4000, 100
+    config.reweight.network = "transformer"
+    config.reweight.width, config.reweight.depth = 32, 2
+
+
+def tsv(config: ConfigDict) -> None:
+    """Use texts of TSV files, labels as they are, and the same transformer."""
+    text(config)
+    config.data.dataset = "tsv"
+    config.reweight.noise = 0.0
+    config.reweight.vocabulary, config.reweight.length = 10_000, 64
+
+
+def omniglot_features(config: ConfigDict) -> None:
+    """Use features of Omniglot's test characters."""
+    config.data.dataset = "omniglot"
+    config.data.image_size = 28
+    config.backbone.mean, config.backbone.std = 0.0, 1.0
+
+
+def folder_features(config: ConfigDict) -> None:
+    """Use features of photographs, of the backbone that `configs/pretrain.py` makes."""
+    config.data.dataset = "folder"
+    config.data.image_size = 84
+    resnet18(config)
+    config.reweight.train_size, config.reweight.meta_size = 400, 100
+
+
 def shrink(config: ConfigDict) -> None:
     """Shrink whatever was chosen to seconds: the `smoke` variant of every config."""
     config.train.steps = min(config.train.steps, 4)
@@ -302,6 +372,9 @@ def shrink(config: ConfigDict) -> None:
     config.benchmark.episodes = 4
     config.benchmark.most_test_images = 100
     config.benchmark.tasks_per_user = 1
+    config.reweight.train_size = min(config.reweight.train_size, 200)
+    config.reweight.meta_size = min(config.reweight.meta_size, 50)
+    config.reweight.seeds = 1
 
 
 def folder_resnet18(config: ConfigDict) -> None:

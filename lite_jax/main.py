@@ -19,6 +19,7 @@ from lite_jax import parallel
 from lite_jax.benchmarks import run_benchmark
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.evaluate import evaluate_checkpoint, format_results
+from lite_jax.reweight import run_reweighting
 from lite_jax.train import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -50,6 +51,10 @@ def main(argv: Sequence[str]) -> None:
     if _MODE.value == "eval" and config.benchmark.name:
         print(run_benchmark(config, workdir))
         print(f"rows: {workdir / config.benchmark.name}.jsonl")
+        return
+    if config.reweight.job:
+        print(run_reweighting(config, workdir))
+        print(f"workdir: {workdir}")
         return
     run = {"train": train_and_evaluate, "eval": evaluate_checkpoint}[_MODE.value]
     results = run(config, workdir)

@@ -57,6 +57,17 @@ def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     write_atomically(path, "".join(kept))
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON-lines file, none where there is none.
+
+    A last line that was cut short is dropped from the file.
+    """
+    if not path.exists():
+        return []
+    keep_rows(path, lambda row: True)
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file whole: a reader, or a crash, never meets half of it."""
     draft = path.with_name(path.name + ".part")

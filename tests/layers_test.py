@@ -34,7 +34,7 @@ LAYERS = {
     ],
     2: ["learners", "hypergrad"],
     3: ["objectives"],
-    4: ["factory", "feed", "models", "evaluate", "train", "benchmarks"],
+    4: ["factory", "feed", "models", "evaluate", "train", "benchmarks", "reweight"],
     5: ["main"],
 }
 INSIDE = {  # arrows allowed within a layer
@@ -53,6 +53,7 @@ INSIDE = {  # arrows allowed within a layer
     ("benchmarks", "factory"), ("benchmarks", "models"), ("benchmarks", "evaluate"),
     ("video_metrics", "metrics"),
     ("learners", "hypergrad"),
+    ("reweight", "factory"), ("reweight", "models"), ("reweight", "evaluate"),
     ("feed", "factory"), ("train", "feed"),
     ("train", "factory"), ("train", "models"), ("train", "evaluate"),
 }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from lite_jax import models
 from lite_jax.errors import UserError, unknown_name
-from lite_jax.metrics import append_row, keep_rows
+from lite_jax.metrics import append_row, read_rows
 from lite_jax.types import Learner
 
 Row = dict[str, Any]
@@ -46,11 +45,7 @@ def run_jobs(jobs: Sequence[Job], path: Path) -> list[Row]:
 
 def _rows_of(jobs: Sequence[Job], path: Path) -> dict[str, Row]:
     """Return the rows that are there already, by data set."""
-    if not path.exists():
-        return {}
-    keep_rows(path, lambda row: True)  # drops a last line that was cut short
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    found = {row["dataset"]: row for row in rows}
+    found = {row["dataset"]: row for row in read_rows(path)}
     for job in jobs:
         row = found.get(job.dataset, job.settings)
         there = {k: row.get(k) for k, v in job.settings.items() if row.get(k) != v}

@@ -1,0 +1,171 @@
+"""What learned weights buy: noisy labels, and pruning, by estimator and by rule.
+
+    python -m experiments.sama [--smoke] [--out=experiments/results/sama.jsonl]
+        [--seeds=3] [--only=reweight|prune|scale]
+
+Parts of the rows:
+
+- "reweight": test accuracy of `configs/sama_reweight.py` on digits and on generated texts
+  with 40 % of the labels wrong, by weighting and estimator, beside ordinary training on
+  all examples and on the clean ones alone.
+- "prune": test accuracy of `configs/sama_prune.py` on digits, labels as they are and 20 %
+  wrong, by rule and share kept.
+- "scale": temporary bytes as compiled and seconds of one hypergradient of per-example
+  weights of a transformer, at growing size, by estimator; damping 1 under conjugate
+  gradients, K = 5 for all that have steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from configs import sama_prune, sama_reweight
+from experiments.rows import emit, parser
+from lite_jax import hypergrad, nn
+from lite_jax.metrics import read_rows
+from lite_jax.reweight import per_example, reweighting_problem, run_reweighting
+
+Row = dict[str, Any]
+ROUNDS = 5
+
+
+def main() -> None:
+    """Emit the rows of every part."""
+    found = parser("learned weights of training examples")
+    found.add_argument("--seeds", type=int, default=3)
+    found.add_argument("--only", choices=PARTS, help="one part")
+    arguments = found.parse_args()
+    for name, part in PARTS.items():
+        if arguments.only in (None, name):
+            for row in part(arguments):
+                emit(arguments.out, {"experiment": "sama", "part": name} | row)
+
+
+def reweighted(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Yield test accuracies by data set, weighting and estimator."""
+    cases = [
+        (data, method)
+        for data in ("digits", "text")
+        for method in ("", "unadapted", "cg", "neumann", "per_example")
+    ]
+    for data, method in cases[:1] if arguments.smoke else cases:
+        for seed in range(arguments.seeds if not arguments.smoke else 1):
+            for row in _run(sama_reweight, [data, method], seed, arguments.smoke):
+                yield {"dataset": data, "method": method or "sama"} | row
+
+
+def pruned(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Yield the mean test accuracy over seeds by rule and share kept."""
+    for noise in ("",) if arguments.smoke else ("", "noisy"):
+        names = ["digits", noise]
+        for row in _run(sama_prune, names, 0, arguments.smoke, "pruning.jsonl"):
+            yield {"labels": noise or "as they are"} | row
+
+
+def _run(
+    module: Any, names: list[str], seed: int, smoke: bool, file: str = "metrics.jsonl"
+) -> Iterator[Row]:
+    """Yield the results of a run."""
+    names = [x for x in [*names, "smoke" if smoke else ""] if x]
+    config = module.get_config(",".join(names))
+    with config.unlocked():
+        config.seed = seed
+    with tempfile.TemporaryDirectory() as folder:
+        run_reweighting(config, Path(folder))
+        rows = read_rows(Path(folder) / file)
+    for row in rows:
+        if row.pop("split", "test") == "test":
+            rounded = {k: _rounded(v) for k, v in row.items() if k != "step"}
+            yield {"seed": seed} | rounded
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def scaled(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Yield bytes and seconds of a hypergradient at growing network size."""
+    batch, length = 16, 32
+    for width, depth in (
+        ((32, 1),) if arguments.smoke else ((64, 2), (128, 4), (256, 6))
+    ):
+        network = nn.text_encoder(1000, width=width, depth=depth)
+        spec = jax.ShapeDtypeStruct((length,), jnp.int32)
+        params = network.init(jax.random.key(0), spec)
+        optimizer = optax.adam(1e-3)
+        problem = reweighting_problem(network.apply, per_example())
+        tokens = jax.random.randint(jax.random.key(1), (2, batch, length), 1, 1000)
+        labels, rows = jnp.zeros(batch, jnp.int32), jnp.arange(batch)
+        batches = (tokens[0], labels, rows), (tokens[1], labels)
+        step = hypergrad.InnerStep(params, optimizer.init(params), params)
+        runs = {}
+        for name, estimator in estimators(optimizer).items():
+            run = jax.jit(functools.partial(estimator.hypergrad, problem))
+            inputs = params, jnp.zeros(batch), batches, estimator.init(params, None)
+            compiled = run.lower(*inputs, inner_step=step).compile()
+            runs[name] = (
+                functools.partial(compiled, *inputs, inner_step=step),
+                compiled.memory_analysis().temp_size_in_bytes,
+            )
+        seconds = _seconds({name: run for name, (run, _) in runs.items()})
+        size = sum(x.size for x in jax.tree.leaves(params))
+        for name, (_, num_bytes) in runs.items():
+            yield {
+                "estimator": name,
+                "weights": size,
+                "mib": round(num_bytes / 2**20, 1),
+                "seconds": _rounded(seconds[name]),
+                "examples_per_second": _rounded(2 * batch / seconds[name]),
+            }
+
+
+def estimators(
+    optimizer: optax.GradientTransformation,
+) -> dict[str, hypergrad.Estimator]:
+    """Return what is compared."""
+    return {
+        "sama": hypergrad.sama(optimizer),
+        "sama, finite differences": hypergrad.sama(
+            optimizer, mixed="finite_difference"
+        ),
+        "sama, unadapted": hypergrad.identity(),
+        "CG 5": hypergrad.conjugate_gradient(5, 1.0),
+        "Neumann 5": hypergrad.neumann(5, 1e-3),
+        "unrolled 5": hypergrad.unrolled(5, optimizer),
+        "unrolled 5, remat and mixed mode": hypergrad.unrolled(
+            5, optimizer, remat=True, mixed_mode=True
+        ),
+    }
+
+
+def _seconds(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Return the median seconds of each, taken in turns."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(x[1:]) for name, x in taken.items()}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "reweight": reweighted,
+    "prune": pruned,
+    "scale": scaled,
+}
+
+
+if __name__ == "__main__":
+    main()

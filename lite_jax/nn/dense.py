@@ -1,0 +1,41 @@
+"""A perceptron on vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lite_jax.types import Network
+
+
+def mlp(width: int = 128, depth: int = 1) -> Network:
+    """Return layers of `width` units with ReLU, on inputs flattened to vectors.
+
+    Args:
+        width: Units of every layer.
+        depth: Number of layers; 0 passes the vectors on.
+    """
+    module = _Perceptron(width, depth)
+
+    def init(key: Any, example_spec: Any) -> Any:
+        return module.init(key, jnp.zeros((1, *example_spec.shape))).get("params", {})
+
+    def apply(params: Any, inputs: jax.Array) -> Any:
+        return module.apply({"params": params}, inputs)
+
+    return Network(init, apply)
+
+
+class _Perceptron(nn.Module):
+    width: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0], -1)
+        for i in range(self.depth):
+            x = nn.relu(nn.Dense(self.width, name=f"layers.{i}")(x))
+        return x

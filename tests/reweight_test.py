@@ -1,0 +1,375 @@
+"""Weights of training examples: the problem, the sets, the scores, the two jobs."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from estimates import products_of
+
+from lite_jax import UserError, exact_sum, hypergrad, nn
+from lite_jax.metrics import read_rows
+from lite_jax.reweight import (
+    LabelledSet,
+    make_sets,
+    meta_weight_net,
+    per_example,
+    reweighting_problem,
+    run_reweighting,
+)
+from lite_jax.reweight import run as jobs
+from lite_jax.reweight.pruning import SCORES, kept_rows
+from lite_jax.reweight.text import generated_texts, read_tsv
+
+
+def config_of(name, variants="", **changes):
+    config = importlib.import_module(f"configs.{name}").get_config(variants)
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+# ------------------------------------------------------------------- the problem
+
+
+def linear_case(weighting, count=12):
+    keys = jax.random.split(jax.random.key(0), 6)
+    inputs = jax.random.normal(keys[0], (count, 3))
+    labels = jax.random.randint(keys[1], (count,), 0, 4, jnp.int32)
+    params = jax.random.normal(keys[2], (3, 4))
+    meta_params = weighting.init(keys[3], count)
+    leaves, tree = jax.tree.flatten(meta_params)
+    drawn = jax.random.split(keys[4], len(leaves))
+    leaves = [
+        x + jax.random.normal(k, x.shape) / 2
+        for k, x in zip(drawn, leaves, strict=True)
+    ]
+    clean = jax.random.normal(keys[5], (5, 3)), labels[:5]
+    rows = jnp.arange(count, dtype=jnp.int32)
+    batches = (inputs, labels, rows), clean
+    problem = reweighting_problem(lambda params, x: x @ params, weighting)
+    return problem, params, jax.tree.unflatten(tree, leaves), batches
+
+
+WEIGHTINGS = {"per_example": per_example(), "meta_weight_net": meta_weight_net(5)}
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_mixed_products_by_one_forward_pass_are_the_general_ones(name):
+    """Also through Meta-Weight-Net, whose losses are constants to it."""
+    problem, params, meta, batches = linear_case(WEIGHTINGS[name])
+    vector = jnp.cos(jnp.arange(12.0)).reshape(3, 4)
+    general = problem._replace(outputs=None, combine=None)
+    fast, slow = (
+        products_of(p, params, meta, batches).mixed(vector) for p in (problem, general)
+    )
+    for x, y in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
+    assert max(jnp.abs(x).max() for x in jax.tree.leaves(fast)) > 1e-4
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_the_identity_is_the_slope_of_one_small_step(name):
+    """d/dλ of the clean loss after θ − ε ∂g/∂θ, over ε, in the limit."""
+    problem, params, meta, batches = linear_case(WEIGHTINGS[name])
+
+    def after_a_step(meta, size):
+        grads = jax.grad(problem.inner)(params, meta, batches[0], set_sum=None)
+        moved = params - size * grads
+        return problem.outer(moved, meta, batches[1], set_sum=None)
+
+    size = 1e-6
+    unrolled = jax.tree.map(lambda x: x / size, jax.grad(after_a_step)(meta, size))
+    found = hypergrad.identity(set_sum=exact_sum()).hypergrad(
+        problem, params, meta, batches, ()
+    )
+    flat = [
+        jnp.concatenate([x.ravel() for x in jax.tree.leaves(t)])
+        for t in (unrolled, found.grads)
+    ]
+    assert jnp.linalg.norm(flat[0] - flat[1]) < 1e-4 * jnp.linalg.norm(flat[0])
+
+
+def test_the_scale_of_the_weights_does_not_matter():
+    problem, params, meta, batches = linear_case(per_example())
+    small = jnp.full_like(meta, -3.0)  # so that twice the weight is below 1
+    grown = jax.scipy.special.logit(2 * jax.nn.sigmoid(small))
+    losses = [
+        problem.inner(params, x, batches[0], set_sum=None) for x in (small, grown)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-9)
+
+
+def test_meta_weight_net_starts_with_equal_weights():
+    weighting = meta_weight_net(7)
+    meta = weighting.init(jax.random.key(0), 3)
+    weights = weighting.weights(meta, jnp.array([0.1, 1.0, 9.0]), jnp.arange(3))
+    np.testing.assert_allclose(weights, 0.5)
+
+
+# ---------------------------------------------------------------------- the sets
+
+
+def test_noise_moves_the_share_of_training_labels_and_no_others():
+    clean = make_sets(config_of("sama_prune"))
+    noisy = make_sets(config_of("sama_prune", **{"reweight.noise": 0.3}))
+    changed = clean.train.labels != noisy.train.labels
+    np.testing.assert_array_equal(changed, noisy.wrong)
+    assert abs(changed.mean() - 0.3) < 0.05
+    assert not clean.wrong.any()
+    np.testing.assert_array_equal(clean.train.inputs, noisy.train.inputs)
+    for name in ("meta", "test"):
+        for x, y in zip(getattr(clean, name), getattr(noisy, name), strict=True):
+            np.testing.assert_array_equal(x, y)
+    sizes = [len(x.labels) for x in clean[:3]]
+    assert sizes == [1000, 50, 1797 - 1050]
+    everything = np.concatenate([x.inputs for x in clean[:3]])
+    assert len(np.unique(everything, axis=0)) == 1797
+    other = make_sets(config_of("sama_prune", seed=1))
+    assert (other.train.labels != clean.train.labels).any()
+
+
+def test_generated_texts_differ_by_class_in_words_and_order():
+    texts = generated_texts(4000, 2, 0, vocabulary=50, length=12)
+    again = generated_texts(4000, 2, 0, vocabulary=50, length=12)
+    np.testing.assert_array_equal(texts.tokens, again.tokens)
+    lengths = (texts.tokens > 0).sum(1)
+    assert lengths.min() == 4 and lengths.max() == 12
+    real = np.arange(12) < lengths[:, None]
+    assert (texts.tokens[real] >= 2).all() and (texts.tokens[~real] == 0).all()
+    assert texts.tokens.max() < 52
+
+    def pairs(label):
+        rows = texts.tokens[texts.labels == label]
+        first, second = rows[:, :-1].ravel(), rows[:, 1:].ravel()
+        table = np.zeros((52, 52))
+        np.add.at(table, (first, second), 1.0)
+        table = table[2:, 2:]
+        return table / np.maximum(table.sum(1, keepdims=True), 1)
+
+    first, second = pairs(0), pairs(1)
+    # 0.3 of the successors are fixed by the class, whatever the words' frequencies.
+    assert np.median(first.max(1)) > 0.25
+    assert (first.argmax(1) == second.argmax(1)).mean() < 0.5
+
+
+def write_tsv(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.tsv").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_tsv_files_are_read(tmp_path):
+    root = write_tsv(
+        tmp_path,
+        train="spam\tBuy now, buy!\nham\tsee you at nöon\nham\tbuy milk\n",
+        meta="ham\tmilk and honey\n",
+        test="spam\t\n",
+    )
+    texts, names = read_tsv(root, vocabulary=3, length=4)
+    assert names == ["ham", "spam"]
+    # "buy" is the most frequent word; then by the alphabet: at, milk.
+    assert texts["train"].tokens.tolist() == [[2, 1, 2, 0], [1, 1, 3, 1], [2, 4, 0, 0]]
+    assert texts["train"].labels.tolist() == [1, 0, 0]
+    assert texts["meta"].tokens.tolist() == [[4, 1, 1, 0]]
+    assert texts["test"].tokens.tolist() == [[0, 0, 0, 0]]
+
+
+GOOD = "a\tx\nb\ty\n"
+
+
+@pytest.mark.parametrize(
+    "files,message",
+    [
+        ({"train": GOOD, "meta": GOOD}, "test.tsv cannot be read"),
+        ({"train": "a\tx\nno tab\n", "meta": GOOD, "test": GOOD}, "train.tsv, line 2"),
+        ({"train": GOOD, "meta": "c\tx\n", "test": GOOD}, "label 'c' is none"),
+        ({"train": "a\tx\n", "meta": GOOD, "test": GOOD}, "all labels are 'a'"),
+        ({"train": "", "meta": GOOD, "test": GOOD}, "is empty"),
+    ],
+)
+def test_tsv_files_that_cannot_serve_are_named(tmp_path, files, message):
+    with pytest.raises(UserError, match=message):
+        read_tsv(write_tsv(tmp_path, **files), vocabulary=9, length=4)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path):
+    write_tsv(tmp_path, train=GOOD, meta=GOOD)
+    (tmp_path / "test.tsv").write_bytes(b"a\t\xff\n")
+    with pytest.raises(UserError, match=r"test\.tsv cannot be read"):
+        read_tsv(tmp_path, vocabulary=9, length=4)
+
+
+# -------------------------------------------------------------------- the scores
+
+
+def test_scores_are_those_of_the_closed_form():
+    """For a linear classifier with a bias the gradient is an outer product."""
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.normal(size=(7, 3)), rng.integers(0, 4, 7).astype(np.int32)
+    params = {"kernel": jnp.array(rng.normal(size=(3, 4))), "bias": jnp.ones(4)}
+    train = LabelledSet(jnp.array(inputs), jnp.array(labels))
+
+    def logits(params, x):
+        return x @ params["kernel"] + params["bias"][None]
+
+    scores = {name: s(logits, params, train) for name, s in SCORES.items()}
+    shares = np.asarray(jax.nn.softmax(logits(params, inputs)))
+    errors = np.linalg.norm(shares - np.eye(4)[labels], axis=1)
+    np.testing.assert_allclose(scores["EL2N"], errors, rtol=1e-9)
+    lengths = np.sqrt((inputs**2).sum(1) + 1)
+    np.testing.assert_allclose(scores["GraNd"], errors * lengths, rtol=1e-9)
+    own = -np.log(shares[np.arange(7), labels])
+    np.testing.assert_allclose(scores["loss"], own, rtol=1e-9)
+
+
+def test_kept_rows_are_the_highest_or_lowest():
+    scores = np.array([3.0, 1.0, 2.0, 2.0, 5.0])
+    assert kept_rows(scores, 0.4, highest=True).tolist() == [0, 4]
+    assert kept_rows(scores, 0.4, highest=False).tolist() == [1, 2]
+    assert kept_rows(scores, 0.01, highest=True).tolist() == [4]
+
+
+def test_padding_of_a_text_does_not_count(as_users_run_it):
+    network = nn.text_encoder(20, width=8, depth=2, heads=2)
+    params = network.init(jax.random.key(0), jax.ShapeDtypeStruct((6,), jnp.int32))
+    texts = jnp.array([[5, 7, 3, 0, 0, 0], [5, 7, 3, 9, 0, 0]])
+    short = params | {"positions": params["positions"][:, :3]}
+    alone = network.apply(short, texts[:1, :3])
+    found = network.apply(params, texts)
+    np.testing.assert_allclose(found[:1], alone, rtol=1e-4, atol=1e-6)
+    assert jnp.abs(found[0] - found[1]).max() > 1e-3
+    empty = network.apply(params, jnp.zeros((1, 6), jnp.int32))
+    assert jnp.isfinite(empty).all()
+
+
+# ---------------------------------------------------------------------- the jobs
+
+
+def test_learned_weights_find_wrong_labels_and_help(as_users_run_it, tmp_path):
+    config = config_of("sama_reweight", **{"train.steps": 400})
+    table = run_reweighting(config, tmp_path)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    tests = {r["learner"]: r for r in rows if r["split"] == "test"}
+    plain, clean, learned = (
+        tests[name]["mean"]
+        for name in ("all examples equal", "the clean ones alone", "learned weights")
+    )
+    assert learned > max(plain, clean) + 0.03
+    weights = tests["weights"]
+    assert weights["share_wrong"] > 0.8 > weights["share_wrong_of_all"]
+    assert f"{100 * learned:.2f}" in table
+    assert np.load(tmp_path / "weights.npy").shape == (1000,)
+
+
+SMALL = {
+    "train.steps": 6,
+    "train.valid_every": 2,
+    "reweight.train_size": 100,
+    "reweight.seeds": 2,
+    "reweight.keep": "0.5",
+}
+
+
+@pytest.mark.parametrize(
+    "through,weighting",
+    [("sama", "meta_weight_net"), ("conjugate_gradient", "per_example")],
+)
+def test_a_stopped_run_ends_as_if_it_had_not_been(
+    as_users_run_it, tmp_path, monkeypatch, through, weighting
+):
+    choice = {"hypergrad.through": through, "reweight.weighting": weighting}
+    config = config_of("sama_reweight", **SMALL | choice | {"hypergrad.damping": 1.0})
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    table = run_reweighting(config, whole)
+
+    class Interrupting(jobs.Reporter):
+        def later(self, step, metrics):
+            super().later(step, metrics)
+            if step == 5:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "Reporter", Interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            run_reweighting(config, stopped)
+    assert not (stopped / "weights.npy").exists()
+    assert run_reweighting(config, stopped) == table
+    for name in ("metrics.jsonl", "weights.npy"):
+        assert (whole / name).read_bytes() == (stopped / name).read_bytes()
+
+
+def test_pruning_leaves_a_row_for_every_network_and_goes_on(as_users_run_it, tmp_path):
+    config = config_of("sama_prune", "noisy", **SMALL)
+    table = run_reweighting(config, tmp_path)
+    path = tmp_path / "pruning.jsonl"
+    rows = read_rows(path)
+    rules = {r["rule"] for r in rows}
+    assert len(rows) == 2 * (8 + 1) and "learned weights" in rules
+    assert {r["kept"] for r in rows} == {50, 100}
+    assert all(0 <= r["share_wrong"] < 0.5 for r in rows)
+    for rule in rules - {"everything"}:
+        assert rule in table
+    hardest, easiest = (
+        next(r for r in rows if r["rule"] == f"loss, {name}")["share_wrong"]
+        for name in ("hardest", "easiest")
+    )
+    assert hardest + easiest == pytest.approx(2 * rows[0]["share_wrong"])
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:5]) + lines[5][:20])  # as a kill may leave it
+    assert run_reweighting(config, tmp_path) == table
+    assert read_rows(path) == rows
+
+
+@pytest.mark.parametrize(
+    "variants,changes",
+    [
+        ("text", {"reweight.train_size": 60, "reweight.meta_size": 20}),
+        ("", {"data.dataset": "synthetic", "reweight.train_size": 300}),
+    ],
+)
+def test_texts_and_features_of_images_serve(
+    as_users_run_it, tmp_path, variants, changes
+):
+    config = config_of("sama_reweight", variants, **SMALL | changes)
+    assert "learned weights" in run_reweighting(config, tmp_path)
+
+
+def test_tsv_sets_keep_their_own_sizes(as_users_run_it, tmp_path):
+    lines = [f"{'ab'[i % 2]}\tword{i % 2} w{i}\n" for i in range(30)]
+    parts = {"train": lines, "meta": lines[:6], "test": lines[6:12]}
+    root = write_tsv(tmp_path, **{k: "".join(x) for k, x in parts.items()})
+    config = config_of("sama_reweight", "tsv", **SMALL | {"data.root": str(root)})
+    table = run_reweighting(config, tmp_path / "run")
+    assert "learned weights" in table and "wrong" not in table
+    assert np.load(tmp_path / "run/weights.npy").shape == (30,)
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"reweight.job": "weigh"}, "unknown reweight.job 'weigh'"),
+        ({"reweight.noise": 1.0}, "reweight.noise=1.0"),
+        ({"reweight.train_size": 1790}, "leave none of the 1797 examples"),
+        ({"reweight.meta_size": 0}, "reweight.meta_size=0"),
+        ({"reweight.weighting": "mwn"}, "unknown reweight.weighting 'mwn'"),
+        ({"reweight.network": "cnn"}, "unknown reweight.network 'cnn'"),
+        ({"reweight.network": "transformer"}, "reads texts, and data.dataset=digits"),
+        ({"data.dataset": "text"}, "reads vectors, and data.dataset=text"),
+        ({"reweight.heads": 3}, "reweight.width=128 is no multiple"),
+        ({"hypergrad.through": "unrolled"}, "unknown hypergrad.through 'unrolled'"),
+        ({"inner.optimizer": "lion"}, "unknown inner.optimizer 'lion'"),
+        ({"inner.steps": 0}, "inner.steps=0"),
+        ({"reweight.keep": "0.5,1.5"}, "reweight.keep=0.5,1.5"),
+        ({"reweight.keep": "half"}, "reweight.keep=half"),
+        ({"reweight.hidden": 0}, "reweight.hidden=0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named_before_anything_is_written(
+    tmp_path, changes, message
+):
+    config = config_of("sama_prune", **changes)
+    with pytest.raises(UserError, match=message):
+        run_reweighting(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
