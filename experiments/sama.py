@@ -5,13 +5,13 @@
 
 Parts of the rows:
 
-- "reweight": test accuracy of `configs/sama_reweight.py` on digits and on generated texts
-  with 40 % of the labels wrong, by weighting and estimator, beside ordinary training on
-  all examples and on the clean ones alone.
-- "prune": test accuracy of `configs/sama_prune.py` on digits, labels as they are and 20 %
-  wrong, by rule and share kept.
+- "reweight": test accuracy of `configs/sama_reweight.py` on digits and on generated
+  texts with 40 % of the labels wrong, by weighting and estimator, beside ordinary
+  training on all examples and on the clean ones alone.
+- "prune": test accuracy of `configs/sama_prune.py` on digits, labels as they are and
+  20 % wrong, by rule and share kept.
 - "scale": temporary bytes as compiled and seconds of one hypergradient of per-example
-  weights of a transformer, at growing size, by estimator; damping 1 under conjugate
+  weights of a transformer, at growing size, by estimator; damping 10 under conjugate
   gradients, K = 5 for all that have steps.
 """
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import statistics
 import tempfile
 import time
@@ -30,7 +31,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configs import sama_prune, sama_reweight
 from experiments.rows import emit, parser
 from lite_jax import hypergrad, nn
 from lite_jax.metrics import read_rows
@@ -61,7 +61,7 @@ def reweighted(arguments: argparse.Namespace) -> Iterator[Row]:
     ]
     for data, method in cases[:1] if arguments.smoke else cases:
         for seed in range(arguments.seeds if not arguments.smoke else 1):
-            for row in _run(sama_reweight, [data, method], seed, arguments.smoke):
+            for row in _run("sama_reweight", [data, method], seed, arguments.smoke):
                 yield {"dataset": data, "method": method or "sama"} | row
 
 
@@ -69,15 +69,16 @@ def pruned(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield the mean test accuracy over seeds by rule and share kept."""
     for noise in ("",) if arguments.smoke else ("", "noisy"):
         names = ["digits", noise]
-        for row in _run(sama_prune, names, 0, arguments.smoke, "pruning.jsonl"):
+        for row in _run("sama_prune", names, 0, arguments.smoke, "pruning.jsonl"):
             yield {"labels": noise or "as they are"} | row
 
 
 def _run(
-    module: Any, names: list[str], seed: int, smoke: bool, file: str = "metrics.jsonl"
+    job: str, names: list[str], seed: int, smoke: bool, file: str = "metrics.jsonl"
 ) -> Iterator[Row]:
     """Yield the results of a run."""
     names = [x for x in [*names, "smoke" if smoke else ""] if x]
+    module = importlib.import_module(f"configs.{job}")
     config = module.get_config(",".join(names))
     with config.unlocked():
         config.seed = seed
@@ -97,9 +98,8 @@ def _rounded(value: Any) -> Any:
 def scaled(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield bytes and seconds of a hypergradient at growing network size."""
     batch, length = 16, 32
-    for width, depth in (
-        ((32, 1),) if arguments.smoke else ((64, 2), (128, 4), (256, 6))
-    ):
+    sizes = ((32, 1),) if arguments.smoke else ((64, 2), (128, 4), (256, 6))
+    for width, depth in sizes:
         network = nn.text_encoder(1000, width=width, depth=depth)
         spec = jax.ShapeDtypeStruct((length,), jnp.int32)
         params = network.init(jax.random.key(0), spec)
@@ -134,13 +134,12 @@ def estimators(
     optimizer: optax.GradientTransformation,
 ) -> dict[str, hypergrad.Estimator]:
     """Return what is compared."""
+    by_differences = hypergrad.sama(optimizer, mixed="finite_difference")
     return {
         "sama": hypergrad.sama(optimizer),
-        "sama, finite differences": hypergrad.sama(
-            optimizer, mixed="finite_difference"
-        ),
+        "sama, finite differences": by_differences,
         "sama, unadapted": hypergrad.identity(),
-        "CG 5": hypergrad.conjugate_gradient(5, 1.0),
+        "CG 5": hypergrad.conjugate_gradient(5, 10.0),
         "Neumann 5": hypergrad.neumann(5, 1e-3),
         "unrolled 5": hypergrad.unrolled(5, optimizer),
         "unrolled 5, remat and mixed mode": hypergrad.unrolled(
