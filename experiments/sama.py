@@ -114,10 +114,10 @@ def scaled(arguments: argparse.Namespace) -> Iterator[Row]:
             run = jax.jit(functools.partial(estimator.hypergrad, problem))
             inputs = params, jnp.zeros(batch), batches, estimator.init(params, None)
             compiled = run.lower(*inputs, inner_step=step).compile()
-            runs[name] = (
-                functools.partial(compiled, *inputs, inner_step=step),
-                compiled.memory_analysis().temp_size_in_bytes,
-            )
+            memory = compiled.memory_analysis()
+            assert memory is not None
+            bound = functools.partial(compiled, *inputs, inner_step=step)
+            runs[name] = bound, memory.temp_size_in_bytes
         seconds = _seconds({name: run for name, (run, _) in runs.items()})
         size = sum(x.size for x in jax.tree.leaves(params))
         for name, (_, num_bytes) in runs.items():

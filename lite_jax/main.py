@@ -43,24 +43,39 @@ def main(argv: Sequence[str]) -> None:
     """Run the chosen mode and print the table of test results."""
     del argv
     config = _CONFIG.value
+    workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+    if config.reweight.job:
+        _check_alone()
+        print(run_reweighting(config, workdir))
+        print(f"workdir: {workdir}")
+        return
     if _HOSTS.value is not None:
         parallel.connect(_HOSTS.value)
         if not parallel.is_main():
             logging.getLogger("lite_jax").setLevel(logging.WARNING)
-    workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     if _MODE.value == "eval" and config.benchmark.name:
         print(run_benchmark(config, workdir))
         print(f"rows: {workdir / config.benchmark.name}.jsonl")
-        return
-    if config.reweight.job:
-        print(run_reweighting(config, workdir))
-        print(f"workdir: {workdir}")
         return
     run = {"train": train_and_evaluate, "eval": evaluate_checkpoint}[_MODE.value]
     results = run(config, workdir)
     if parallel.is_main():
         print(format_results(config, results))
         print(f"workdir: {workdir}")
+
+
+def _check_alone() -> None:
+    """Raise if a run with `reweight.job` is asked for what it does not do."""
+    if _MODE.value == "eval":
+        raise UserError(
+            "--mode=eval: a run with reweight.job tests at its end, and leaves no "
+            "learner to evaluate: leave --mode out"
+        )
+    if _HOSTS.value is not None:
+        raise UserError(
+            f"--hosts={_HOSTS.value}: a run with reweight.job is of one process: "
+            "leave --hosts out"
+        )
 
 
 def parse_flags(argv: list[str]) -> list[str]:

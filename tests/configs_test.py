@@ -4,6 +4,7 @@ import pytest
 from runs import CONFIGS, load_config
 
 from lite_jax import UserError, defaults
+from lite_jax.reweight import run_reweighting
 from lite_jax.train import train_and_evaluate
 
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.py"))
@@ -19,7 +20,17 @@ def test_config_is_locked_and_complete(name):
     assert set(config) == set(defaults.base_config())
 
 
-@pytest.mark.parametrize("name", NAMES)
+REWEIGHTING = [name for name in NAMES if load_config(name).reweight.job]
+
+
+@pytest.mark.parametrize("name", REWEIGHTING)
+def test_smoke_variant_of_a_reweighting_job_runs(name, tmp_path, as_users_run_it):
+    table = run_reweighting(load_config(name, "smoke"), tmp_path)
+    assert "learned weights" in table
+    assert (tmp_path / "weights.npy").is_file()
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(REWEIGHTING)))
 def test_smoke_variant_runs_on_synthetic_data(name, tmp_path, as_users_run_it):
     config = load_config(
         name, "synthetic,smoke",

@@ -65,6 +65,7 @@ def test_default_workdir_is_named_after_the_run(tmp_path):
 
 
 CONFIG = "--config=configs/protonets.py:synthetic,smoke"
+WEIGHTS = "--config=configs/sama_reweight.py"
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,8 @@ CONFIG = "--config=configs/protonets.py:synthetic,smoke"
         ([CONFIG, "--config.train.episode.way=5,999"], "classes there are"),
         ([CONFIG, "--config.gradient.num_backprop=0"], "gradient.num_backprop=0"),
         ([CONFIG, "--mode=eval"], "holds no checkpoint to evaluate"),
+        ([WEIGHTS, "--mode=eval"], "leave --mode out"),
+        ([WEIGHTS, "--hosts=auto"], "leave --hosts out"),
     ],
 )
 def test_mistake_is_one_message_and_exit_code_1(arguments, message, tmp_path):
