@@ -359,7 +359,7 @@ def folder_features(config: ConfigDict) -> None:
     config.data.dataset = "folder"
     config.data.image_size = 84
     resnet18(config)
-    config.reweight.train_size, config.reweight.meta_size = 400, 100
+    config.reweight.train_size, config.reweight.meta_size = 300, 60
 
 
 def shrink(config: ConfigDict) -> None:
