@@ -295,6 +295,29 @@ def _listed(values: list[float]) -> str:
     return ", ".join(f"{value:.1f}" for value in values)
 
 
+def tabulate_reweighting(rows: list[Row]) -> list[Row]:
+    """Return the mean accuracy over seeds, and each seed's, in %."""
+    own = [r for r in rows if r["part"] == "reweight" and "mean" in r]
+    return _over_seeds(own, "mean", "dataset", "method", "learner")
+
+
+def tabulate_pruning(rows: list[Row]) -> list[Row]:
+    """Return the mean accuracy over networks, and each one's, in %."""
+    own = [r for r in rows if r["part"] == "prune"]
+    return _over_seeds(own, "accuracy", "labels", "rule", "keep")
+
+
+def _over_seeds(rows: list[Row], value: str, *names: str) -> list[Row]:
+    cases: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        cases.setdefault(tuple(row[n] for n in names), []).append(100 * row[value])
+    return [
+        dict(zip(names, case, strict=True))
+        | {"accuracy, %": f"{statistics.mean(found):.1f} ({_listed(found)})"}
+        for case, found in cases.items()
+    ]
+
+
 def whole(rows: list[Row]) -> list[Row]:
     """Return every column but the origin."""
     hidden = {"experiment", "date", "device", "python", "versions"}
@@ -420,6 +443,47 @@ SECTIONS = (
         "digits and few-shot learning.",
         None,
         lambda rows: whole([r for r in rows if r["part"] != "error"]),
+    ),
+    Section(
+        "Convergence of MRML",
+        "convergence",
+        "python -m experiments.convergence",
+        "256 regression tasks with a known gradient: over outer steps with all tasks a "
+        "step, and by the tasks drawn for a step; a slope of -1 is O(1 / |B|).",
+        None,
+        whole,
+    ),
+    Section(
+        "Noisy labels",
+        "sama",
+        "python -m experiments.sama",
+        "Test accuracy with 40 % of the training labels wrong: ordinary training, and "
+        "weights learned on the clean examples.",
+        None,
+        tabulate_reweighting,
+    ),
+    Section(
+        "Pruning",
+        "sama",
+        "python -m experiments.sama",
+        "Test accuracy after training on what a rule keeps of 1000 digits.",
+        None,
+        tabulate_pruning,
+    ),
+    Section(
+        "Hypergradients of growing networks",
+        "sama",
+        "python -m experiments.sama",
+        "One hypergradient of the weights of 16 texts, by a transformer.",
+        None,
+        lambda rows: columns(
+            [r for r in rows if r["part"] == "scale"],
+            "weights",
+            "estimator",
+            "mib",
+            "seconds",
+            "examples_per_second",
+        ),
     ),
     Section(
         "Loading episodes",

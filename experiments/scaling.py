@@ -85,16 +85,22 @@ def step_inputs(
     return state, placed, parallel.replicated_key(mesh, 0)
 
 
-def collectives(text: str) -> list[int]:
-    """Return the bytes of each collective of a program, as XLA prints it."""
-    found = []
+def collectives(text: str, times_in_loops: int = 1) -> list[int]:
+    """Return the bytes of each collective of a program, as XLA prints it.
+
+    Those of a loop's body stand there as often as loops are said to run.
+    """
+    found, bodies, times = [], set(re.findall(r"body=%([\w.\-]+)", text)), 1
     for line in text.splitlines():
+        opening = re.match(r"(?:ENTRY )?%([\w.\-]+) \(.*\{$", line)
+        if opening:
+            times = times_in_loops if opening.group(1) in bodies else 1
         match = re.search(
             r"= (.*?) (all-reduce|all-gather|all-to-all)(-start)?\(", line
         )
         if match:
             arrays = re.findall(r"(\w+)\[([\d,]*)\]", match.group(1))
-            found.append(sum(_size(*array) for array in arrays))
+            found += times * [sum(_size(*array) for array in arrays)]
     return found
 
 
