@@ -19,9 +19,7 @@ are taken at 42 pixels, small ones at 24.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,11 +29,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.rows import emit, parser
+from experiments.timing import median_seconds
 from lite_jax import data, factory, models
 from lite_jax.defaults import base_config, episode
 from lite_jax.train import init_state, make_train_step, train_and_evaluate
 
-NUM_SUPPORT, CHUNK, ROUNDS = 100, 20, 7
+NUM_SUPPORT, CHUNK, ROUNDS = 100, 20, 6
 METHODS: dict[str, dict[str, Any]] = {
     # name: settings that differ from the exact gradient's
     "exact": {},
@@ -86,13 +85,7 @@ def make_config(arguments: argparse.Namespace, seed: int, method: str) -> Config
 def seconds_a_step(configs: dict[str, ConfigDict]) -> dict[str, float]:
     """Return the median time of a training step, measured in rounds side by side."""
     steppers = {name: stepper(config) for name, config in configs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in configs}
-    for _ in range(ROUNDS):
-        for name, step in steppers.items():
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found[1:]) for name, found in seconds.items()}
+    return median_seconds(steppers, ROUNDS, warm_up=True)
 
 
 def stepper(config: ConfigDict) -> Callable[[], None]:

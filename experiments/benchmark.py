@@ -18,8 +18,8 @@ batch normalisation with frozen statistics, chunks of 20 (40 with `--large`). Me
 
 The floor is (N + 2 H + 3 M) forward passes of the backbone (and of the set encoder,
 N + 2 H) at their fastest chunk size, measured in the same run. Seconds are medians over
-rounds, in each of which every method runs once; what is slower than 3 minutes a step
-runs once. `--large` is for a GPU, where plain is left out if it does not fit.
+rounds, in each of which every method runs once. `--large` is for a GPU, where plain is
+left out if it does not fit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ import numpy as np
 
 from experiments.memory import over_query_batches, paper_sum
 from experiments.rows import emit, parser
+from experiments.timing import median_seconds
 from lite_jax import (
     Examples,
     Learner,
@@ -123,15 +123,8 @@ def compared(
     floor = passes(
         learner, backbone, size, (chunk,) if arguments.smoke else (10, 20, 50)
     )
-    seconds: dict[str, list[float]] = {name: [] for name in named | floor}
-    for number in range(arguments.rounds):
-        for name, method in (named | floor).items():
-            if number and min(seconds[name]) > 180:
-                continue
-            start = time.perf_counter()
-            method.run()
-            seconds[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(found) for name, found in seconds.items()}
+    runs = {name: method.run for name, method in (named | floor).items()}
+    median = median_seconds(runs, arguments.rounds)
     least = floor_seconds(learner, size, {name: median[name] for name in floor})
     for name, method in named.items():
         yield {
@@ -144,7 +137,7 @@ def compared(
             "tasks_per_second": round(1 / median[name], 4),
             "times_floor": round(median[name] / least, 3),
             "times_lite": round(median[name] / median["lite"], 3),
-            "rounds": len(seconds[name]),
+            "rounds": arguments.rounds,
             **method.facts,
         }
 
@@ -207,11 +200,10 @@ def methods(
         try:
             program: Any = jax.jit(function).lower(*inputs).compile()
             compiling = time.perf_counter() - start
-            temporary = program.memory_analysis().temp_size_in_bytes
             facts = {
                 "compile_seconds": round(compiling, 1),
                 "program_mib": round(budget.program_bytes(program) / 2**20),
-                "temporary_mib": round(temporary / 2**20),
+                "temporary_mib": round(budget.temporary_bytes(program) / 2**20),
             }
             run = _waiting(program, inputs)
             run()

@@ -22,10 +22,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,9 @@ import numpy as np
 import optax
 
 from experiments import bilevel
-from experiments.rows import emit, parser
-from lite_jax import exact_sum, factory, hypergrad, models
+from experiments.rows import emit, parser, rounded
+from experiments.timing import median_seconds
+from lite_jax import budget, exact_sum, factory, hypergrad, models
 from lite_jax.defaults import base_config, episode
 from lite_jax.feed import Feed
 from lite_jax.hypergrad import (
@@ -68,12 +68,8 @@ def main() -> None:
     for name, part in PARTS.items():
         if arguments.only in ("", name):
             for row in part(arguments):
-                row = {k: _rounded(v) for k, v in row.items()}
-                emit(arguments.out, {"experiment": "hypergrad", "part": name} | row)
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+                row = {"experiment": "hypergrad", "part": name} | rounded(row)
+                emit(arguments.out, row)
 
 
 # --------------------------------------------------------------------------- error
@@ -210,29 +206,15 @@ def costs(arguments: argparse.Namespace) -> Iterator[Row]:
         functions[name] = functools.partial(estimator.hypergrad, own)
     inputs = weights, meta, batches, ()
     compiled = {k: jax.jit(f).lower(*inputs).compile() for k, f in functions.items()}
-    seconds = _side_by_side(compiled, inputs, 2 if arguments.smoke else 7)
+    bound = {k: functools.partial(f, *inputs) for k, f in compiled.items()}
+    seconds = median_seconds(bound, 2 if arguments.smoke else 7)
     for name, program in compiled.items():
-        memory = program.memory_analysis()
-        assert memory is not None
         yield {
             "estimator": name,
-            "mib": memory.temp_size_in_bytes / 2**20,
+            "mib": budget.temporary_bytes(program) / 2**20,
             "seconds": seconds[name],
             "inner_gradients": seconds[name] / seconds["one inner gradient"],
         }
-
-
-def _side_by_side(
-    functions: Mapping[str, Callable[..., Any]], inputs: Any, rounds: int
-) -> dict[str, float]:
-    """Return the median seconds of each function, called in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            begun = time.perf_counter()
-            jax.block_until_ready(function(*inputs))
-            seconds[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(own) for name, own in seconds.items()}
 
 
 # --------------------------------------------------------------------------- mixed
@@ -281,14 +263,12 @@ def mixed_products(arguments: argparse.Namespace) -> Iterator[Row]:
         inputs[name] = jax.tree.map(lambda x: x.astype(dtype), (weights, vector))  # noqa: B023
         compiled[name] = jax.jit(product).lower(*inputs[name]).compile()
     bound = {k: functools.partial(f, *inputs[k]) for k, f in compiled.items()}
-    seconds = _side_by_side(bound, (), 2 if arguments.smoke else 15)
+    seconds = median_seconds(bound, 2 if arguments.smoke else 15)
     for name, program in compiled.items():
-        memory = program.memory_analysis()
-        assert memory is not None
         yield {
             "form": name,
             "relative_error": _error(bound[name](), exact),
-            "mib": memory.temp_size_in_bytes / 2**20,
+            "mib": budget.temporary_bytes(program) / 2**20,
             "seconds": seconds[name],
         }
 
@@ -318,7 +298,7 @@ def cleaning(arguments: argparse.Namespace) -> Iterator[Row]:
                 from_start=name.startswith("unrolled"),
             )
         ).lower().compile()  # fmt: skip
-        seconds = _side_by_side({"": run}, (), 1 if arguments.smoke else 3)[""]
+        seconds = median_seconds({name: run}, 1 if arguments.smoke else 3)[name]
         weights, meta = run()
         images, labels = digits.test
         logits = images @ weights["kernel"] + weights["bias"][None]
@@ -398,8 +378,6 @@ def few_shot(arguments: argparse.Namespace) -> Iterator[Row]:
     for name in chosen:
         config = few_shot_config(arguments, **methods[name])
         program = step_program(config)
-        memory = program.memory_analysis()
-        assert memory is not None
         with tempfile.TemporaryDirectory() as workdir:
             begun = time.perf_counter()
             results = train_and_evaluate(config, Path(workdir))
@@ -411,7 +389,7 @@ def few_shot(arguments: argparse.Namespace) -> Iterator[Row]:
             "steps": config.train.steps,
             "accuracy": found.mean,
             "half_width": found.half_width,
-            "mib": memory.temp_size_in_bytes / 2**20,
+            "mib": budget.temporary_bytes(program) / 2**20,
             "seconds": seconds,
         }
 

@@ -19,8 +19,6 @@ Seconds are medians over rounds in which every variant runs once.
 from __future__ import annotations
 
 import functools
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,7 +27,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from experiments.rows import emit, parser
-from lite_jax import Network, batched, exact_sum, lite_sum, nn
+from experiments.timing import median_seconds
+from lite_jax import Network, batched, budget, exact_sum, lite_sum, nn
 from lite_jax.types import Params
 
 BACKBONES: dict[str, Callable[..., Network]] = {
@@ -58,13 +57,7 @@ def main() -> None:
         )
         for num_backprop in (count, count // 3):
             runs = dict(variants(network, params, images, num_backprop))
-            seconds: dict[str, list[float]] = {variant: [] for variant in runs}
-            for _ in range(rounds):
-                for variant, (run, _) in runs.items():
-                    start = time.perf_counter()
-                    run()
-                    seconds[variant].append(time.perf_counter() - start)
-            median = {k: statistics.median(v) for k, v in seconds.items()}
+            median = median_seconds({k: run for k, (run, _) in runs.items()}, rounds)
             for variant, (_, mib) in runs.items():
                 row = {
                     "experiment": "loops",
@@ -151,7 +144,7 @@ def variants(
     zeros = jax.tree.map(jnp.zeros_like, params)
     arguments = zeros, params, images[:CHUNK], jnp.zeros(size.shape, size.dtype)
     program: Any = add_backward.lower(*arguments).compile()
-    mib = round(program.memory_analysis().temp_size_in_bytes / 2**20, 1)
+    mib = round(budget.temporary_bytes(program) / 2**20, 1)
     from_host()
     yield "host loop", (from_host, mib)
 
@@ -175,7 +168,7 @@ def _compiled(function: Callable[..., Any], *inputs: Any) -> tuple[Run, float]:
         return jax.block_until_ready(program(*inputs))
 
     run()
-    return run, round(program.memory_analysis().temp_size_in_bytes / 2**20, 1)
+    return run, round(budget.temporary_bytes(program) / 2**20, 1)
 
 
 if __name__ == "__main__":

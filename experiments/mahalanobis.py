@@ -5,13 +5,13 @@
 
 d = 1280 features, 50 classes, 40 queries; N support examples. Each row compares the
 loss and its gradient by `lite_jax.mahalanobis` with the same computed as published, by
-an explicit inverse of every class's d × d matrix: seconds of one call, the least of
-several taken in turn, and temporary bytes as compiled.
+an explicit inverse of every class's d × d matrix: median seconds of one call,
+both called in turn, and temporary bytes as compiled.
 """
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Callable
 
 import jax
@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.rows import emit, parser
+from experiments.timing import median_seconds
+from lite_jax import budget
 from lite_jax.mahalanobis import fit_mahalanobis, mahalanobis_logits
 
 
@@ -82,7 +84,8 @@ def main() -> None:
             for name, fun in {"ours": ours, "inverses": by_inverses}.items()
         }
         values = {name: run(*problem) for name, run in compiled.items()}
-        seconds = {name: _least_seconds(run, problem) for name, run in compiled.items()}
+        bound = {k: functools.partial(run, *problem) for k, run in compiled.items()}
+        seconds = median_seconds(bound, rounds=3)
         row = {
             "experiment": "mahalanobis",
             "num_support": num_support,
@@ -94,7 +97,7 @@ def main() -> None:
             ),
         }
         for name, run in compiled.items():
-            memory = run.memory_analysis().temp_size_in_bytes / 2**20
+            memory = budget.temporary_bytes(run) / 2**20
             row[f"{name}_seconds"] = round(seconds[name], 4)
             row[f"{name}_temp_mib"] = round(memory, 1)
         row["speedup"] = round(seconds["inverses"] / seconds["ours"], 2)
@@ -104,15 +107,6 @@ def main() -> None:
 def _compile(fun: Callable, way: int, problem: tuple):
     gradient = jax.value_and_grad(lambda *args: fun(*args, way))
     return jax.jit(gradient).lower(*problem).compile()
-
-
-def _least_seconds(run: Callable, problem: tuple, repeats: int = 3) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run(*problem))
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 if __name__ == "__main__":

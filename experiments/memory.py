@@ -35,6 +35,7 @@ from lite_jax import (
     Examples,
     SetSum,
     Task,
+    budget,
     episode_loss,
     exact_sum,
     lite_sum,
@@ -120,9 +121,7 @@ def temporary_bytes(
     """Return the bytes that the compiled gradient needs besides inputs and outputs."""
     gradient = make_gradient(operator, num_backprop, chunk_size)
     inputs = jax.eval_shape(lambda: make_inputs(num_support, size))
-    memory = jax.jit(gradient).lower(*inputs).compile().memory_analysis()
-    assert memory is not None, "this backend does not say what it allocates"
-    return memory.temp_size_in_bytes
+    return budget.temporary_bytes(jax.jit(gradient).lower(*inputs).compile())
 
 
 def make_inputs(num_support: int, size: int) -> tuple[Params, Task, Key]:

@@ -318,6 +318,15 @@ def _over_seeds(rows: list[Row], value: str, *names: str) -> list[Row]:
     ]
 
 
+def tabulate_plans(rows: list[Row]) -> list[Row]:
+    """Return bytes and operations of adaptation plans, empty where not counted."""
+    names = (
+        "network", "layers", "kept", "paper_mb", "stored_mb", "residual_mb",
+        "temporary_mb", "step_mb", "mmacs",
+    )  # fmt: skip
+    return [{name: row.get(name, "") for name in names} for row in rows]
+
+
 def whole(rows: list[Row]) -> list[Row]:
     """Return every column but the origin."""
     hidden = {"experiment", "date", "device", "python", "versions"}
@@ -469,6 +478,17 @@ SECTIONS = (
         "Test accuracy after training on what a rule keeps of 1000 digits.",
         None,
         tabulate_pruning,
+    ),
+    Section(
+        "Memory of adaptation plans",
+        "pmeta_memory",
+        "python -m experiments.pmeta_memory",
+        "MB of adapting a network by what is trained and kept, one image at a time "
+        "(200 observations of the perceptron): the paper's model, what has to be "
+        "stored, what the VJP keeps, the compiled gradient and accumulating step; "
+        "millions of multiplications.",
+        None,
+        tabulate_plans,
     ),
     Section(
         "Hypergradients of growing networks",

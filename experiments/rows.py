@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from lite_jax.metrics import append_row, format_row
+from lite_jax import metrics
 
 PACKAGES = ("lite_jax", "jax", "flax", "optax", "numpy")
 
@@ -27,15 +26,20 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def read_rows(folder: Path, experiment: str) -> list[dict[str, Any]]:
     """Return the rows of an experiment's results, none where there is no file."""
-    path = folder / f"{experiment}.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return metrics.read_rows(folder / f"{experiment}.jsonl")
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its numbers rounded to four digits."""
+    return {
+        name: float(f"{value:.4g}") if isinstance(value, float) else value
+        for name, value in row.items()
+    }
 
 
 def emit(out: Path | None, row: dict[str, Any]) -> None:
     """Print a row, and append it to `out` with date, device and versions."""
-    print(format_row(row), flush=True)
+    print(metrics.format_row(row), flush=True)
     if out is None:
         return
     origin = {
@@ -45,4 +49,4 @@ def emit(out: Path | None, row: dict[str, Any]) -> None:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    append_row(out, row | origin)
+    metrics.append_row(out, row | origin)

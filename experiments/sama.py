@@ -24,9 +24,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,9 +36,10 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from experiments.rows import emit, parser
+from experiments.rows import emit, parser, rounded
 from experiments.scaling import collectives
-from lite_jax import hypergrad, nn
+from experiments.timing import median_seconds
+from lite_jax import Network, budget, hypergrad, nn
 from lite_jax.metrics import read_rows
 from lite_jax.reweight import (
     meta_weight_net,
@@ -50,7 +49,9 @@ from lite_jax.reweight import (
 )
 
 Row = dict[str, Any]
-ROUNDS = 5
+ROUNDS, STEPS, DAMPING = 4, 5, 300.0
+BATCH, LENGTH, VOCABULARY = 16, 32, 1000
+OPTIMIZER = optax.adam(1e-3)
 
 
 def main() -> None:
@@ -63,7 +64,8 @@ def main() -> None:
     for name, part in PARTS.items():
         if arguments.only in (None, name):
             for row in part(arguments):
-                emit(arguments.out, {"experiment": "sama", "part": name} | row)
+                row = {"experiment": "sama", "part": name} | rounded(row)
+                emit(arguments.out, row)
 
 
 def reweighted(arguments: argparse.Namespace) -> Iterator[Row]:
@@ -99,72 +101,48 @@ def _run(
         rows = read_rows(Path(folder) / file)
     for row in rows:
         if row.pop("split", "test") == "test":
-            rounded = {k: _rounded(v) for k, v in row.items() if k != "step"}
-            yield {"seed": seed} | rounded
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+            row.pop("step", None)  # pruning has none
+            yield {"seed": seed} | row
 
 
 def scaled(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield bytes and seconds of a hypergradient at growing network size."""
-    batch, length = 16, 32
     sizes = ((32, 1),) if arguments.smoke else ((64, 2), (128, 4), (256, 6))
     for width, depth in sizes:
-        network = nn.text_encoder(1000, width=width, depth=depth)
-        spec = jax.ShapeDtypeStruct((length,), jnp.int32)
-        params = network.init(jax.random.key(0), spec)
-        optimizer = optax.adam(1e-3)
+        network, step = text_encoder_step(width, depth)
         problem = reweighting_problem(network.apply, per_example())
-        tokens = jax.random.randint(jax.random.key(1), (2, batch, length), 1, 1000)
-        labels, rows = jnp.zeros(batch, jnp.int32), jnp.arange(batch)
-        batches = (tokens[0], labels, rows), (tokens[1], labels)
-        step = hypergrad.InnerStep(params, optimizer.init(params), params)
-        runs = {}
-        for name, estimator in estimators(optimizer).items():
+        params, batches, compiled, runs = step.params, texts(BATCH), {}, {}
+        for name, estimator in estimators().items():
             run = jax.jit(functools.partial(estimator.hypergrad, problem))
-            inputs = params, jnp.zeros(batch), batches, estimator.init(params, None)
-            compiled = run.lower(*inputs, inner_step=step).compile()
-            memory = compiled.memory_analysis()
-            assert memory is not None
-            bound = functools.partial(compiled, *inputs, inner_step=step)
-            runs[name] = bound, memory.temp_size_in_bytes
-        seconds = _seconds({name: run for name, (run, _) in runs.items()})
-        size = sum(x.size for x in jax.tree.leaves(params))
-        for name, (_, num_bytes) in runs.items():
+            inputs = params, jnp.zeros(BATCH), batches, estimator.init(params, None)
+            compiled[name] = run.lower(*inputs, inner_step=step).compile()
+            runs[name] = functools.partial(compiled[name], *inputs, inner_step=step)
+        seconds = median_seconds(runs, ROUNDS, warm_up=True)
+        for name, program in compiled.items():
             yield {
                 "estimator": name,
-                "weights": size,
-                "mib": round(num_bytes / 2**20, 1),
-                "seconds": _rounded(seconds[name]),
-                "examples_per_second": _rounded(2 * batch / seconds[name]),
+                "weights": sum(x.size for x in jax.tree.leaves(params)),
+                "mib": round(budget.temporary_bytes(program) / 2**20, 1),
+                "seconds": seconds[name],
+                "examples_per_second": 2 * BATCH / seconds[name],
             }
 
 
 def shared_out(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield what devices say to each other in a hypergradient."""
-    batch, length, steps = 16, 32, 5
-    network, optimizer = nn.text_encoder(1000, width=64, depth=2), optax.adam(1e-3)
-    spec = jax.ShapeDtypeStruct((length,), jnp.int32)
-    params = network.init(jax.random.key(0), spec)
+    network, step = text_encoder_step(width=64, depth=2)
     weighting = meta_weight_net()
     problem = reweighting_problem(network.apply, weighting)
     meta_params = weighting.init(jax.random.key(1), 0)
-    step = hypergrad.InnerStep(params, optimizer.init(params), params)
+    share: dict[str, Any] = {"axis_name": "data"}
     chosen = {
-        "SAMA, global vector": hypergrad.sama(optimizer, axis_name="data"),
-        "SAMA, local vector": hypergrad.sama(
-            optimizer, axis_name="data", vector="local"
-        ),
-        f"CG {steps}": hypergrad.conjugate_gradient(steps, 300.0, axis_name="data"),
-        f"Neumann {steps}": hypergrad.neumann(steps, 1e-3, axis_name="data"),
+        "SAMA, global vector": hypergrad.sama(OPTIMIZER, **share),
+        "SAMA, local vector": hypergrad.sama(OPTIMIZER, vector="local", **share),
+        f"CG {STEPS}": hypergrad.conjugate_gradient(STEPS, DAMPING, **share),
+        f"Neumann {STEPS}": hypergrad.neumann(STEPS, 1e-3, **share),
     }
     for devices in (1, 2) if arguments.smoke else (1, 2, 4):
         mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
-        tokens = jnp.ones((devices * batch, length), jnp.int32)
-        labels, rows = jnp.zeros(len(tokens), jnp.int32), jnp.arange(len(tokens))
-        batches = (tokens, labels, rows), (tokens, labels)
         for name, estimator in chosen.items():
             run = jax.shard_map(
                 functools.partial(estimator.hypergrad, problem, inner_step=step),
@@ -173,46 +151,49 @@ def shared_out(arguments: argparse.Namespace) -> Iterator[Row]:
                 out_specs=P(),
                 check_vma=False,
             )
-            lowered = jax.jit(run).lower(params, meta_params, batches, ())
-            program: Any = lowered.compile()
-            sent = collectives(program.as_text(), times_in_loops=steps)
-            memory = program.memory_analysis()
+            inputs = step.params, meta_params, texts(devices * BATCH), ()
+            program: Any = jax.jit(run).lower(*inputs).compile()
+            sent = collectives(program.as_text(), times_in_loops=STEPS)
             yield {
                 "estimator": name,
                 "devices": devices,
                 "collectives": len(sent),
                 "collective_kib": round(sum(sent) / 2**10, 1),
-                "mib": round(memory.temp_size_in_bytes / 2**20, 1),
+                "mib": round(budget.temporary_bytes(program) / 2**20, 1),
             }
 
 
-def estimators(
-    optimizer: optax.GradientTransformation,
-) -> dict[str, hypergrad.Estimator]:
-    """Return what is compared."""
-    by_differences = hypergrad.sama(optimizer, mixed="finite_difference")
+def text_encoder_step(width: int, depth: int) -> tuple[Network, hypergrad.InnerStep]:
+    """Return a transformer and a first step of its parameters."""
+    network = nn.text_encoder(VOCABULARY, width=width, depth=depth)
+    spec = jax.ShapeDtypeStruct((LENGTH,), jnp.int32)
+    params = network.init(jax.random.key(0), spec)
+    return network, hypergrad.InnerStep(params, OPTIMIZER.init(params), params)
+
+
+def texts(count: int) -> tuple[Any, Any]:
+    """Return a training batch, with its rows, and a clean one, of `count` texts."""
+    shape = (2, count, LENGTH)
+    tokens = jax.random.randint(jax.random.key(1), shape, 1, VOCABULARY)
+    labels = jnp.zeros(count, jnp.int32)
+    return (tokens[0], labels, jnp.arange(count)), (tokens[1], labels)
+
+
+def estimators() -> dict[str, hypergrad.Estimator]:
+    """Return what is compared at growing size."""
     return {
-        "sama": hypergrad.sama(optimizer),
-        "sama, finite differences": by_differences,
+        "sama": hypergrad.sama(OPTIMIZER),
+        "sama, finite differences": hypergrad.sama(
+            OPTIMIZER, mixed="finite_difference"
+        ),
         "sama, unadapted": hypergrad.identity(),
-        "CG 5": hypergrad.conjugate_gradient(5, 300.0),
-        "Neumann 5": hypergrad.neumann(5, 1e-3),
-        "unrolled 5": hypergrad.unrolled(5, optimizer),
-        "unrolled 5, remat and mixed mode": hypergrad.unrolled(
-            5, optimizer, remat=True, mixed_mode=True
+        f"CG {STEPS}": hypergrad.conjugate_gradient(STEPS, DAMPING),
+        f"Neumann {STEPS}": hypergrad.neumann(STEPS, 1e-3),
+        f"unrolled {STEPS}": hypergrad.unrolled(STEPS, OPTIMIZER),
+        f"unrolled {STEPS}, remat and mixed mode": hypergrad.unrolled(
+            STEPS, OPTIMIZER, remat=True, mixed_mode=True
         ),
     }
-
-
-def _seconds(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Return the median seconds of each, taken in turns."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(x[1:]) for name, x in taken.items()}
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {

@@ -21,7 +21,16 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.rows import emit, parser
-from lite_jax import Examples, Task, episode_grad, lite_sum, nn, parallel, protonets
+from lite_jax import (
+    Examples,
+    Task,
+    budget,
+    episode_grad,
+    lite_sum,
+    nn,
+    parallel,
+    protonets,
+)
 from lite_jax.train import init_state, make_train_step
 
 WAY, SIZE, CHUNK, NUM_SUPPORT, NUM_QUERY = 16, 84, 16, 128, 32
@@ -61,7 +70,7 @@ def told(axis: str, devices: int) -> dict[str, Any]:
         "num_support": each,
         "collectives": len(sent),
         "collective_kib": round(sum(sent) / 2**10, 1),
-        "temporary_mib": round(program.memory_analysis().temp_size_in_bytes / 2**20, 1),
+        "temporary_mib": round(budget.temporary_bytes(program) / 2**20, 1),
     }
 
 

@@ -37,6 +37,11 @@ def program_bytes(program: Any) -> int:
     return held - told.alias_size_in_bytes + told.temp_size_in_bytes
 
 
+def temporary_bytes(program: Any) -> int:
+    """Return what a compiled program needs besides its arguments and its results."""
+    return program.memory_analysis().temp_size_in_bytes
+
+
 def largest_chunk(
     build: Callable[[int], Any], most: int, budget_gb: float = 0.0
 ) -> Fit:

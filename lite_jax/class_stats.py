@@ -95,12 +95,20 @@ class LinearClassifier(NamedTuple):
 
 
 def linear_logits(classifier: LinearClassifier, features: jax.Array) -> jax.Array:
+    """Return `w_kᵀ f_m + b_k`, `[m, way]`, float32 at least; −∞ where not present."""
+    logits = linear_products(classifier.weights, classifier.biases, features)
+    return jnp.where(classifier.present[None, :], logits, -jnp.inf)
+
+
+def linear_products(
+    weights: jax.Array, biases: jax.Array, features: jax.Array
+) -> jax.Array:
     """Return `w_kᵀ f_m + b_k`, `[m, way]`, in float32 at least."""
     dtype = accumulation_dtype(features.dtype)
-    features, weights = features.astype(dtype), classifier.weights.astype(dtype)
-    products = jnp.matmul(features, weights.T, precision=lax.Precision.HIGHEST)
-    logits = products + classifier.biases.astype(dtype)[None, :]
-    return jnp.where(classifier.present[None, :], logits, -jnp.inf)
+    features, weights = features.astype(dtype), weights.astype(dtype)
+    rows = (((1,), (1,)), ((), ()))  # weights.T would be kept as a copy
+    products = lax.dot_general(features, weights, rows, precision=lax.Precision.HIGHEST)
+    return products + biases.astype(dtype)[None, :]
 
 
 def euclidean_logits(

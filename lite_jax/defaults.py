@@ -72,7 +72,16 @@ def base_config() -> ConfigDict:
             "inner": {  # the inner loop of maml, mrml, imaml and finetuner
                 "steps": 5,
                 "learning_rate": 0.01,
-                "rule": "sgd",  # of maml: sgd | learned_sgd | anil | boil
+                "rule": "sgd",  # of maml: sgd | learned_sgd | anil | boil | p_meta
+                "penalty": 1e-3,  # of p_meta: λ, on each step size, by layer size
+                # of p_meta: none | forward | backward | both, and what share of the
+                # scores each cuts off; over the support as a batch, or each example
+                "attention": "both",
+                "attention_forward": 0.3,
+                "attention_backward": 0.0,
+                "attention_over": "batch",
+                # of p_meta, through norms: exact | bfloat16 | detached; less is kept
+                "norm_gradient": "exact",
                 "first_order": False,  # of maml: inner gradients are constants
                 "learned_head": False,  # of maml, mrml, imaml: else it starts at 0
                 "optimizer": "sgd",  # of finetuner, imaml: sgd | adam

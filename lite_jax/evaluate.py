@@ -113,17 +113,27 @@ def evaluate_checkpoint(config: ConfigDict, folder: Path) -> Results:
     Raises:
         UserError: No checkpoint there, or one of another learner or backbone.
     """
+    learner, params, sources = restore_best(config, folder)
+    factory.check_episodes(config, sources, splits=("test",))
+    with budget.out_of_memory_explained(config):
+        return run_tests(config, learner, params, sources)
+
+
+def restore_best(config: ConfigDict, folder: Path) -> tuple[Learner, Params, Sources]:
+    """Return the tested learner, its best parameters in a workdir, and the sources.
+
+    Raises:
+        UserError: No checkpoint there, or one of another learner or backbone.
+    """
     check_trained(config, folder)
     sources = factory.make_sources(config)
-    factory.check_episodes(config, sources, splits=("test",))
     # The checkpoint holds all parameters, so the weights it began with may be gone.
     config = config.copy_and_resolve_references()
     config.backbone.weights = ""
     learner = models.make_learners(config, sources).tested
     with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
         params = best.restore(models.params_shape(learner, sources("test")))
-    with budget.out_of_memory_explained(config):
-        return run_tests(config, learner, params, sources)
+    return learner, params, sources
 
 
 def check_trained(config: ConfigDict, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from lite_jax.errors import UserError, unknown_name
 from lite_jax.lite import exact_sum, lite_sum, subsample_sum
 from lite_jax.objectives import episode_grad
 from lite_jax.parallel import EXAMPLES
-from lite_jax.types import GradFn, Learner, SetSum
+from lite_jax.types import GradFn, Learner, Params, SetSum
 
 _logger = logging.getLogger(__name__)
 
@@ -171,6 +172,29 @@ def largest_set(config: ConfigDict) -> int:
     return max(spec.support_size, spec.query_size)
 
 
+def check_at_least(config: ConfigDict, bound: int, *names: str) -> None:
+    """Refuse settings, named with dots as on the command line, below the bound.
+
+    Raises:
+        UserError: The first that is.
+    """
+    for name in names:
+        value = operator.attrgetter(name)(config)
+        if value < bound:
+            raise UserError(f"{name}={value}: expected {bound} or more")
+
+
+def make_inner_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Return the optimiser that adapts to a task, or trains on weighted examples.
+
+    Raises:
+        UserError: An unknown `inner.optimizer`.
+    """
+    makers = {"adam": optax.adam, "sgd": optax.sgd}
+    make = pick("inner.optimizer", config.inner.optimizer, makers)
+    return make(config.inner.learning_rate)
+
+
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return AdamW with the chosen schedule, after clipping if asked.
 
@@ -198,9 +222,16 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         weight_decay=settings.weight_decay,
         mask=lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params),
     )
+    parts = [adam]
     if settings.clip_norm > 0:
-        return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
-    return adam
+        parts = [optax.clip_by_global_norm(settings.clip_norm), adam]
+    if config.inner.rule == "p_meta":  # step sizes below 0 become exactly 0
+        parts.append(optax.masked(optax.keep_params_nonnegative(), _step_sizes))
+    return optax.chain(*parts)
+
+
+def _step_sizes(params: Params) -> dict[str, bool]:
+    return {name: name == "inner_rule" for name in params}
 
 
 def pick(kind: str, name: str, known: dict[str, Any]) -> Any:

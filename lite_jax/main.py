@@ -1,7 +1,8 @@
 """The command line: flags, and one call.
 
 python -m lite_jax.main --config=configs/protonets.py[:VARIANT,…] [--workdir=FOLDER]
-    [--mode=train|eval] [--hosts=auto|ADDRESS:PORT,COUNT,INDEX] [--config.KEY=VALUE …]
+    [--mode=train|eval|export] [--hosts=auto|ADDRESS:PORT,COUNT,INDEX]
+    [--config.KEY=VALUE …]
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from lite_jax import parallel
 from lite_jax.benchmarks import run_benchmark
+from lite_jax.deploy import export_run
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.evaluate import evaluate_checkpoint, format_results
 from lite_jax.reweight import run_reweighting
@@ -29,7 +31,10 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; by default runs/<config.name>."
 )
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "eval"], "Train and test, or test a trained workdir."
+    "mode",
+    "train",
+    ["train", "eval", "export"],
+    "Train and test, test a trained workdir, or export the plan that p-Meta learned.",
 )
 _HOSTS = flags.DEFINE_string(
     "hosts",
@@ -57,6 +62,9 @@ def main(argv: Sequence[str]) -> None:
         print(run_benchmark(config, workdir))
         print(f"rows: {workdir / config.benchmark.name}.jsonl")
         return
+    if _MODE.value == "export":
+        print(export_run(config, workdir))
+        return
     run = {"train": train_and_evaluate, "eval": evaluate_checkpoint}[_MODE.value]
     results = run(config, workdir)
     if parallel.is_main():
@@ -66,10 +74,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _check_alone() -> None:
     """Raise if a run with `reweight.job` is asked for what it does not do."""
-    if _MODE.value == "eval":
+    if _MODE.value != "train":
         raise UserError(
-            "--mode=eval: a run with reweight.job tests at its end, and leaves no "
-            "learner to evaluate: leave --mode out"
+            f"--mode={_MODE.value}: a run with reweight.job tests at its end, and "
+            "leaves no learner to evaluate: leave --mode out"
         )
     if _HOSTS.value is not None:
         raise UserError(

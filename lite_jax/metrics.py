@@ -50,11 +50,11 @@ def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     """Drop the rows of a JSON-lines file that are not `wanted`, or are cut short."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n") and wanted(json.loads(line)):
-            kept.append(line)
-    write_atomically(path, "".join(kept))
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    kept = [line for line in whole if wanted(json.loads(line))]
+    if kept != lines:
+        write_atomically(path, "".join(kept))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -68,10 +68,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file whole: a reader, or a crash, never meets half of it."""
     draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(draft, path)
 
 

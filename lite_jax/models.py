@@ -9,14 +9,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from lite_jax import nn
 from lite_jax.data.orbit import find_protocol
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError, unknown_name
-from lite_jax.factory import Sources, episode_settings, make_spec, pick
+from lite_jax.factory import (
+    AUTO,
+    Sources,
+    episode_settings,
+    make_inner_optimizer,
+    make_spec,
+    pick,
+)
 from lite_jax.learners import (
     classifier,
     cnaps,
@@ -28,6 +34,7 @@ from lite_jax.learners import (
     protonets,
     simple_cnaps,
 )
+from lite_jax.pmeta.attention import Attention
 from lite_jax.sampling import SAMPLERS, SCORES
 from lite_jax.types import Learner, Network, Params
 
@@ -106,7 +113,9 @@ def _cnaps_options(config: ConfigDict) -> dict[str, Any]:
 def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
     settings = config.inner
     _check_sampling(config.gradient, "MAML")
-    rule = pick("inner.rule", settings.rule, _RULES)(settings.learning_rate)
+    rule = pick("inner.rule", settings.rule, _RULES)(settings)
+    if rule.features is not None and not rule.each:
+        _check_computed_at_once(config)
     return maml(
         backbone,
         way=way,
@@ -116,6 +125,48 @@ def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
         learned_head=settings.learned_head,
         film=settings.film,
     )
+
+
+def make_attention(inner: ConfigDict) -> Attention:
+    """Return the ratios of meta attention.
+
+    Raises:
+        UserError: An unknown `inner.attention`.
+    """
+    ratios = {"forward": inner.attention_forward, "backward": inner.attention_backward}
+    sides = {
+        "none": (),
+        "forward": ("forward",),
+        "backward": ("backward",),
+        "both": ("forward", "backward"),
+    }
+    chosen = pick("inner.attention", inner.attention, sides)
+    return Attention(**{k: x if k in chosen else None for k, x in ratios.items()})
+
+
+def _p_meta(inner: ConfigDict) -> inner_rules.InnerRule:
+    over = {"batch": False, "example": True}
+    each = pick("inner.attention_over", inner.attention_over, over)
+    return inner_rules.p_meta(
+        inner.learning_rate,
+        penalty=inner.penalty,
+        attention=make_attention(inner),
+        each=each,
+        norm_gradient=inner.norm_gradient,
+    )
+
+
+def _check_computed_at_once(config: ConfigDict) -> None:
+    """Raise unless supports are whole, and in one chunk, as attention looks at them."""
+    settings = config.gradient
+    largest = max(make_spec(x).support_size for _, _, x in episode_settings(config))
+    fits = settings.chunk_size != AUTO and settings.chunk_size >= largest
+    if settings.estimator != "plain" and not (settings.estimator == "exact" and fits):
+        raise UserError(
+            "inner.attention_over=batch looks at all of a support at once: set "
+            f"gradient.estimator=plain, or exact with gradient.chunk_size={largest} "
+            "or more, or inner.attention_over=example"
+        )
 
 
 def _check_sampling(gradient: ConfigDict, learner: str) -> None:
@@ -130,12 +181,11 @@ def _check_sampling(gradient: ConfigDict, learner: str) -> None:
 
 def _finetuner(config: ConfigDict, backbone: Network, way: int) -> Learner:
     settings = config.inner
-    make = pick("inner.optimizer", settings.optimizer, _OPTIMIZERS)
     return finetuner(
         backbone,
         way=way,
         steps=settings.steps,
-        optimizer=make(settings.learning_rate),
+        optimizer=make_inner_optimizer(config),
         film=settings.film,
     )
 
@@ -158,12 +208,11 @@ def _mrml(config: ConfigDict, backbone: Network, way: int) -> Learner:
 def _imaml(config: ConfigDict, backbone: Network, way: int) -> Learner:
     inner, settings = config.inner, config.hypergrad
     _check_sampling(config.gradient, "iMAML")
-    make = pick("inner.optimizer", inner.optimizer, _OPTIMIZERS)
     return imaml(
         backbone,
         way=way,
         steps=inner.steps,
-        optimizer=make(inner.learning_rate),
+        optimizer=make_inner_optimizer(config),
         proximity=settings.proximity,
         through=settings.through,
         solver_steps=settings.steps,
@@ -184,15 +233,12 @@ _LEARNERS: dict[str, Callable[..., Learner]] = {
     "simple_cnaps": _simple_cnaps,
 }
 _BY_FEATURES = {name for name, rule in SAMPLERS.items() if SCORES in rule.needs}
-_RULES: dict[str, Callable[[float], inner_rules.InnerRule]] = {
-    "anil": inner_rules.anil,
-    "boil": inner_rules.boil,
-    "learned_sgd": inner_rules.learned_sgd,
-    "sgd": inner_rules.sgd,
-}
-_OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
-    "adam": optax.adam,
-    "sgd": optax.sgd,
+_RULES: dict[str, Callable[[ConfigDict], inner_rules.InnerRule]] = {
+    "anil": lambda inner: inner_rules.anil(inner.learning_rate),
+    "boil": lambda inner: inner_rules.boil(inner.learning_rate),
+    "learned_sgd": lambda inner: inner_rules.learned_sgd(inner.learning_rate),
+    "p_meta": _p_meta,
+    "sgd": lambda inner: inner_rules.sgd(inner.learning_rate),
 }
 
 
@@ -234,6 +280,7 @@ _BACKBONES: dict[str, tuple[Callable[..., Network], tuple[str, ...]]] = {
     "efficientnet_b0": (nn.efficientnet_b0, _NORMED),
     "pixels": (nn.pixels, ()),
     "resnet12": (nn.resnet12, _NORMED),
+    "resnet12_512": (functools.partial(nn.resnet12, (64, 128, 256, 512)), _NORMED),
     "resnet18": (nn.resnet18, _NORMED),
     "resnet50": (nn.resnet50, _NORMED),
     "tf_efficientnet_b0": (

@@ -65,7 +65,7 @@ def episode_loss(
         count = jnp.maximum(query.mask.sum(), 1)
         loss, aux = jax.tree.map(lambda x: x / count.astype(x.dtype), totals)
         if learner.penalty is not None:
-            loss = loss + learner.penalty(params).astype(loss.dtype)
+            loss = loss + learner.penalty(params, task).astype(loss.dtype)
         return loss, aux
 
     return loss_fn

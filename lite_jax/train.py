@@ -256,18 +256,9 @@ def _make_validation(
 
 
 def _check_settings(config: ConfigDict) -> None:
-    least = {
-        "data.prefetch": (config.data.prefetch, 1),
-        "data.workers": (config.data.workers, 0),
-        "train.steps": (config.train.steps, 0),
-        "train.tasks_per_step": (config.train.tasks_per_step, 1),
-        "train.valid_every": (config.train.valid_every, 1),
-        "valid.tasks": (config.valid.tasks, 0),
-        "test.tasks": (config.test.tasks, 1),
-    }
-    for name, (value, bound) in least.items():
-        if value < bound:
-            raise UserError(f"{name}={value}: expected {bound} or more")
+    ones = "data.prefetch", "train.tasks_per_step", "train.valid_every", "test.tasks"
+    factory.check_at_least(config, 1, *ones)
+    factory.check_at_least(config, 0, "data.workers", "train.steps", "valid.tasks")
     width, devices = config.train.tasks_per_step, config.devices.tasks
     if devices > 0 and width % devices:
         raise UserError(

@@ -55,11 +55,14 @@ class Network(NamedTuple):
         identity_film: `() -> film`, the FiLM parameters that change nothing: a tree
             of `{"scale": ones [c], "shift": zeros [c]}`, one a place. None for a
             network without FiLM.
+        describe: `(image shape, way) -> lite_jax.architecture.Architecture`, its layers
+            and a linear head of `way` outputs. None where there is no description.
     """
 
     init: Callable[[Key, Any], Params]
     apply: Callable[..., Any]
     identity_film: Callable[[], PyTree] | None = None
+    describe: Callable[[tuple[int, ...], int], Any] | None = None
 
 
 class SetSum(Protocol):
@@ -95,7 +98,7 @@ class Learner(NamedTuple):
             absent from the support has logit −inf.
         frozen: Names in `params` that are not learned: `episode_grad` does not
             differentiate them, so they cost no gradient memory.
-        penalty: `params -> scalar`, added to the loss of a task; None for none.
+        penalty: `(params, task) -> scalar`, added to the loss of a task; None for none.
     """
 
     init: Callable[[Key, Any], Params]
@@ -103,7 +106,7 @@ class Learner(NamedTuple):
     adapt: Callable[[Params, Examples, Key, SetSum], PyTree]
     predict: Callable[[Params, PyTree, Any], Any]
     frozen: tuple[str, ...] = ()
-    penalty: Callable[[Params], Any] | None = None
+    penalty: Callable[[Params, Task], Any] | None = None
 
 
 GradFn = Callable[[Params, Task, Key], tuple[tuple[Any, Any], Params]]

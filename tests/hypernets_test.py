@@ -74,7 +74,7 @@ def test_parameter_counts_are_those_of_the_paper_s_code():
 def test_penalty_is_that_of_the_amplitudes():
     learner = simple_cnaps(nn.conv4(8), way=5, film_penalty=0.5)
     amplitude = jnp.array([1.0, -2.0])
-    found = learner.penalty({"film": {"amplitude": amplitude}})
+    found = learner.penalty({"film": {"amplitude": amplitude}}, None)
     assert float(found) == 0.5 * (1 + 4)
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import optax
 import pytest
 from estimates import estimate
+from learners import gradient, params_of, task_of_images, temporary_bytes
 
 from experiments import toys
 from lite_jax import (
-    Examples,
-    Task,
     UserError,
     episode_grad,
     episode_loss,
@@ -33,16 +32,6 @@ CONVERGED = {"steps": 300, "optimizer": optax.sgd(0.3), "proximity": BETA}
 
 def learner(**options):
     return imaml(toys.network(), way=WAY, **(CONVERGED | options))
-
-
-def params_of(made):
-    spec = jax.ShapeDtypeStruct((2, 2, 1), jnp.float64)
-    return made.init(jax.random.key(7), spec)
-
-
-def gradient(made, params, set_sum=None, task=None):
-    run = jax.jit(episode_grad(made, set_sum or exact_sum()))
-    return run(params, task or toys.task(), jax.random.key(0))[1]
 
 
 @pytest.mark.parametrize("learned_head", [False, True])
@@ -164,23 +153,6 @@ def test_it_is_the_estimator_of_that_name_on_the_explicit_problem(
     found = estimate(make(tx), problem, inner, params, batches, inner_step=last)
     error = toys.relative_error(gradient(made, params, task=task), found.grads)
     assert error < 1e-4
-
-
-def task_of_images(count, size=16):
-    rng = np.random.default_rng(0)
-
-    def examples(count):
-        images = jnp.array(rng.integers(0, 256, (count, size, size, 3)), jnp.uint8)
-        return Examples(images, jnp.arange(count) % 5, jnp.ones(count, bool))
-
-    return Task(examples(count), examples(10))
-
-
-def temporary_bytes(made, count=25):
-    params = made.init(jax.random.key(0), jax.ShapeDtypeStruct((16, 16, 3), jnp.uint8))
-    run = jax.jit(episode_grad(made, exact_sum(5), query_chunk_size=5))
-    inputs = params, task_of_images(count), jax.random.key(0)
-    return run.lower(*inputs).compile().memory_analysis().temp_size_in_bytes
 
 
 def test_memory_grows_neither_with_the_steps_nor_with_the_support(as_users_run_it):

@@ -93,7 +93,7 @@ def test_all_examples_back_propagated_is_the_plain_gradient(case, key, chunk_siz
         logits = learner.predict(params, state, task.query.inputs)
         log_probs = jax.nn.log_softmax(logits)
         loss = -jnp.take_along_axis(log_probs, task.query.labels[:, None], 1).mean()
-        return loss if learner.penalty is None else loss + learner.penalty(params)
+        return loss if learner.penalty is None else loss + learner.penalty(params, task)
 
     key_for_plain = jax.random.key(1)
     full = jax.jit(

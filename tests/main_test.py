@@ -48,7 +48,7 @@ def test_the_command_trains_evaluates_and_leaves_a_workdir(tmp_path):
 
 def test_help_lists_the_flags():
     found = lite_jax("--help")
-    assert "--workdir" in found.stdout and "<train|eval>" in found.stdout
+    assert "--workdir" in found.stdout and "<train|eval|export>" in found.stdout
 
 
 def test_default_workdir_is_named_after_the_run(tmp_path):
@@ -65,6 +65,7 @@ def test_default_workdir_is_named_after_the_run(tmp_path):
 
 
 CONFIG = "--config=configs/protonets.py:synthetic,smoke"
+PMETA = "--config=configs/pmeta.py:synthetic,smoke"
 WEIGHTS = "--config=configs/sama_reweight.py"
 
 
@@ -81,7 +82,7 @@ WEIGHTS = "--config=configs/sama_reweight.py"
         ([CONFIG, "--config.trian.steps=3"], "did you mean 'config.train.steps'"),
         ([CONFIG, "--config.train.steps=many"], "config.train.steps"),
         ([CONFIG, "--config.train=3"], "config.train"),
-        ([CONFIG, "--mode=test"], "should be one of <train|eval>"),
+        ([CONFIG, "--mode=test"], "should be one of <train|eval|export>"),
         ([CONFIG, "--wrokdir=x"], "Did you mean: workdir"),
         ([CONFIG, "extra"], "unexpected argument 'extra'"),
         (["--config.train.steps=3", CONFIG], "config"),
@@ -94,6 +95,8 @@ WEIGHTS = "--config=configs/sama_reweight.py"
         ([CONFIG, "--config.train.episode.way=5,999"], "classes there are"),
         ([CONFIG, "--config.gradient.num_backprop=0"], "gradient.num_backprop=0"),
         ([CONFIG, "--mode=eval"], "holds no checkpoint to evaluate"),
+        ([CONFIG, "--mode=export"], "learns no plan: export a run of configs/pmeta"),
+        ([PMETA, "--mode=export"], "holds no checkpoint"),
         ([WEIGHTS, "--mode=eval"], "leave --mode out"),
         ([WEIGHTS, "--hosts=auto"], "leave --hosts out"),
     ],

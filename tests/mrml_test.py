@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from learners import gradient, params_of, task_of_images, temporary_bytes
 
 from experiments import toys
 from lite_jax import (
@@ -27,16 +28,6 @@ CONVERGED = {"steps": 4000, "learning_rate": 0.5, "weight_decay": 0.1}
 
 def learner(**options):
     return mrml(toys.network(), way=WAY, **(CONVERGED | options))
-
-
-def params_of(made):
-    spec = jax.ShapeDtypeStruct((2, 2, 1), jnp.float64)
-    return made.init(jax.random.key(7), spec)
-
-
-def gradient(made, params, set_sum=None):
-    run = jax.jit(episode_grad(made, set_sum or exact_sum()))
-    return run(params, toys.task(), jax.random.key(0))[1]
 
 
 def test_the_gradient_is_that_of_the_solved_problem():
@@ -86,28 +77,13 @@ def test_a_learned_start_has_a_gradient_and_the_default_has_none():
     assert set(gradient(learner(steps=3), params_of(learner()))) == {"backbone"}
 
 
-def task_of_images(count, size=16):
-    rng = np.random.default_rng(0)
-
-    def examples(count):
-        images = jnp.array(rng.integers(0, 256, (count, size, size, 3)), jnp.uint8)
-        return Examples(images, jnp.arange(count) % 5, jnp.ones(count, bool))
-
-    return Task(examples(count), examples(10))
-
-
-def temporary_bytes(**options):
-    made = mrml(nn.conv4(8), way=5, **options)
-    params = made.init(jax.random.key(0), jax.ShapeDtypeStruct((16, 16, 3), jnp.uint8))
-    run = jax.jit(episode_grad(made, exact_sum(5), query_chunk_size=5))
-    inputs = params, task_of_images(25), jax.random.key(0)
-    return run.lower(*inputs).compile().memory_analysis().temp_size_in_bytes
-
-
 def test_memory_does_not_grow_with_the_inner_steps(as_users_run_it):
-    few, many = (temporary_bytes(steps=steps) for steps in (5, 500))
+    def bytes_of(**options):
+        return temporary_bytes(mrml(nn.conv4(8), way=5, **options))
+
+    few, many = (bytes_of(steps=steps) for steps in (5, 500))
     assert many == few
-    few, many = (temporary_bytes(steps=s, through="unrolled") for s in (5, 500))
+    few, many = (bytes_of(steps=s, through="unrolled") for s in (5, 500))
     assert many > few + 400 * 5 * 8  # every step's head at least
 
 

@@ -1,34 +1,25 @@
 """Weights of training examples: the problem, the sets, the scores, the two jobs."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from estimates import products_of
+from runs import load_config
 
 from lite_jax import UserError, exact_sum, hypergrad, nn
 from lite_jax.metrics import read_rows
 from lite_jax.reweight import (
     LabelledSet,
+    loop,
     make_sets,
     meta_weight_net,
     per_example,
     reweighting_problem,
     run_reweighting,
 )
-from lite_jax.reweight import run as jobs
 from lite_jax.reweight.pruning import SCORES, kept_rows
 from lite_jax.reweight.text import generated_texts, read_tsv
-
-
-def config_of(name, variants="", **changes):
-    config = importlib.import_module(f"configs.{name}").get_config(variants)
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
-    return config
-
 
 # ------------------------------------------------------------------- the problem
 
@@ -112,8 +103,8 @@ def test_meta_weight_net_starts_with_equal_weights():
 
 
 def test_noise_moves_the_share_of_training_labels_and_no_others():
-    clean = make_sets(config_of("sama_prune"))
-    noisy = make_sets(config_of("sama_prune", **{"reweight.noise": 0.3}))
+    clean = make_sets(load_config("sama_prune"))
+    noisy = make_sets(load_config("sama_prune", reweight__noise=0.3))
     changed = clean.train.labels != noisy.train.labels
     np.testing.assert_array_equal(changed, noisy.wrong)
     assert abs(changed.mean() - 0.3) < 0.05
@@ -126,7 +117,7 @@ def test_noise_moves_the_share_of_training_labels_and_no_others():
     assert sizes == [1000, 50, 1797 - 1050]
     everything = np.concatenate([x.inputs for x in clean[:3]])
     assert len(np.unique(everything, axis=0)) == 1797
-    other = make_sets(config_of("sama_prune", seed=1))
+    other = make_sets(load_config("sama_prune", seed=1))
     assert (other.train.labels != clean.train.labels).any()
 
 
@@ -248,7 +239,7 @@ def test_padding_of_a_text_does_not_count(as_users_run_it):
 
 
 def test_learned_weights_find_wrong_labels_and_help(as_users_run_it, tmp_path):
-    config = config_of("sama_reweight", **{"train.steps": 400})
+    config = load_config("sama_reweight", train__steps=400)
     table = run_reweighting(config, tmp_path)
     rows = read_rows(tmp_path / "metrics.jsonl")
     tests = {r["learner"]: r for r in rows if r["split"] == "test"}
@@ -264,11 +255,11 @@ def test_learned_weights_find_wrong_labels_and_help(as_users_run_it, tmp_path):
 
 
 SMALL = {
-    "train.steps": 6,
-    "train.valid_every": 2,
-    "reweight.train_size": 100,
-    "reweight.seeds": 2,
-    "reweight.keep": "0.5",
+    "train__steps": 6,
+    "train__valid_every": 2,
+    "reweight__train_size": 100,
+    "reweight__seeds": 2,
+    "reweight__keep": "0.5",
 }
 
 
@@ -279,19 +270,21 @@ SMALL = {
 def test_a_stopped_run_ends_as_if_it_had_not_been(
     as_users_run_it, tmp_path, monkeypatch, through, weighting
 ):
-    choice = {"hypergrad.through": through, "reweight.weighting": weighting}
-    config = config_of("sama_reweight", **SMALL | choice | {"hypergrad.damping": 1.0})
+    choice = {"hypergrad__through": through, "reweight__weighting": weighting}
+    config = load_config(
+        "sama_reweight", **SMALL | choice | {"hypergrad__damping": 1.0}
+    )
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     table = run_reweighting(config, whole)
 
-    class Interrupting(jobs.Reporter):
+    class Interrupting(loop.Reporter):
         def later(self, step, metrics):
             super().later(step, metrics)
             if step == 5:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "Reporter", Interrupting)
+        patch.setattr(loop, "Reporter", Interrupting)
         with pytest.raises(KeyboardInterrupt):
             run_reweighting(config, stopped)
     assert not (stopped / "weights.npy").exists()
@@ -301,7 +294,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
 
 
 def test_pruning_leaves_a_row_for_every_network_and_goes_on(as_users_run_it, tmp_path):
-    config = config_of("sama_prune", "noisy", **SMALL)
+    config = load_config("sama_prune", "noisy", **SMALL)
     table = run_reweighting(config, tmp_path)
     path = tmp_path / "pruning.jsonl"
     rows = read_rows(path)
@@ -325,14 +318,14 @@ def test_pruning_leaves_a_row_for_every_network_and_goes_on(as_users_run_it, tmp
 @pytest.mark.parametrize(
     "variants,changes",
     [
-        ("text", {"reweight.train_size": 60, "reweight.meta_size": 20}),
-        ("", {"data.dataset": "synthetic", "reweight.train_size": 300}),
+        ("text", {"reweight__train_size": 60, "reweight__meta_size": 20}),
+        ("", {"data__dataset": "synthetic", "reweight__train_size": 300}),
     ],
 )
 def test_texts_and_features_of_images_serve(
     as_users_run_it, tmp_path, variants, changes
 ):
-    config = config_of("sama_reweight", variants, **SMALL | changes)
+    config = load_config("sama_reweight", variants, **SMALL | changes)
     assert "learned weights" in run_reweighting(config, tmp_path)
 
 
@@ -340,7 +333,7 @@ def test_tsv_sets_keep_their_own_sizes(as_users_run_it, tmp_path):
     lines = [f"{'ab'[i % 2]}\tword{i % 2} w{i}\n" for i in range(30)]
     parts = {"train": lines, "meta": lines[:6], "test": lines[6:12]}
     root = write_tsv(tmp_path, **{k: "".join(x) for k, x in parts.items()})
-    config = config_of("sama_reweight", "tsv", **SMALL | {"data.root": str(root)})
+    config = load_config("sama_reweight", "tsv", **SMALL | {"data__root": str(root)})
     table = run_reweighting(config, tmp_path / "run")
     assert "learned weights" in table and "wrong" not in table
     assert np.load(tmp_path / "run/weights.npy").shape == (30,)
@@ -349,27 +342,27 @@ def test_tsv_sets_keep_their_own_sizes(as_users_run_it, tmp_path):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"reweight.job": "weigh"}, "unknown reweight.job 'weigh'"),
-        ({"reweight.noise": 1.0}, "reweight.noise=1.0"),
-        ({"reweight.train_size": 1790}, "leave none of the 1797 examples"),
-        ({"reweight.meta_size": 0}, "reweight.meta_size=0"),
-        ({"reweight.weighting": "mwn"}, "unknown reweight.weighting 'mwn'"),
-        ({"reweight.network": "cnn"}, "unknown reweight.network 'cnn'"),
-        ({"reweight.network": "transformer"}, "reads texts, and data.dataset=digits"),
-        ({"data.dataset": "text"}, "reads vectors, and data.dataset=text"),
-        ({"reweight.heads": 3}, "reweight.width=128 is no multiple"),
-        ({"hypergrad.through": "unrolled"}, "unknown hypergrad.through 'unrolled'"),
-        ({"inner.optimizer": "lion"}, "unknown inner.optimizer 'lion'"),
-        ({"inner.steps": 0}, "inner.steps=0"),
-        ({"reweight.keep": "0.5,1.5"}, "reweight.keep=0.5,1.5"),
-        ({"reweight.keep": "half"}, "reweight.keep=half"),
-        ({"reweight.hidden": 0}, "reweight.hidden=0"),
+        ({"reweight__job": "weigh"}, "unknown reweight.job 'weigh'"),
+        ({"reweight__noise": 1.0}, "reweight.noise=1.0"),
+        ({"reweight__train_size": 1790}, "leave none of the 1797 examples"),
+        ({"reweight__meta_size": 0}, "reweight.meta_size=0"),
+        ({"reweight__weighting": "mwn"}, "unknown reweight.weighting 'mwn'"),
+        ({"reweight__network": "cnn"}, "unknown reweight.network 'cnn'"),
+        ({"reweight__network": "transformer"}, "reads texts, and data.dataset=digits"),
+        ({"data__dataset": "text"}, "reads vectors, and data.dataset=text"),
+        ({"reweight__heads": 3}, "reweight.width=128 is no multiple"),
+        ({"hypergrad__through": "unrolled"}, "unknown hypergrad.through 'unrolled'"),
+        ({"inner__optimizer": "lion"}, "unknown inner.optimizer 'lion'"),
+        ({"inner__steps": 0}, "inner.steps=0"),
+        ({"reweight__keep": "0.5,1.5"}, "reweight.keep=0.5,1.5"),
+        ({"reweight__keep": "half"}, "reweight.keep=half"),
+        ({"reweight__hidden": 0}, "reweight.hidden=0"),
     ],
 )
 def test_settings_that_make_no_sense_are_named_before_anything_is_written(
     tmp_path, changes, message
 ):
-    config = config_of("sama_prune", **changes)
+    config = load_config("sama_prune", **changes)
     with pytest.raises(UserError, match=message):
         run_reweighting(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -170,6 +170,12 @@ def neumann_series(
     return Solution(best, relative, taken, curvature, relative)
 
 
+def reported(found: Solution) -> PyTree:
+    """Return the vector; a solve that went astray is warned of when it has run."""
+    jax.debug.callback(warn_if_astray, found)
+    return found.vector
+
+
 def warn_if_astray(found: Solution) -> None:
     """Log a warning if the search diverged or met no positive curvature."""
     residual, curvature = float(found.last_residual), float(found.curvature)

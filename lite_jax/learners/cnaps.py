@@ -33,7 +33,16 @@ from lite_jax.mahalanobis import (
 )
 from lite_jax.nn import feature_size, set_encoder
 from lite_jax.nn.hypernets import AMPLITUDE, film_generator, linear_hypernet
-from lite_jax.types import Examples, Key, Learner, Network, Params, PyTree, SetSum
+from lite_jax.types import (
+    Examples,
+    Key,
+    Learner,
+    Network,
+    Params,
+    PyTree,
+    SetSum,
+    Task,
+)
 
 
 class FilmState(NamedTuple):
@@ -188,7 +197,8 @@ def _film_learner(
         features = backbone.apply(params["backbone"], inputs, task_state.film)
         return head.logits(task_state.classifier, features)
 
-    def penalty(params: Params) -> jax.Array:
+    def penalty(params: Params, task: Task) -> jax.Array:
+        del task
         return film_penalty * (params["film"][AMPLITUDE] ** 2).sum()
 
     return Learner(init, additive.term, adapt, predict, ("backbone",), penalty)

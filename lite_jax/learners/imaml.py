@@ -134,19 +134,24 @@ def imaml(
             return _updated(optimizer, last)[0], last
 
         def inverse(inner: Params, last: InnerStep, given: Any, target: Params) -> Any:
+            """Return (an estimate of) the inverse of H + β I times the target."""
+            if through == "sama":
+                return adapted(optimizer, last, target)
+            by_series = through == "neumann"
+            shift = proximity if by_series else proximity + damping
             support, present, words = given
 
             def operator(vector: Params) -> Params:
                 args = inner, vector, present
-                product = mean(hessian, args, support, words)
-                return trees.add(product, vector, proximity + extra)
+                return trees.add(mean(hessian, args, support, words), vector, shift)
 
-            extra = damping if through == "conjugate_gradient" else 0.0
-            if through == "sama":
-                return adapted(optimizer, last, target)
-            if through == "neumann":
-                return solvers.neumann_series(operator, target, solver_steps, step_size)
-            return solvers.conjugate_gradient(operator, target, None, solver_steps, 0.0)
+            return solvers.reported(
+                solvers.neumann_series(operator, target, solver_steps, step_size)
+                if by_series
+                else solvers.conjugate_gradient(
+                    operator, target, None, solver_steps, 0.0
+                )
+            )
 
         @jax.custom_vjp
         def solved(start: Params, given: Any) -> Params:
@@ -161,9 +166,6 @@ def imaml(
             if through == "identity":
                 return cotangent, None
             found = inverse(inner, last, given, cotangent)
-            if isinstance(found, solvers.Solution):
-                jax.debug.callback(solvers.warn_if_astray, found)
-                found = found.vector
             return trees.times(found, proximity), None
 
         solved.defvjp(forward, backward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,9 @@ from lite_jax.class_stats import (
 from lite_jax.errors import UserError
 from lite_jax.nn import feature_size
 from lite_jax.types import Examples, Key, Network, Params
+
+Apply = Callable[..., jax.Array]
+"""`(params, inputs [n, …]) -> features [n, d]`, a network's."""
 
 
 class AdaptedState(NamedTuple):
@@ -84,19 +88,29 @@ class InnerModel:
         image = jax.ShapeDtypeStruct(support.inputs.shape[1:], support.inputs.dtype)
         return AdaptedState(self.start(params, image), present)
 
-    def logits(self, state: AdaptedState, inputs: jax.Array) -> jax.Array:
-        """Return `[n, way]`, −∞ for classes that the support lacks."""
+    def logits(
+        self, state: AdaptedState, inputs: jax.Array, apply: Apply | None = None
+    ) -> jax.Array:
+        """Return `[n, way]`, −∞ for classes that the support lacks.
+
+        `apply` computes features in the place of the backbone's own.
+        """
         inner = state.inner_params
         modulation = (inner["film"],) if self._film else ()
-        features = self._backbone.apply(inner["backbone"], inputs, *modulation)
+        apply = apply or self._backbone.apply
+        features = apply(inner["backbone"], inputs, *modulation)
         head = LinearClassifier(**inner["head"], present=state.present)
         return linear_logits(head, features)
 
     def loss(
-        self, state: AdaptedState, examples: Examples, weights: jax.Array
+        self,
+        state: AdaptedState,
+        examples: Examples,
+        weights: jax.Array,
+        apply: Apply | None = None,
     ) -> jax.Array:
         """Return the cross-entropy summed over the examples, each times its weight."""
         losses = optax.softmax_cross_entropy_with_integer_labels(
-            self.logits(state, examples.inputs), examples.labels
+            self.logits(state, examples.inputs, apply), examples.labels
         )
         return jnp.dot(weights.astype(losses.dtype), losses)

@@ -1,7 +1,7 @@
 """Inner rules: which parameters an inner step changes, and how.
 
-MAML, ANIL, BOIL and MAML++ share one inner loop (`lite_jax.learners.maml`) and differ
-in the rule it is given.
+MAML, ANIL, BOIL, MAML++ and p-Meta share one inner loop (`lite_jax.learners.maml`), and
+differ in the rule it is given.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lite_jax.architecture import Architecture, layer_at
 from lite_jax.errors import UserError
-from lite_jax.types import Params, PyTree
+from lite_jax.pmeta.attention import NO_ATTENTION, Attention, init_attention
+from lite_jax.pmeta.layers import NormGradient, check_norm_gradient
+from lite_jax.pmeta.masked import masked_features
+from lite_jax.types import Key, Params, PyTree
 
 
 class InnerRule(NamedTuple):
@@ -29,12 +33,24 @@ class InnerRule(NamedTuple):
         begin: `adapted -> state`, what a task's first step finds.
         update: `(rule_params of the step, state, adapted, gradient) -> (adapted,
             state)`; `gradient` is that of the mean loss over the support.
+        features: What the loss is computed on, where it is not what the backbone gives:
+            `(architecture, attention, params, inputs, counted) -> [n, d]`; p-Meta's
+            masks what arrives at the backbone's weights.
+        init_attention: `(key, architecture) -> attention`, what the outer loop learns
+            for `features`.
+        each: Whether examples have `features` of their own; otherwise those that are
+            computed together are looked at together.
+        penalty: `(rule_params, architecture) -> scalar`, added to a task's loss.
     """
 
     init: Callable[[PyTree, int], Params]
     adapts: Callable[[str], bool]
     begin: Callable[[PyTree], PyTree]
     update: Callable[[Params, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+    features: Callable[..., jax.Array] | None = None
+    init_attention: Callable[[Key, Architecture], Params] | None = None
+    each: bool = False
+    penalty: Callable[[Params, Architecture], jax.Array] | None = None
 
 
 def everything(path: str) -> bool:
@@ -97,6 +113,103 @@ def learned_sgd(
         return moved, state
 
     return InnerRule(init, adapts, lambda adapted: (), update)
+
+
+def p_meta(
+    learning_rate: float = 0.01,
+    *,
+    penalty: float = 1e-3,
+    attention: Attention = NO_ATTENTION,
+    each: bool = False,
+    norm_gradient: NormGradient = "exact",
+    adapts: Callable[[str], bool] = everything,
+) -> InnerRule:
+    """Return p-Meta's rule: a learned step size a layer and step, many of them 0.
+
+    θ_l ← θ_l − α_l^k (γ_l ⊙ g_l). The step sizes are kept sparse by a Lasso that weighs
+    a layer by what its weight gradient stores, λ Σ_{l,k} m_l α_l^k, and are to stay at
+    0 or above: project them after each update (`lite_jax.factory.make_optimizer`).
+    Then many are exactly 0, and the layer is not trained at that step. γ is meta
+    attention (`lite_jax.pmeta.attention`). A layer is what has weights of its own: a
+    convolution, a norm, the head.
+
+    Without penalty and attention this is MAML++ with one step size a layer; with fixed
+    ones it would be MAML, and with some layers left out ANIL or BOIL.
+
+    Args:
+        learning_rate: α at first.
+        penalty: λ. Sizes m_l are shares of all layers' sizes, so that it means the same
+            for every network; the paper leaves its unit open.
+        attention: Ratios of meta attention.
+        each: Give each example channels of its own, as on a device that accumulates
+            gradients example by example; then any operator serves. Otherwise the
+            support has to be computed at once.
+        norm_gradient: How gradients pass norms, which decides what a device has to
+            keep: "exact", "bfloat16" or "detached" (`lite_jax.pmeta.layers`). Train
+            with what is deployed.
+        adapts: `path -> bool`, which parameters are changed at all.
+
+    Raises:
+        UserError: A ratio outside [0, 1), a negative penalty, or another way through
+            norms.
+
+    References:
+        Qu, Zhou, Thiele, "p-Meta: Towards On-device Deep Model Adaptation", KDD 2022.
+    """
+    _positive(learning_rate)
+    if penalty < 0:
+        raise UserError(f"inner.penalty={penalty}: expected 0 or more")
+    check_norm_gradient(norm_gradient)
+    attention.check()
+
+    def chosen(path: str) -> bool:
+        return adapts(path) and not path.startswith("backbone/input/")
+
+    def init(adapted: PyTree, steps: int) -> Params:
+        def own(layer: Params) -> jax.Array | None:
+            leaves = jax.tree.leaves(layer)
+            return jnp.full(steps, learning_rate, leaves[0].dtype) if leaves else None
+
+        return _by_layer(own, adapted)
+
+    def update(sizes: Params, state: Any, adapted: PyTree, gradient: PyTree) -> Any:
+        def own(layer: Params, size: Any, gradient: Params) -> Params:
+            return jax.tree.map(lambda x, g: x - size * g, layer, gradient)
+
+        return _by_layer(own, adapted, sizes, gradient), state
+
+    def lasso(sizes: Params, architecture: Architecture) -> jax.Array:
+        layers = {x.path: x.input_size for x in architecture.layers}
+        found = {path: layer_at(sizes, path) for path in layers}
+        total = sum(layers.values())
+        terms = [
+            layers[path] / total * own.sum()
+            for path, own in found.items()
+            if own is not None
+        ]
+        return penalty * sum(terms, start=jnp.zeros((), terms[0].dtype))
+
+    rule = InnerRule(init, chosen, lambda adapted: (), update, penalty=lasso)
+    if attention == NO_ATTENTION and norm_gradient == "exact":
+        return rule
+
+    def features(architecture: Architecture, modules: Any, *inputs: Any) -> jax.Array:
+        return masked_features(architecture, attention, norm_gradient, modules, *inputs)
+
+    def begun(key: Key, architecture: Architecture) -> Params:
+        return init_attention(key, architecture, attention)
+
+    return rule._replace(features=features, init_attention=begun, each=each)
+
+
+def _by_layer(function: Callable[..., Any], tree: PyTree, *others: PyTree) -> PyTree:
+    """Map over layers: dictionaries that hold arrays, or nothing in their place."""
+    if not any(isinstance(x, dict) for x in tree.values()):
+        return function(tree, *others)
+    return {
+        name: _by_layer(function, x, *(None if y is None else y[name] for y in others))
+        for name, x in tree.items()
+    }
 
 
 def optax_rule(

@@ -8,11 +8,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lite_jax.architecture import Architecture
 from lite_jax.errors import UserError
 from lite_jax.learners.inner_model import AdaptedState, InnerModel
 from lite_jax.learners.inner_rules import InnerRule, sgd
+from lite_jax.lite import batched
 from lite_jax.partition import merge, split
-from lite_jax.types import Examples, Key, Learner, Network, Params, PyTree, SetSum
+from lite_jax.types import (
+    Examples,
+    Key,
+    Learner,
+    Network,
+    Params,
+    PyTree,
+    SetSum,
+    Task,
+)
 
 
 def maml(
@@ -52,12 +63,13 @@ def maml(
         film: Adapt FiLM parameters too, from the identity.
 
     Returns:
-        A `Learner` with parameters "backbone", and "head" and "inner_rule" where they
-        are learned.
+        A `Learner` with parameters "backbone", and "head", "inner_rule" and "attention"
+        where they are learned.
 
     Raises:
         UserError: `steps` under 1, `way` under 2, a rule that leaves the head as it is
-            and no learned head, FiLM asked of a backbone without it.
+            and no learned head, FiLM asked of a backbone without it, or a rule that
+            goes by layers and a backbone that does not describe its own.
 
     >>> from lite_jax import exact_sum
     >>> flat = Network(lambda key, spec: {}, lambda params, x: x.reshape(len(x), -1))
@@ -82,25 +94,53 @@ def maml(
             "this inner rule leaves the head as it is, and a head that starts at 0 "
             "tells no classes apart: set learned_head=True"
         )
+    if film and rule.features is not None:
+        raise UserError("inner.film: FiLM and meta attention do not go together")
+    if rule.penalty is not None and backbone.describe is None:
+        raise UserError(
+            "inner.rule=p_meta goes by layers, and this backbone does not describe its "
+            "own: choose conv4 or resnet12 in float32"
+        )
     model = InnerModel(backbone, way, learned_head=learned_head, film=film)
 
+    def describe(image_shape: tuple[int, ...]) -> Architecture:
+        assert backbone.describe is not None
+        return backbone.describe(image_shape, way)
+
     def init(key: Key, example_spec: Any) -> Params:
+        attention_key = None
+        if rule.init_attention is not None:
+            key, attention_key = jax.random.split(key)
         params = model.init(key, example_spec)
         shapes = jax.eval_shape(lambda p: model.start(p, example_spec), params)
         learned = rule.init(split(shapes, rule.adapts)[0], steps)
-        return params | ({"inner_rule": learned} if jax.tree.leaves(learned) else {})
+        params |= {"inner_rule": learned} if jax.tree.leaves(learned) else {}
+        if rule.init_attention is None:
+            return params
+        architecture = describe(example_spec.shape)
+        return params | {"attention": rule.init_attention(attention_key, architecture)}
 
-    def additive(args: PyTree, examples: Examples, weights: jax.Array) -> PyTree:
-        adapted, fixed, present = args
+    def gradient(args: PyTree, examples: Examples, weights: jax.Array) -> PyTree:
+        """Return the gradient of the weighted sum of the examples' losses."""
+        adapted, fixed, present, attention = args
+
+        def masked(params: Params, inputs: jax.Array) -> jax.Array:
+            assert rule.features is not None
+            architecture = describe(inputs.shape[1:])
+            return rule.features(architecture, attention, params, inputs, weights)
+
+        apply = None if rule.features is None else masked
 
         def loss(adapted: PyTree) -> jax.Array:
             state = AdaptedState(merge(adapted, fixed), present)
-            return model.loss(state, examples, weights)
+            return model.loss(state, examples, weights, apply)
 
         return jax.grad(loss)(adapted)
 
     def encode(args: PyTree, example: Examples) -> PyTree:
-        return additive(args, jax.tree.map(lambda x: x[None], example), jnp.ones(1))
+        return gradient(args, jax.tree.map(lambda x: x[None], example), jnp.ones(1))
+
+    additive = batched(jax.vmap(encode, (None, 0))) if rule.each else gradient
 
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
@@ -111,7 +151,7 @@ def maml(
 
         def step(carry: tuple[PyTree, PyTree], rule_params_and_key: Any) -> Any:
             (adapted, state), (rule_params, key) = carry, rule_params_and_key
-            args = adapted, fixed, present
+            args = adapted, fixed, present, params.get("attention")
             args = lax.stop_gradient(args) if first_order else args
             total = set_sum(additive, args, support, key, support.mask)
             mean = jax.tree.map(
@@ -131,4 +171,11 @@ def maml(
         del params
         return model.logits(task_state, inputs)
 
-    return Learner(init, encode, adapt, predict)
+    def penalty(params: Params, task: Task) -> jax.Array:
+        assert rule.penalty is not None
+        architecture = describe(task.support.inputs.shape[1:])
+        return rule.penalty(params["inner_rule"], architecture)
+
+    return Learner(
+        init, encode, adapt, predict, penalty=penalty if rule.penalty else None
+    )

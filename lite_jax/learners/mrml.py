@@ -114,18 +114,20 @@ def mrml(
         optimizer = optax.sgd(learning_rate)
         return descend(lambda head: inner(head, table, fit), head, optimizer, steps)
 
-    def inverse(
-        operator: solvers.Operator, target: Params
-    ) -> solvers.Solution | Params:
+    def inverse(operator: solvers.Operator, target: Params) -> Params:
         if through == "identity":
             return target
         if through == "neumann":
-            return solvers.neumann_series(operator, target, solver_steps, learning_rate)
+            return solvers.reported(
+                solvers.neumann_series(operator, target, solver_steps, learning_rate)
+            )
 
         def damped(vector: Params) -> Params:
             return trees.add(operator(vector), vector, damping)
 
-        return solvers.conjugate_gradient(damped, target, None, solver_steps, 0.0)
+        return solvers.reported(
+            solvers.conjugate_gradient(damped, target, None, solver_steps, 0.0)
+        )
 
     solve_head = solve if through == "unrolled" else _implicit(solve, inner, inverse)
 
@@ -169,11 +171,7 @@ def _implicit(
     def backward(kept: Any, cotangent: Params) -> Any:
         head, table, fit = kept
         products = Products(problem, head, table, (fit, fit), exact_sum())
-        found = inverse(products.hessian, cotangent)
-        if isinstance(found, solvers.Solution):
-            jax.debug.callback(solvers.warn_if_astray, found)
-            found = found.vector
-        mixed = products.mixed(found)
+        mixed = products.mixed(inverse(products.hessian, cotangent))
         return cotangent, trees.times(mixed, -1.0), None
 
     solved.defvjp(forward, backward)

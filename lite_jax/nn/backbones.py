@@ -6,11 +6,13 @@ features of one image do not depend on the others (what `lite_jax.lite` calls ad
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 
+from lite_jax import architecture
 from lite_jax.nn.layers import Conv, Norm, check_groups, global_average, max_pool
 from lite_jax.nn.network import make_network, normalise
 from lite_jax.types import Network
@@ -49,7 +51,10 @@ def conv4(
     """
     check_groups(width, norm_groups)
     module = Conv4(width, norm, norm_groups, remat)
-    return make_network(module, mean=mean, std=std, least_size=16)
+    describe = functools.partial(
+        architecture.conv4, width=width, groups=norm_groups, norm=norm
+    )
+    return make_network(module, mean=mean, std=std, least_size=16, describe=describe)
 
 
 def pixels(mean: float = 0.0, std: float = 1.0) -> Network:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lite_jax import architecture
 from lite_jax.types import Network
 
 
@@ -26,7 +28,11 @@ def mlp(width: int = 128, depth: int = 1) -> Network:
     def apply(params: Any, inputs: jax.Array) -> Any:
         return module.apply({"params": params}, inputs)
 
-    return Network(init, apply)
+    def describe(shape: tuple[int, ...], outputs: int) -> architecture.Architecture:
+        hidden = (width,) * depth
+        return architecture.perceptron(math.prod(shape), hidden, outputs)
+
+    return Network(init, apply, describe=describe)
 
 
 class _Perceptron(nn.Module):

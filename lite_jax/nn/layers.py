@@ -95,11 +95,19 @@ def max_pool(images: jax.Array) -> jax.Array:
 
     A side of one pixel stays as it is.
     """
+    return windows(images).max((2, 4))
+
+
+def windows(images: jax.Array) -> jax.Array:
+    """Return images `[n, h, rows, w, columns, c]`, each 2×2 window in axes of its own.
+
+    Odd rows and columns at the end are left out; a side of one pixel is a window's.
+    """
     count, height, width, channels = images.shape
     rows, columns = min(height, 2), min(width, 2)
     height, width = height // rows, width // columns
     images = images[:, : rows * height, : columns * width]
-    return images.reshape(count, height, rows, width, columns, channels).max((2, 4))
+    return images.reshape(count, height, rows, width, columns, channels)
 
 
 def overlapping_max_pool(images: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lite_jax.architecture import Architecture
 from lite_jax.errors import UserError
 from lite_jax.types import Network, Params, PyTree
 
@@ -23,6 +25,7 @@ def make_network(
     least_size: int,
     multiple: int = 1,
     film: bool = True,
+    describe: Callable[[tuple[int, ...], int], Architecture] | None = None,
 ) -> Network:
     """Return a network that normalises its own input.
 
@@ -36,6 +39,7 @@ def make_network(
         least_size: Smallest side of an image that the module can take.
         multiple: What both sides must be a multiple of.
         film: Whether the module has FiLM places.
+        describe: The network's description, if it has one.
     """
     name = type(module).__name__
 
@@ -64,7 +68,7 @@ def make_network(
             lambda path, x: fill[path[-1].key](x.shape, x.dtype), found
         )
 
-    return Network(init, apply, identity_film if film else None)
+    return Network(init, apply, identity_film if film else None, describe)
 
 
 def in_bfloat16(network: Network) -> Network:
@@ -79,7 +83,7 @@ def in_bfloat16(network: Network) -> Network:
     def apply(params: Params, inputs: jax.Array, *film: PyTree) -> jax.Array:
         return network.apply(_rounded(params), inputs, *film).astype(jnp.float32)
 
-    return network._replace(apply=apply)
+    return network._replace(apply=apply, describe=None)
 
 
 def over_clips(network: Network) -> Network:
@@ -99,7 +103,7 @@ def over_clips(network: Network) -> Network:
         features = network.apply(params, frames, *film)
         return features.reshape(count, length, -1).mean(1)
 
-    return network._replace(init=init, apply=apply)
+    return network._replace(init=init, apply=apply, describe=None)
 
 
 def _rounded(params: Params) -> Params:

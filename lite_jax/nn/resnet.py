@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from lite_jax import architecture
 from lite_jax.nn.layers import (
     Conv,
     Norm,
@@ -86,7 +87,10 @@ def resnet12(
     of `resnet18`; images of 16 pixels a side or more.
     """
     module = ResNet12(tuple(widths), norm, norm_groups, remat)
-    return make_network(module, mean=mean, std=std, least_size=16)
+    describe = functools.partial(
+        architecture.resnet12, widths=tuple(widths), groups=norm_groups, norm=norm
+    )
+    return make_network(module, mean=mean, std=std, least_size=16, describe=describe)
 
 
 class ResNet(nn.Module):

@@ -69,9 +69,6 @@ def make_sets(config: ConfigDict) -> Sets:
     settings = config.reweight
     if not 0 <= settings.noise < 1:
         raise UserError(f"reweight.noise={settings.noise}: expected 0 up to 1")
-    for name in ("train_size", "meta_size"):
-        if settings[name] < 1:
-            raise UserError(f"reweight.{name}={settings[name]}: expected 1 or more")
     rng = np.random.default_rng([config.seed, _STREAM])
     vocabulary = None
     if config.data.dataset == "tsv":

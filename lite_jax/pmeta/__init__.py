@@ -1,0 +1,1 @@
+"""p-Meta: adaptation whose memory is learned to be small, and its deployment."""

@@ -1,0 +1,122 @@
+"""Load an exported plan, adapt and predict: all that a device needs besides JAX.
+
+This file imports nothing of lite_jax, so it can be copied beside an artefact:
+
+    from device import load
+
+    artefact = load("birds.zip")
+    weights = artefact.adapt(images, labels)      # [n, …] as exported, [n] from 0 on
+    logits = artefact.predict(images, weights)    # [m, way]
+
+An artefact is a zip of compiled programs in StableHLO (`jax.export`), weights without
+pickles (`.npz`) and a manifest in JSON. Nothing in it is evaluated as Python.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import export
+
+FORMAT = 1
+MANIFEST, WEIGHTS = "manifest.json", "weights.npz"
+
+Weights = dict[str, Any]
+"""Name → array, of the adapted parameters and what goes with them."""
+
+
+class Artefact(NamedTuple):
+    """A network that adapts by a plan.
+
+    Attributes:
+        manifest: What it was made of: `input_shape`, `input_dtype`, `way`, `steps` (the
+            step sizes of each step's trained layers), `batch_size`, and versions.
+        weights: Before adaptation.
+        programs: Name → program.
+    """
+
+    manifest: dict[str, Any]
+    weights: Weights
+    programs: dict[str, Any]
+
+    def adapt(self, inputs: Any, labels: Any) -> Weights:
+        """Return the weights after the plan's steps on a support.
+
+        Args:
+            inputs: `[n, …]` of the shape and dtype of the manifest.
+            labels: `[n]` integers, 0 up to `way` − 1.
+
+        Raises:
+            ValueError: Inputs or labels that do not fit the manifest.
+        """
+        inputs, labels = self._checked(inputs), np.asarray(labels)
+        if labels.shape != inputs.shape[:1] or not len(labels):
+            raise ValueError(
+                f"labels: shape {labels.shape}, expected one for each of the "
+                f"{len(inputs)} inputs, of which there is at least one"
+            )
+        if labels.min() < 0 or labels.max() >= self.manifest["way"]:
+            raise ValueError(
+                f"labels: {labels.min()} to {labels.max()}, expected 0 to "
+                f"{self.manifest['way'] - 1}"
+            )
+        if len(labels) % self.manifest["batch_size"]:
+            raise ValueError(
+                f"inputs: {len(labels)} are no multiple of batch_size="
+                f"{self.manifest['batch_size']}"
+            )
+        weights = self.weights
+        for step in self.manifest["steps"]:
+            if step["sizes"]:
+                run = self.programs[step["program"]].call
+                sizes = {k: np.float32(x) for k, x in step["sizes"].items()}
+                changed = run(weights, sizes, inputs, labels.astype(np.int32))
+                weights = {**weights, **changed}
+        return weights
+
+    def predict(self, inputs: Any, weights: Weights | None = None) -> jax.Array:
+        """Return logits `[m, way]`, by adapted weights or those as exported."""
+        weights = self.weights if weights is None else weights
+        return self.programs["predict"].call(weights, self._checked(inputs))
+
+    def _checked(self, inputs: Any) -> np.ndarray:
+        inputs = np.asarray(inputs)
+        shape, dtype = self.manifest["input_shape"], self.manifest["input_dtype"]
+        if list(inputs.shape[1:]) != shape or inputs.dtype != dtype:
+            raise ValueError(
+                f"inputs: {inputs.dtype} of shape {inputs.shape}, expected {dtype} of "
+                f"shape (n, {', '.join(map(str, shape))})"
+            )
+        return inputs
+
+
+def load(path: str | Path) -> Artefact:
+    """Return the artefact in a file.
+
+    Raises:
+        ValueError: A file that is none, or of a format that this loader does not know.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            content = {name: file.read(name) for name in file.namelist()}
+        manifest = json.loads(content.pop(MANIFEST))
+        found = manifest["format"]
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not an exported plan ({error})") from error
+    if found != FORMAT:
+        raise ValueError(
+            f"{path}: format {found}, made by lite_jax {manifest.get('lite_jax')}, and "
+            f"this loader reads format {FORMAT}: export it anew, or use its own loader"
+        )
+    with np.load(io.BytesIO(content.pop(WEIGHTS)), allow_pickle=False) as stored:
+        weights = {name: stored[name] for name in stored.files}
+    programs = {
+        name: export.deserialize(bytearray(data)) for name, data in content.items()
+    }
+    return Artefact(manifest, weights, programs)
