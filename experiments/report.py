@@ -222,6 +222,21 @@ def draw_accuracy(rows: list[Row]) -> Figure:
     return figure
 
 
+def draw_returns(rows: list[Row]) -> Figure:
+    """Draw returns in meta-training, a panel an environment."""
+    environments = list(dict.fromkeys(row["environment"] for row in rows))
+    figure, axes = _panels(len(environments))
+    for axis, environment in zip(axes, environments, strict=True):
+        for row in rows:
+            if row["environment"] == environment:
+                parts = len(row["curve"])
+                ends = [row["steps"] * (i + 1) / parts for i in range(parts)]
+                axis.plot(ends, row["curve"], label=row["method"])
+        axis.set(title=environment, xlabel="meta-training steps", ylabel="return")
+    _legend_below(figure, axes)
+    return figure
+
+
 def draw_benchmark(rows: list[Row]) -> Figure:
     """Draw seconds of a step as bars, a panel for each task and network."""
     cases = list(
@@ -333,6 +348,7 @@ def whole(rows: list[Row]) -> list[Row]:
     return [{k: v for k, v in r.items() if k not in hidden} for r in rows]
 
 
+_PMETA = ("part", "dataset", "shot", "steps")
 SECTIONS = (
     Section(
         "Unbiased: enumerated",
@@ -489,6 +505,69 @@ SECTIONS = (
         "millions of multiplications.",
         None,
         tabulate_plans,
+    ),
+    Section(
+        "p-Meta beside other inner rules",
+        "pmeta",
+        "python -m experiments.pmeta --only=methods",
+        "Accuracy of 5-way tasks after adaptation one image at a time; layers trained at "
+        "each step; MB and millions of multiplications of an image by the paper's model, "
+        "and MB of the compiled step.",
+        None,
+        lambda rows: columns(
+            [r for r in rows if r["part"] == "methods"],
+            *_PMETA,
+            "method",
+            "accuracy",
+            "half_width",
+            "layers",
+            "paper_mb",
+            "most_paper_mb",
+            "step_mb",
+            "mmacs",
+        ),
+    ),
+    Section(
+        "What the parts of p-Meta do",
+        "pmeta",
+        "python -m experiments.pmeta",
+        "Sides and ratios of attention, and static step sizes of channels; test batches; "
+        "scores that multiply what is passed on; pool and norm under MAML.",
+        None,
+        lambda rows: columns(
+            [r for r in rows if r["part"] != "methods"],
+            *_PMETA,
+            "forward",
+            "backward",
+            "channels",
+            "batch",
+            "sparse",
+            "pool",
+            "norm",
+            "images",
+            "accuracy",
+            "half_width",
+        ),
+    ),
+    Section(
+        "Policies after adaptation",
+        "pmeta_rl",
+        "python -m experiments.pmeta_rl",
+        "Mean return before and after one inner step, over held-out tasks; memory and "
+        "operations of one episode by p-Meta's model. Curves: after adaptation, in "
+        "meta-training.",
+        draw_returns,
+        lambda rows: columns(
+            rows,
+            "environment",
+            "method",
+            "before",
+            "after",
+            "after_half_width",
+            "trained",
+            "paper_mb",
+            "mmacs",
+        ),
     ),
     Section(
         "Hypergradients of growing networks",

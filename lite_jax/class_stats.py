@@ -10,6 +10,7 @@ from jax import lax
 
 from lite_jax.additive import accumulation_dtype
 from lite_jax.errors import UserError
+from lite_jax.types import Key, Params
 
 
 def check_way(way: int) -> None:
@@ -92,6 +93,12 @@ class LinearClassifier(NamedTuple):
     weights: jax.Array
     biases: jax.Array
     present: jax.Array
+
+
+def draw_linear(key: Key, outputs: int, size: int) -> Params:
+    """Return the start of a linear layer, `{"weights" [outputs, size], "biases"}`."""
+    weights = jax.random.normal(key, (outputs, size)) / size**0.5
+    return {"weights": weights, "biases": jnp.zeros(outputs)}
 
 
 def linear_logits(classifier: LinearClassifier, features: jax.Array) -> jax.Array:

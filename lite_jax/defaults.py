@@ -72,7 +72,8 @@ def base_config() -> ConfigDict:
             "inner": {  # the inner loop of maml, mrml, imaml and finetuner
                 "steps": 5,
                 "learning_rate": 0.01,
-                "rule": "sgd",  # of maml: sgd | learned_sgd | anil | boil | p_meta
+                # of maml and policies: sgd | learned_sgd | anil | boil | p_meta
+                "rule": "sgd",
                 "penalty": 1e-3,  # of p_meta: λ, on each step size, by layer size
                 # of p_meta: none | forward | backward | both, and what share of the
                 # scores each cuts off; over the support as a batch, or each example
@@ -162,6 +163,19 @@ def base_config() -> ConfigDict:
                 "length": 24,  # most words of a text
                 "keep": "0.9,0.7,0.5",  # of prune: shares kept
                 "seeds": 3,  # of prune: networks trained on what a rule keeps
+            },
+            "rl": {  # policies, in place of classifiers
+                "environment": "",  # navigation | half_cheetah; "": classification
+                "episodes": 20,  # of each task, for each inner step and the loss
+                "horizon": 200,  # most steps of an episode
+                "width": 100,  # units of each layer of the policy
+                "depth": 2,  # layers
+                "discount": 0.99,
+                "gae_lambda": 1.0,  # of generalised advantages
+                "divergence": 0.01,  # most that a trust-region step may change, in nats
+                "solver_steps": 10,  # of conjugate gradients
+                "damping": 1e-5,  # of the divergence's curvature
+                "frame_skip": 5,  # of half_cheetah: steps of simulation for an action
             },
         }
     )
@@ -384,6 +398,8 @@ def shrink(config: ConfigDict) -> None:
     config.reweight.train_size = min(config.reweight.train_size, 200)
     config.reweight.meta_size = min(config.reweight.meta_size, 50)
     config.reweight.seeds = 1
+    config.rl.episodes = min(config.rl.episodes, 4)
+    config.rl.horizon = min(config.rl.horizon, 20)
 
 
 def folder_resnet18(config: ConfigDict) -> None:

@@ -8,8 +8,9 @@ python -m lite_jax.main --config=configs/protonets.py[:VARIANT,…] [--workdir=F
 from __future__ import annotations
 
 import logging
+import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import absl.logging
@@ -22,6 +23,7 @@ from lite_jax.deploy import export_run
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.evaluate import evaluate_checkpoint, format_results
 from lite_jax.reweight import run_reweighting
+from lite_jax.rl import evaluate_policy, run_policy
 from lite_jax.train import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -49,9 +51,9 @@ def main(argv: Sequence[str]) -> None:
     del argv
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
-    if config.reweight.job:
-        _check_alone()
-        print(run_reweighting(config, workdir))
+    alone = _alone(config)
+    if alone is not None:
+        print(alone(config, workdir))
         print(f"workdir: {workdir}")
         return
     if _HOSTS.value is not None:
@@ -72,18 +74,31 @@ def main(argv: Sequence[str]) -> None:
         print(f"workdir: {workdir}")
 
 
-def _check_alone() -> None:
-    """Raise if a run with `reweight.job` is asked for what it does not do."""
-    if _MODE.value != "train":
-        raise UserError(
-            f"--mode={_MODE.value}: a run with reweight.job tests at its end, and "
-            "leaves no learner to evaluate: leave --mode out"
-        )
-    if _HOSTS.value is not None:
-        raise UserError(
-            f"--hosts={_HOSTS.value}: a run with reweight.job is of one process: "
-            "leave --hosts out"
-        )
+def _alone(config: ConfigDict) -> Callable[[ConfigDict, Path], str] | None:
+    """Return the run of one process that a section of the config asks for, if any.
+
+    Raises:
+        UserError: It is asked for what it does not do.
+    """
+    runs: dict[str, dict[str, Callable[[ConfigDict, Path], str]]] = {
+        "reweight.job": {"train": run_reweighting},
+        "rl.environment": {"train": run_policy, "eval": evaluate_policy},
+    }
+    for setting, modes in runs.items():
+        if not operator.attrgetter(setting)(config):
+            continue
+        if _MODE.value not in modes:
+            known = " or ".join(f"--mode={mode}" for mode in modes)
+            raise UserError(
+                f"--mode={_MODE.value}: a run with {setting} knows {known} alone"
+            )
+        if _HOSTS.value is not None:
+            raise UserError(
+                f"--hosts={_HOSTS.value}: a run with {setting} is of one process: "
+                "leave --hosts out"
+            )
+        return modes[_MODE.value]
+    return None
 
 
 def parse_flags(argv: list[str]) -> list[str]:

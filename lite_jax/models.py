@@ -113,7 +113,7 @@ def _cnaps_options(config: ConfigDict) -> dict[str, Any]:
 def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
     settings = config.inner
     _check_sampling(config.gradient, "MAML")
-    rule = pick("inner.rule", settings.rule, _RULES)(settings)
+    rule = make_inner_rule(settings)
     if rule.features is not None and not rule.each:
         _check_computed_at_once(config)
     return maml(
@@ -125,6 +125,15 @@ def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
         learned_head=settings.learned_head,
         film=settings.film,
     )
+
+
+def make_inner_rule(inner: ConfigDict) -> inner_rules.InnerRule:
+    """Return what an inner step does.
+
+    Raises:
+        UserError: An unknown `inner.rule`, or a setting of it out of range.
+    """
+    return pick("inner.rule", inner.rule, _RULES)(inner)
 
 
 def make_attention(inner: ConfigDict) -> Attention:

@@ -15,6 +15,7 @@ from lite_jax.errors import UserError
 from lite_jax.metrics import MetricsWriter
 
 _logger = logging.getLogger(__name__)
+_SHOWN = ("loss", "accuracy", "return")  # beside the bar
 
 
 class Reporter:
@@ -61,7 +62,7 @@ class Reporter:
         self._waited = 0.0
         self._writer.write("train", step, values, rates)
         self._bar.update(self._width)
-        self.note(loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}")
+        self.note(**{k: f"{values[k]:.3f}" for k in _SHOWN if k in values})
 
     def log_total(self) -> None:
         """Log how long all steps took, and the share of it spent on waiting."""

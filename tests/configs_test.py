@@ -5,6 +5,7 @@ from runs import CONFIGS, load_config
 
 from lite_jax import UserError, defaults
 from lite_jax.reweight import run_reweighting
+from lite_jax.rl import run_policy
 from lite_jax.train import train_and_evaluate
 
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.py"))
@@ -30,7 +31,16 @@ def test_smoke_variant_of_a_reweighting_job_runs(name, tmp_path, as_users_run_it
     assert (tmp_path / "weights.npy").is_file()
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(REWEIGHTING)))
+POLICIES = [name for name in NAMES if load_config(name).rl.environment]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_smoke_variant_of_a_policy_runs(name, tmp_path, as_users_run_it):
+    assert "after adaptation" in run_policy(load_config(name, "maml,smoke"), tmp_path)
+    assert (tmp_path / "checkpoints/best").is_dir()
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {*REWEIGHTING, *POLICIES}))
 def test_smoke_variant_runs_on_synthetic_data(name, tmp_path, as_users_run_it):
     config = load_config(
         name, "synthetic,smoke",

@@ -44,6 +44,7 @@ LAYERS = {
         "train",
         "benchmarks",
         "reweight",
+        "rl",
         "deploy",
     ],
     5: ["main"],
@@ -67,6 +68,7 @@ INSIDE = {  # arrows allowed within a layer
     ("nn", "architecture"), ("learners", "hypergrad"), ("learners", "pmeta"),
     ("deploy", "models"), ("deploy", "evaluate"),
     ("reweight", "factory"), ("reweight", "models"), ("reweight", "evaluate"),
+    ("rl", "factory"), ("rl", "models"), ("rl", "evaluate"),
     ("feed", "factory"), ("train", "feed"),
     ("train", "factory"), ("train", "models"), ("train", "evaluate"),
 }  # fmt: skip

@@ -67,6 +67,7 @@ def test_default_workdir_is_named_after_the_run(tmp_path):
 CONFIG = "--config=configs/protonets.py:synthetic,smoke"
 PMETA = "--config=configs/pmeta.py:synthetic,smoke"
 WEIGHTS = "--config=configs/sama_reweight.py"
+POLICY = "--config=configs/pmeta_rl.py"
 
 
 @pytest.mark.parametrize(
@@ -97,8 +98,10 @@ WEIGHTS = "--config=configs/sama_reweight.py"
         ([CONFIG, "--mode=eval"], "holds no checkpoint to evaluate"),
         ([CONFIG, "--mode=export"], "learns no plan: export a run of configs/pmeta"),
         ([PMETA, "--mode=export"], "holds no checkpoint"),
-        ([WEIGHTS, "--mode=eval"], "leave --mode out"),
+        ([WEIGHTS, "--mode=eval"], "--mode=train alone"),
         ([WEIGHTS, "--hosts=auto"], "leave --hosts out"),
+        ([POLICY, "--mode=export"], "--mode=train or --mode=eval alone"),
+        ([POLICY, "--mode=eval"], "holds no checkpoint"),
     ],
 )
 def test_mistake_is_one_message_and_exit_code_1(arguments, message, tmp_path):

@@ -14,6 +14,7 @@ from lite_jax.class_stats import (
     check_labels,
     check_way,
     classes_present,
+    draw_linear,
     linear_logits,
 )
 from lite_jax.errors import UserError
@@ -63,8 +64,7 @@ class InnerModel:
         params = {"backbone": self._backbone.init(backbone_key, example_spec)}
         if self._learned_head:
             size = feature_size(self._backbone, params["backbone"], example_spec)
-            weights = jax.random.normal(head_key, (self._way, size)) / size**0.5
-            params["head"] = {"weights": weights, "biases": jnp.zeros(self._way)}
+            params["head"] = draw_linear(head_key, self._way, size)
         return params
 
     def start(self, params: Params, image: jax.ShapeDtypeStruct) -> Params:

@@ -1,0 +1,350 @@
+"""p-Meta beside MAML, ANIL, BOIL and MAML++, and what its parts do: 5-way tasks.
+
+    python -m experiments.pmeta [--dataset=digits|omniglot|folder] [--root=FOLDER]
+        [--shot=1] [--steps=300] [--only=PART] [--smoke]
+        [--out=experiments/results/pmeta.jsonl]
+
+All methods train on the same tasks, Conv-4 of 32 channels (28 pixels; photographs 42),
+with a learned head, five inner steps and second order, and are tested as on a device:
+the support one image at a time, gradients accumulated (`lite_jax.pmeta.plan`). Parts:
+
+- "methods": the paper's Table 2. `layers`: how many of the nine train at each step;
+  `paper_mb` and `mmacs`: the paper's model, the mean over the steps, of one image;
+  `most_paper_mb`: of the costliest step; `step_mb`: what the compiled accumulating step
+  of the costliest set of layers needs besides its arguments.
+- "scores": Table 4, what attention looks at and how much it cuts off, and channels'
+  step sizes learned once for all inputs in its place.
+- "batch": Table 6, test batches of several sizes, of what "methods" trains last.
+- "passed on": Table 7, scores that multiply what is passed on, in place of gradients
+  of weights.
+- "network": Table 5, pooling and norm under MAML.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from experiments.pmeta_memory import compiled_mb
+from experiments.pmeta_variants import POOLS, channel_steps, conv4_with, passed_on
+from experiments.rows import emit, parser, rounded
+from lite_jax import Examples, Learner, Network, Task, factory, maml, metrics, models
+from lite_jax.accounting import MB, count_macs, count_memory
+from lite_jax.architecture import Architecture
+from lite_jax.class_stats import linear_products
+from lite_jax.defaults import base_config, episode
+from lite_jax.evaluate import make_scorer, split_tasks
+from lite_jax.feed import Feed
+from lite_jax.learners.inner_rules import InnerRule
+from lite_jax.pmeta.attention import Attention
+from lite_jax.pmeta.plan import (
+    Plan,
+    fixed_plan,
+    inner_params,
+    learned_plan,
+    make_adapt,
+    make_step,
+)
+from lite_jax.train import init_state, make_train_step
+from lite_jax.types import Params
+
+Row = dict[str, Any]
+WAY, QUERY = 5, 10
+START = 0.1  # of every step size, learned or not
+
+
+def main() -> None:
+    """Emit the rows of every part."""
+    found = parser("p-Meta beside other inner rules, and its ablations")
+    found.add_argument(
+        "--dataset", default="digits", choices=("digits", "omniglot", "folder")
+    )
+    found.add_argument("--root", default="", help="folder of the images")
+    found.add_argument("--shot", type=int, default=1, help="support images of a class")
+    found.add_argument("--steps", type=int, default=300, help="of meta-training")
+    found.add_argument("--tasks", type=int, default=600, help="tested")
+    found.add_argument("--penalty", type=float, default=0.1, help="λ of p-Meta")
+    found.add_argument("--only", default="", choices=("", *PARTS), help="one part")
+    arguments = found.parse_args()
+    for name in [arguments.only] if arguments.only else list(PARTS):
+        for row in PARTS[name](arguments):
+            start = {"experiment": "pmeta", "part": name, "dataset": arguments.dataset}
+            start |= {"shot": arguments.shot, "steps": arguments.steps}
+            emit(arguments.out, start | rounded(row))
+
+
+# ------------------------------------------------------------------------ training
+
+
+class Trained(NamedTuple):
+    """A learner after meta-training, with what testing it takes."""
+
+    config: ConfigDict
+    learner: Learner
+    params: Params
+    seconds: float
+
+    @property
+    def tasks(self) -> Iterable[Task]:
+        """The tested tasks, whole: none of their images is padding."""
+        settings = self.config.test.episodes["test"]
+        source = factory.make_sources(self.config)("test")
+        count = self.config.test.tasks
+        return split_tasks(self.config, settings, source, "test.test", count)
+
+    def plan(self) -> Plan:
+        """Return what each step trains."""
+        network = architecture_of(self.config)
+        return plan_of(network, self.config.inner, self.params)
+
+
+def plan_of(network: Architecture, inner: ConfigDict, params: Params) -> Plan:
+    """Return what each step of an inner rule trains: MAML, ANIL, BOIL or p-Meta."""
+    if inner.rule == "p_meta":
+        return learned_plan(network, params, attention=models.make_attention(inner))
+    every = [layer.path for layer in network.layers]
+    paths = {"sgd": every, "anil": every[-1:], "boil": every[:-1]}[inner.rule]
+    return fixed_plan(network, paths, step_size=inner.learning_rate, steps=inner.steps)
+
+
+def plan_costs(plan: Plan, examples: int = 1) -> Row:
+    """Return layers, and the paper's model of bytes and operations, of each step."""
+    network, kept = plan.architecture, plan.kept()
+    memory = [
+        count_memory(network, list(x), kept=kept, examples=examples).num_bytes / MB
+        for x in plan.steps
+    ]
+    macs = [count_macs(network, list(x), kept=kept).total for x in plan.steps]
+    return {
+        "layers": " ".join(str(len(x)) for x in plan.steps),
+        "paper_mb": sum(memory) / len(memory),
+        "most_paper_mb": max(memory),
+        "mmacs": sum(macs) / len(macs) / 1e6 * examples,
+    }
+
+
+def make_config(arguments: argparse.Namespace, rule: str, **inner: Any) -> ConfigDict:
+    """Return the configuration of an inner rule."""
+    config = base_config()
+    config.learner, config.data.dataset = "maml", arguments.dataset
+    config.data.root = arguments.root
+    photographs = arguments.dataset == "folder"
+    config.data.image_size = 42 if photographs else 28
+    config.data.rotations = not photographs
+    if not photographs:
+        config.backbone.mean, config.backbone.std = 0.0, 1.0
+    config.backbone.width = 32
+    config.inner.rule, config.inner.learned_head = rule, True
+    config.inner.learning_rate = START
+    config.inner.update(inner)
+    config.gradient.estimator = "plain"
+    config.train.steps = 2 if arguments.smoke else arguments.steps
+    config.train.tasks_per_step = 2
+    spec = episode((WAY, WAY), (arguments.shot, arguments.shot), query=QUERY)
+    config.train.episode = config.valid.episode = spec
+    config.valid.tasks = 0
+    config.test.tasks = 3 if arguments.smoke else arguments.tasks
+    config.test.episodes = ConfigDict({"test": spec})
+    return config
+
+
+def p_meta_config(
+    arguments: argparse.Namespace,
+    forward: float | None,
+    backward: float | None,
+    penalty: float | None = None,
+) -> ConfigDict:
+    """Return the configuration of p-Meta, or of MAML++ where nothing is penalised.
+
+    Args:
+        arguments: The command's.
+        forward: ρ of the attention that looks forward; None for none.
+        backward: ρ of that which looks backward.
+        penalty: λ; the command's by default.
+    """
+    sides = {
+        (False, False): "none",
+        (True, False): "forward",
+        (False, True): "backward",
+        (True, True): "both",
+    }
+    return make_config(
+        arguments,
+        "p_meta",
+        penalty=arguments.penalty if penalty is None else penalty,
+        attention=sides[forward is not None, backward is not None],
+        attention_forward=forward or 0.0,
+        attention_backward=backward or 0.0,
+    )
+
+
+def architecture_of(config: ConfigDict) -> Architecture:
+    """Return the backbone's architecture, and the head's."""
+    network = models.make_backbone(config.backbone)
+    assert network.describe is not None
+    shape = factory.make_sources(config)("test").image_shape
+    return network.describe(shape, WAY)
+
+
+def train(config: ConfigDict, learner: Learner | None = None) -> Trained:
+    """Meta-train the configuration's learner, or another one on the same tasks."""
+    sources = factory.make_sources(config)
+    learner = learner or models.make_learners(config, sources).tested
+    optimizer = factory.make_optimizer(config)
+    step = make_train_step(factory.make_grad_fn(config, learner), optimizer)
+    state = init_state(optimizer, models.init_params(config, learner, sources))
+    begun, numbers = time.perf_counter(), range(1, config.train.steps + 1)
+    feed = Feed(config, sources("train"))
+    for tasks in tqdm(feed.ahead(numbers), total=len(numbers), leave=False):
+        state, _ = step(state, tasks, jax.random.key(config.seed))
+    params = jax.block_until_ready(state.params)
+    return Trained(config, learner, params, time.perf_counter() - begun)
+
+
+# ------------------------------------------------------------------------- testing
+
+
+def deployed(trained: Trained, batch_size: int = 1) -> Row:
+    """Return the accuracy after adaptation by the plan, some images at a time."""
+    backbone = models.make_backbone(trained.config.backbone)
+    adapt = make_adapt(trained.plan(), batch_size=batch_size)
+
+    @jax.jit
+    def correct(params: Params, query: Examples) -> jax.Array:
+        features = backbone.apply(params["backbone"], query.inputs)
+        logits = linear_products(**params["head"], features=features)
+        return (logits.argmax(1) == query.labels).mean()
+
+    return summary(
+        correct(adapt(trained.params, task.support.inputs, task.support.labels),
+                task.query)
+        for task in map(jax.device_put, trained.tasks)
+    )  # fmt: skip
+
+
+def tested(trained: Trained, chunk_size: int | None = None) -> Row:
+    """Return the accuracy of the learner itself, some support images at a time."""
+    score = make_scorer(trained.learner, chunk_size)
+    tasks = map(jax.device_put, trained.tasks)
+    return summary(score(trained.params, task) for task in tasks)
+
+
+def summary(accuracies: Iterable[Any]) -> Row:
+    """Return the mean, half its interval's width, and the number of tasks."""
+    found = metrics.interval(float(x) for x in accuracies)
+    return {
+        "accuracy": found.mean,
+        "half_width": found.half_width,
+        "tasks": found.num_tasks,
+    }
+
+
+def costs(trained: Trained) -> Row:
+    """Return the layers, bytes and operations of the plan, and seconds of training."""
+    plan = trained.plan()
+    inner, modules = inner_params(plan.architecture, trained.params)
+    shape = factory.make_sources(trained.config)("test").image_shape
+    support = jnp.ones((WAY, *shape), jnp.uint8), jnp.zeros(WAY, jnp.int32)
+    programs = {
+        choice: make_step(plan, choice).lower(inner, modules, sizes, *support)
+        for choice, sizes in zip(plan.choices(), plan.steps, strict=True)
+        if sizes
+    }
+    return plan_costs(plan) | {
+        "step_mb": max(map(compiled_mb, programs.values())),
+        "seconds": trained.seconds,
+    }
+
+
+# --------------------------------------------------------------------------- parts
+
+
+def methods(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Yield accuracy, memory and operations of each method."""
+    made = {
+        "MAML": make_config(arguments, "sgd"),
+        "ANIL": make_config(arguments, "anil"),
+        "BOIL": make_config(arguments, "boil"),
+        "MAML++": p_meta_config(arguments, None, None, penalty=0.0),
+        "p-Meta, steps only": p_meta_config(arguments, None, None),
+        "p-Meta": p_meta_config(arguments, 0.3, 0.0),
+    }
+    for name in list(made)[-2:] if arguments.smoke else made:
+        trained = train(made[name])
+        yield {"method": name} | deployed(trained) | costs(trained)
+
+
+def scores(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Yield what attention does, by side and ratio, and steps of static channels."""
+    ratios: Sequence[tuple[float | None, float | None]] = (
+        (None, None), (0.0, None), (None, 0.0), (0.0, 0.0), (0.0, 0.3), (0.3, 0.0),
+        (0.3, 0.3), (0.5, 0.5),
+    )  # fmt: skip
+    for forward, backward in ratios[-1:] if arguments.smoke else ratios:
+        trained = train(p_meta_config(arguments, forward, backward))
+        yield {"forward": forward, "backward": backward} | deployed(trained)
+    config = make_config(arguments, "learned_sgd")
+    rule = channel_steps(config.inner.learning_rate, architecture_of(config))
+    yield {"channels": "static"} | tested(train(config, with_rule(config, rule)))
+
+
+def batches(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Yield p-Meta's accuracy by how many images it looks at together."""
+    trained = train(p_meta_config(arguments, 0.3, 0.0))
+    for size in sorted({1, WAY, WAY * arguments.shot}):
+        yield {"batch": size} | deployed(trained, size)
+
+
+def passed(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Yield what happens where scores multiply what layers pass on."""
+    chosen = {
+        "nothing": None,
+        "x": Attention(0.3, None),
+        "g(y)": Attention(None, 0.3),
+    }
+    for name in list(chosen)[-2:] if arguments.smoke else chosen:
+        config, attention = p_meta_config(arguments, None, None), chosen[name]
+        rule = models.make_inner_rule(config.inner)
+        if attention is not None:
+            rule = passed_on(rule, attention)
+        yield {"sparse": name} | tested(train(config, with_rule(config, rule)))
+
+
+def networks(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Yield MAML's accuracy by pool and norm, tested on one image at a time or all."""
+    cases = [(pool, norm) for pool in POOLS for norm in ("batch", "group")]
+    for pool, norm in cases[:1] if arguments.smoke else cases:
+        config = make_config(arguments, "sgd")
+        rule = models.make_inner_rule(config.inner)
+        trained = train(config, with_rule(config, rule, conv4_with(pool, norm)))
+        for chunk_size, images in ((1, "one by one"), (None, "at once")):
+            row = {"pool": pool, "norm": norm, "images": images}
+            yield row | tested(trained, chunk_size)
+
+
+def with_rule(
+    config: ConfigDict, rule: InnerRule, backbone: Network | None = None
+) -> Learner:
+    """Return MAML with a rule that no configuration names."""
+    backbone = backbone or models.make_backbone(config.backbone)
+    steps = config.inner.steps
+    return maml(backbone, way=WAY, steps=steps, rule=rule, learned_head=True)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "methods": methods,
+    "scores": scores,
+    "batch": batches,
+    "passed on": passed,
+    "network": networks,
+}
+
+if __name__ == "__main__":
+    main()

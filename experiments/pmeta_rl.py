@@ -1,0 +1,101 @@
+"""Policies after adaptation, by inner rule: p-Meta's Table 3.
+
+    python -m experiments.pmeta_rl [--environment=navigation|half_cheetah] [--full]
+        [--smoke] [--out=experiments/results/pmeta_rl.jsonl]
+
+Each method of `configs/pmeta_rl.py` meta-trains a policy (the variant `small`; `--full`
+for the paper's sizes) and is tested on the same held-out tasks. A row tells the return
+before and after adaptation with the 95 % interval over tasks, the layers that the inner
+step trains, the paper's model of memory and operations for one episode, and the curve:
+the mean return after adaptation over every tenth of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.pmeta import plan_costs, plan_of
+from experiments.rows import emit, parser, rounded
+from lite_jax.checkpoint import Slot
+from lite_jax.metrics import read_rows
+from lite_jax.rl.run import make_setting, run_policy
+
+METHODS = {
+    "MAML": "maml",
+    "ANIL": "anil",
+    "BOIL": "boil",
+    "MAML++": "mamlpp",
+    "p-Meta, steps only": "steps_only",
+    "p-Meta": "",
+}
+
+
+def main() -> None:
+    """Emit a row for each method."""
+    found = parser("policies after adaptation, by inner rule")
+    found.add_argument("--environment", default="navigation")
+    found.add_argument("--full", action="store_true", help="the paper's sizes")
+    arguments = found.parse_args()
+    chosen = list(METHODS)[-2:] if arguments.smoke else list(METHODS)
+    for name in chosen:
+        emit(arguments.out, row_of(arguments, name))
+
+
+def row_of(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
+    """Return what a method comes to."""
+    config = make_config(arguments, METHODS[method])
+    with tempfile.TemporaryDirectory() as name:
+        folder, begun = Path(name), time.perf_counter()
+        run_policy(config, folder)
+        seconds = time.perf_counter() - begun
+        rows = read_rows(folder / "metrics.jsonl")
+        learner = make_setting(config).learner
+        shapes = jax.eval_shape(learner.init, jax.random.key(0))
+        with closing(Slot(folder / "checkpoints/best")) as best:
+            params = best.restore(shapes)
+    row: dict[str, Any] = {
+        "experiment": "pmeta_rl",
+        "environment": arguments.environment,
+        "method": method,
+        "steps": config.train.steps,
+        "tasks_per_step": config.train.tasks_per_step,
+        "episodes": config.rl.episodes,
+        "horizon": config.rl.horizon,
+    }
+    for found in rows:
+        if found["split"] == "test":
+            place = found["policy"].split()[0]
+            row[place] = found["mean"]
+            row[f"{place}_half_width"] = found["half_width"]
+            row["tasks"] = found["num_tasks"]
+    plan = plan_of(learner.architecture, config.inner, params)
+    row |= plan_costs(plan, config.rl.horizon)
+    row["trained"] = ", ".join(plan.steps[0])
+    curve = [x["return"] for x in rows if x["split"] == "train"]
+    parts = np.array_split(curve, min(10, len(curve)))
+    row["curve"] = [round(float(part.mean()), 2) for part in parts]
+    return rounded(row | {"seconds": seconds})
+
+
+def make_config(arguments: argparse.Namespace, variant: str) -> ConfigDict:
+    """Return the configuration of a method."""
+    sizes = [] if arguments.full else ["small"]
+    sizes += ["smoke"] if arguments.smoke else []
+    names = [arguments.environment, variant, *sizes]
+    return importlib.import_module("configs.pmeta_rl").get_config(
+        ",".join(filter(None, names))
+    )
+
+
+if __name__ == "__main__":
+    main()

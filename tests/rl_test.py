@@ -1,0 +1,401 @@
+"""Policies that adapt: densities, advantages, inner steps, trust regions, runs."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from described import double
+from runs import load_config
+from scipy import integrate, stats
+
+from lite_jax import UserError, nn
+from lite_jax.learners import inner_rules
+from lite_jax.metrics import read_rows
+from lite_jax.pmeta.attention import Attention
+from lite_jax.rl import evaluate_policy, run_policy
+from lite_jax.rl.environments import navigation
+from lite_jax.rl.episodes import Episodes, advantages, masked_mean
+from lite_jax.rl.half_cheetah import half_cheetah
+from lite_jax.rl.meta_policy import MetaPolicy, Played
+from lite_jax.rl.policy import Gaussian, Policy
+from lite_jax.rl.trust_region import TrustRegion, trust_region_step
+
+POLICY = Policy(nn.mlp(6, 2), 3, 2)
+RULES = {
+    "maml": inner_rules.sgd(0.1),
+    "anil": inner_rules.anil(0.1),
+    "boil": inner_rules.boil(0.1),
+    "mamlpp": inner_rules.learned_sgd(0.1),
+    "steps_only": inner_rules.p_meta(0.1, penalty=0.3),
+    # without a cut, what attention gives is smooth, and differences can be taken of it
+    "p_meta": inner_rules.p_meta(0.1, attention=Attention(0.0, 0.0), each=True),
+}
+
+
+def met_episodes(seed, episodes=3, horizon=5):
+    rng = np.random.default_rng(seed)
+    ends = rng.integers(2, horizon + 1, episodes)
+    mask = np.arange(horizon)[None] < ends[:, None]
+    shape = (episodes, horizon)
+    return Episodes(
+        jnp.asarray(rng.normal(size=(*shape, 3))),
+        jnp.asarray(rng.normal(size=(*shape, 2))),
+        jnp.asarray(rng.normal(size=shape) * mask),
+        jnp.asarray(mask),
+    )
+
+
+def initial(learner, seed=0):
+    with jax.numpy_dtype_promotion("standard"):
+        params = double(learner.init(jax.random.key(seed)))
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [
+        x + 0.1 * jax.random.uniform(k, x.shape, x.dtype)
+        for x, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(structure, moved)
+
+
+def test_density_and_divergence_are_those_of_normal_distributions():
+    rng = np.random.default_rng(0)
+    means, deviations = rng.normal(size=(2, 4, 2)), rng.uniform(0.5, 2, (2, 2))
+    first, second = (
+        Gaussian(jnp.asarray(mean), jnp.log(jnp.asarray(deviation)))
+        for mean, deviation in zip(means, deviations, strict=True)
+    )
+    actions = rng.normal(size=(4, 2))
+    expected = stats.norm.logpdf(actions, means[0], deviations[0]).sum(1)
+    np.testing.assert_allclose(first.log_density(jnp.asarray(actions)), expected)
+
+    def integrand(x, n, a):
+        ours, others = (
+            stats.norm(m[n, a], s[a]) for m, s in zip(means, deviations, strict=True)
+        )
+        return ours.pdf(x) * (ours.logpdf(x) - others.logpdf(x))
+
+    expected = [
+        sum(integrate.quad(integrand, -15, 15, (n, a))[0] for a in range(2))
+        for n in range(4)
+    ]
+    np.testing.assert_allclose(first.divergence(second), expected, rtol=1e-6)
+    np.testing.assert_allclose(first.divergence(first), np.zeros(4), atol=1e-15)
+
+
+def test_actions_are_drawn_with_the_policy_s_mean_and_deviation(key):
+    drawn = Gaussian(jnp.full((20_000, 2), 0.5), jnp.log(jnp.array([0.1, 2.0])))
+    actions = np.asarray(drawn.draw(jax.random.normal(key, (20_000, 2))))
+    np.testing.assert_allclose(actions.mean(0), [0.5, 0.5], atol=0.06)
+    np.testing.assert_allclose(actions.std(0), [0.1, 2.0], rtol=0.03)
+
+
+@pytest.mark.parametrize("gae_lambda", [1.0, 0.7])
+def test_advantages_are_those_of_the_definition(gae_lambda):
+    episodes, discount = met_episodes(0), 0.9
+    seen, rewards, mask = (
+        np.asarray(x) for x in (episodes.observations, episodes.rewards, episodes.mask)
+    )
+    rows, targets, places = [], [], []
+    for e, t in zip(*np.nonzero(mask), strict=True):
+        later = discount ** np.arange(rewards.shape[1] - t)
+        time = t / 100
+        rows.append([*seen[e, t], *seen[e, t] ** 2, time, time**2, time**3, 1.0])
+        targets.append((rewards[e, t:] * later).sum())
+        places.append((e, t))
+    features, targets = np.array(rows), np.array(targets)
+    gram = features.T @ features / len(rows) + 1e-5 * np.eye(features.shape[1])
+    weights = np.linalg.solve(gram, features.T @ targets / len(rows))
+    values = np.zeros(np.add(rewards.shape, (0, 1)))
+    for place, value in zip(places, features @ weights, strict=True):
+        values[place] = value
+    expected = np.zeros(rewards.shape)
+    for e, t in places:
+        for k in range(t, mask[e].sum()):
+            surprise = rewards[e, k] + discount * values[e, k + 1] - values[e, k]
+            expected[e, t] += (discount * gae_lambda) ** (k - t) * surprise
+    expected = (expected - expected[mask].mean()) / expected[mask].std() * mask
+    found = advantages(episodes, discount=discount, gae_lambda=gae_lambda)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def slope(function, params, direction, step=1e-5):
+    """The derivative along a direction, by central differences."""
+
+    def at(way):
+        return function(jax.tree.map(lambda x, d: x + way * d, params, direction))
+
+    return float(at(step) - at(-step)) / (2 * step)
+
+
+def along(gradient, direction):
+    pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+    return float(sum(jnp.vdot(g, d) for g, d in pairs))
+
+
+def direction_like(params, seed=2):
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    drawn = [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def test_a_plain_inner_step_follows_the_policy_gradient():
+    learner = MetaPolicy(POLICY, inner_rules.sgd(0.5))
+    params, episodes = initial(learner), met_episodes(1)
+    better = advantages(episodes)
+
+    def expected_return(policy):
+        drawn = POLICY.distribution(policy, episodes.observations)
+        gains = drawn.log_density(episodes.actions) * better
+        return masked_mean(gains, episodes.mask)
+
+    adapted = learner.adapt(params, (episodes,))
+    moved = jax.tree.map(lambda a, x: (a - x) / 0.5, adapted, params)
+    direction = direction_like(params) | {"log_std": jnp.zeros(2)}
+    expected = slope(expected_return, params, direction)
+    assert along(moved, direction) == pytest.approx(expected, rel=1e-7)
+    np.testing.assert_array_equal(adapted["log_std"], params["log_std"])
+
+
+@pytest.mark.parametrize("name", ["anil", "boil"])
+def test_partial_rules_leave_the_rest_as_it_is(name):
+    learner = MetaPolicy(POLICY, RULES[name])
+    params = initial(learner)
+    adapted = learner.adapt(params, (met_episodes(1),))
+    same = {
+        part: all(
+            jax.tree.leaves(jax.tree.map(jnp.array_equal, adapted[part], params[part]))
+        )
+        for part in ("backbone", "head")
+    }
+    assert same == {"backbone": name == "anil", "head": name == "boil"}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_outer_gradient_goes_through_the_inner_steps(name, steps):
+    learner = MetaPolicy(POLICY, RULES[name], steps)
+    params = initial(learner)
+    inner = tuple(met_episodes(seed) for seed in range(1, 1 + steps))
+    outer = met_episodes(9)
+    other = POLICY.distribution(initial(learner, seed=5), outer.observations)
+    played = Played(inner, outer, other)
+    gradient = jax.grad(learner.loss)(params, played)
+    direction = direction_like(params)
+    expected = slope(lambda p: learner.loss(p, played), params, direction)
+    assert along(gradient, direction) == pytest.approx(expected, rel=1e-6)
+
+
+def test_attention_looks_at_each_episode_alone():
+    rule = inner_rules.p_meta(0.1, attention=Attention(0.3, 0.0), each=True)
+    learner, episodes = MetaPolicy(POLICY, rule), met_episodes(3)
+    params, architecture = initial(learner), POLICY.network.describe((3,), 2)
+    better, mask = advantages(episodes), episodes.mask.astype(jnp.float64)
+
+    def loss(backbone, index):
+        def features(backbone, observations):
+            counted, modules = mask[index], params["attention"]
+            return rule.features(architecture, modules, backbone, observations, counted)
+
+        policy = params | {"backbone": backbone}
+        drawn = POLICY.distribution(policy, episodes.observations[index], features)
+        gains = drawn.log_density(episodes.actions[index]) * better[index]
+        return -(gains * mask[index]).sum() / mask.sum()
+
+    each = [
+        jax.grad(loss)(params["backbone"], index)["layers.1"]["kernel"]
+        for index in range(len(mask))
+    ]
+    for gradient in each:  # ρ = 0.3 cuts 2 of 6 channels or more
+        assert (gradient == 0).all(1).sum() >= 2
+    adapted = learner.adapt(params, (episodes,))["backbone"]["layers.1"]["kernel"]
+    size = params["inner_rule"]["backbone"]["layers.1"][0]
+    expected = params["backbone"]["layers.1"]["kernel"] - size * sum(each)
+    np.testing.assert_allclose(adapted, expected, atol=1e-12)
+
+
+def test_a_trust_region_step_is_exact_where_loss_and_divergence_are_quadratic():
+    rng = np.random.default_rng(0)
+    bends = rng.normal(size=(3, 4, 4))
+    bends = jnp.asarray(bends @ bends.transpose(0, 2, 1) + np.eye(4))
+    slopes = jnp.asarray(rng.normal(size=(3, 4)))
+    start = jnp.asarray(rng.normal(size=4))
+
+    def loss(params, task):
+        return jnp.vdot(task[1], params["x"])
+
+    def divergence(params, task):
+        moved = params["x"] - start
+        return 0.5 * jnp.vdot(moved, task[0] @ moved)
+
+    settings = TrustRegion(0.02, solver_steps=20, damping=0.0, trials=3)
+    params, outcome = trust_region_step(
+        loss, divergence, {"x": start}, (bends, slopes), settings
+    )
+    bend, slope = np.asarray(bends).mean(0), np.asarray(slopes).mean(0)
+    direction = np.linalg.solve(bend, slope)
+    full = -np.sqrt(2 * 0.02 / (slope @ direction)) * direction
+    # the first trial is exactly at the bound, on one side of it or the other
+    trials = int(outcome.trials)
+    assert trials in (1, 2)
+    expected = np.asarray(start) + 0.8 ** (trials - 1) * full
+    np.testing.assert_allclose(params["x"], expected, rtol=1e-9)
+    assert outcome.divergence == pytest.approx(0.02 * 0.64 ** (trials - 1))
+    assert outcome.change == pytest.approx(slope @ (expected - np.asarray(start)))
+
+
+def test_a_step_that_would_not_lower_the_loss_is_not_taken():
+    def rises(params, task):
+        return jnp.abs(params["x"]).sum() + 0 * task
+
+    def divergence(params, task):
+        return 0.5 * ((params["x"] - 1e-6) ** 2).sum() + 0 * task
+
+    start = {"x": jnp.full(2, 1e-6)}
+    settings = TrustRegion(1.0, trials=4)
+    found, outcome = trust_region_step(rises, divergence, start, jnp.ones(2), settings)
+    np.testing.assert_array_equal(found["x"], start["x"])
+    assert outcome.trials == 5 and outcome.change == 0 and outcome.divergence == 0
+
+
+def test_trials_are_projected():
+    def loss(params, task):
+        return params["size"] + params["other"] + 0 * task
+
+    def divergence(params, task):
+        moved = (params["size"] - 0.1) ** 2 + params["other"] ** 2
+        return 0.5 * moved + 0 * task
+
+    def project(params):
+        return params | {"size": jnp.maximum(params["size"], 0)}
+
+    start = {"size": jnp.array(0.1), "other": jnp.array(0.0)}
+    settings = TrustRegion(1.0)
+    found, _ = trust_region_step(
+        loss, divergence, start, jnp.ones(2), settings, project
+    )
+    assert found["size"] == 0 and found["other"] < -0.5
+
+
+def walk(actions, goal):
+    """Play given actions, one an episode and step, by a policy that has them."""
+    actions = jnp.asarray(actions)
+    steps = len(actions)
+    kernel = jnp.zeros((2, 2))
+    params = {
+        "backbone": {},
+        "head": {"weights": kernel, "biases": actions[0]},
+        "log_std": jnp.full(2, -jnp.inf),
+    }
+    policy = Policy(nn.mlp(2, 0), 2, 2)
+    params = jax.tree.map(lambda x: x[None], params)
+    key = jax.random.key(0)
+    goals = jnp.asarray(goal)[None]
+    with jax.numpy_dtype_promotion("standard"):
+        return navigation().play(policy, params, goals, key, 1, steps)
+
+
+def test_navigation_moves_pays_and_ends():
+    met = walk([[0.5, -3.0]] * 6, [0.1, -0.2])
+    seen = np.asarray(met.observations)[0, 0]
+    np.testing.assert_allclose(seen[:3], [[0, 0], [0.05, -0.1], [0.1, -0.2]], atol=1e-5)
+    rewards, mask = np.asarray(met.rewards)[0, 0], np.asarray(met.mask)[0, 0]
+    first = -np.hypot(0.05, 0.1)
+    np.testing.assert_allclose(rewards, [first, 0, 0, 0, 0, 0], atol=1e-5)
+    np.testing.assert_array_equal(mask, [True, True, False, False, False, False])
+    goals = np.asarray(navigation().draw_tasks(jax.random.key(0), 1000))
+    assert np.abs(goals).max() <= 0.5 and np.abs(goals.mean(0)).max() < 0.05
+
+
+RATES = ("tasks_per_second", "share_of_time_waiting_for_data")
+SMALL = {
+    "train__steps": 4,
+    "train__valid_every": 2,
+    "train__tasks_per_step": 3,
+    "test__tasks": 4,
+    "rl__episodes": 3,
+    "rl__horizon": 8,
+    "rl__width": 8,
+}
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, as_users_run_it):
+    config = load_config("pmeta_rl", **SMALL)
+    whole = run_policy(config, tmp_path / "whole")
+    run_policy(
+        load_config("pmeta_rl", **SMALL | {"train__steps": 2}), tmp_path / "stopped"
+    )
+    saved = tmp_path / "stopped/config.json"
+    settings = json.loads(saved.read_text())
+    settings["train"]["steps"] = 4
+    saved.write_text(json.dumps(settings))
+    assert run_policy(config, tmp_path / "stopped") == whole
+    assert evaluate_policy(config, tmp_path / "stopped") == whole
+    trained = {
+        name: [
+            {k: v for k, v in row.items() if k not in RATES}
+            for row in read_rows(tmp_path / name / "metrics.jsonl")
+            if row["split"] == "train"
+        ]
+        for name in ("whole", "stopped")
+    }
+    assert [row["step"] for row in trained["whole"]] == [1, 2, 3, 4]
+    assert trained["whole"] == trained["stopped"]
+
+
+def test_adaptation_is_learned(tmp_path, as_users_run_it):
+    config = load_config(
+        "pmeta_rl", "maml",
+        train__steps=12, train__valid_every=4, train__tasks_per_step=10,
+        test__tasks=40, rl__episodes=10, rl__horizon=30, rl__width=32,
+        inner__learning_rate=0.5,
+    )  # fmt: skip
+    run_policy(config, tmp_path)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    before, after = (
+        next(row for row in rows if row.get("policy") == f"{when} adaptation")
+        for when in ("before", "after")
+    )
+    gain = after["mean"] - before["mean"]
+    assert gain > after["half_width"] + before["half_width"]
+
+
+def test_half_cheetah_runs(tmp_path, as_users_run_it):
+    pytest.importorskip("mujoco", reason="the extra rl is not installed")
+    environment = half_cheetah()
+    policy = Policy(nn.mlp(4, 1), 20, 6)
+    params = jax.tree.map(lambda x: jnp.stack([x, x]), policy.init(jax.random.key(0)))
+    wanted = jnp.array([0.0, 2.0])
+    met = environment.play(policy, params, wanted, jax.random.key(1), 3, 10)
+    assert met.observations.shape == (2, 3, 10, 20) and met.mask.all()
+    again = environment.play(policy, params, wanted, jax.random.key(1), 3, 10)
+    jax.tree.map(np.testing.assert_array_equal, met, again)
+    # the height and the torso's speed of the observations are those that were paid
+    cost = 0.05 * (np.clip(met.actions, -1, 1) ** 2).sum(-1)
+    speed = np.asarray(met.observations)[:, :, 1:, 8]
+    paid = -np.asarray(met.rewards)[:, :, :-1] - cost[:, :, :-1]
+    off = np.abs(speed - np.asarray(wanted)[:, None, None])
+    assert np.corrcoef(off.ravel(), paid.ravel())[0, 1] > 0.8
+    table = run_policy(load_config("pmeta_rl", "half_cheetah,maml", **SMALL), tmp_path)
+    assert "after adaptation" in table
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rl__environment": "walker"}, "rl.environment"),
+        ({"rl__discount": 1.5}, "rl.discount=1.5"),
+        ({"rl__divergence": 0.0}, "rl.divergence=0.0"),
+        ({"rl__damping": -1.0}, "rl.damping=-1.0"),
+        ({"rl__episodes": 0}, "rl.episodes=0"),
+        ({"inner__steps": 0}, "inner.steps=0"),
+        ({"inner__attention_forward": 1.0}, "inner.attention_forward=1.0"),
+        ({"inner__rule": "sgdd"}, "inner.rule"),
+    ],
+)
+def test_settings_that_cannot_serve_are_told(settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run_policy(load_config("pmeta_rl", **settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
