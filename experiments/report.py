@@ -510,9 +510,9 @@ SECTIONS = (
         "p-Meta beside other inner rules",
         "pmeta",
         "python -m experiments.pmeta --only=methods",
-        "Accuracy of 5-way tasks after adaptation one image at a time; layers trained at "
-        "each step; MB and millions of multiplications of an image by the paper's model, "
-        "and MB of the compiled step.",
+        "Accuracy of 5-way tasks after adaptation one image at a time; layers trained "
+        "at each step; MB and millions of multiplications of an image by the paper's "
+        "model, and MB of the compiled step.",
         None,
         lambda rows: columns(
             [r for r in rows if r["part"] == "methods"],
@@ -531,8 +531,8 @@ SECTIONS = (
         "What the parts of p-Meta do",
         "pmeta",
         "python -m experiments.pmeta",
-        "Sides and ratios of attention, and static step sizes of channels; test batches; "
-        "scores that multiply what is passed on; pool and norm under MAML.",
+        "Sides and ratios of attention, and static step sizes of channels; test "
+        "batches; scores that multiply what is passed on; pool and norm under MAML.",
         None,
         lambda rows: columns(
             [r for r in rows if r["part"] != "methods"],
