@@ -91,6 +91,29 @@ def biased_regression(
     return case, beta * jnp.linalg.solve(hessian, slope(solution))
 
 
+def logistic(key: Key, rows: int = 60, columns: int = 8) -> Case:
+    """Return logistic regression with a log-penalty a coordinate, solved by Newton.
+
+    The usual test of hyper-parameter optimisation: its Hessian depends on the solution,
+    and no closed form gives either.
+    """
+    train, test, _ = _regression(key, rows, columns)
+
+    def loss(w, batch):
+        a, y = batch
+        return jax.nn.softplus(-jnp.sign(y) * (a @ w)).mean()
+
+    def inner(w, t, batch, *, set_sum):
+        return loss(w, batch) + (jnp.exp(t) * w**2).sum() / 2
+
+    def outer(w, t, batch, *, set_sum):
+        return loss(w, batch)
+
+    problem, penalty = Problem(inner, outer), jnp.linspace(-4.0, -1.0, columns)
+    solution = newton(problem, jnp.zeros(columns), penalty, train)
+    return Case(problem, solution, penalty, (train, test))
+
+
 def quadratic(
     condition: float, size: int = 40, seed: int = 0
 ) -> tuple[Case, jax.Array]:

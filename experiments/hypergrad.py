@@ -14,8 +14,9 @@ Parts of the rows:
 - "mixed": the exact mixed product beside finite differences, in float32 and bfloat16.
 - "cleaning": 300 outer steps of Adam with 10 inner steps each, by estimator: loss on
   the clean validation images, accuracy on the test images, seconds.
-- "few-shot": MRML, ITD with cached features, first order, ANIL and MAML after equally
-  many tasks, 5-way 5-shot: accuracy, temporary bytes of a step, seconds of training.
+- "few-shot": MRML, ITD with cached features and with features computed again at every
+  step, ANIL, MAML, iMAML and SAMA after equally many tasks, 5-way 5-shot: accuracy,
+  temporary bytes of a step, seconds of training.
 """
 
 from __future__ import annotations
@@ -94,19 +95,21 @@ def errors(arguments: argparse.Namespace) -> Iterator[Row]:
 
 def known_cases(smoke: bool) -> dict[str, tuple[bilevel.Case, jax.Array, float]]:
     """Return problems with their exact gradients, and 1 / L of the inner loss."""
-    keys = jax.random.split(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), 3)
     found = {
         "ridge": (*bilevel.ridge(keys[0]), 0.3),
         "biased regression": (*bilevel.biased_regression(keys[1]), 0.3),
     }
     for condition in (10,) if smoke else (10, 100, 1000):
         found[f"quadratic, κ = {condition}"] = (*bilevel.quadratic(condition), 1.0)
-    if smoke:
-        return found
-    case = bilevel.hyper_cleaning()
-    dense = jax.jit(functools.partial(hypergrad.dense().hypergrad, case.problem))
-    exact = dense(*case[1:], ()).grads
-    return found | {"digits cleaning, κ = 604": (case, exact, 1 / CURVATURE)}
+    solved = {"logistic regression": (bilevel.logistic(keys[2]), 1.0)}
+    if not smoke:
+        cleaning = bilevel.hyper_cleaning(), 1 / CURVATURE
+        solved["digits cleaning, κ = 604"] = cleaning
+    for name, (case, rate) in solved.items():
+        dense = jax.jit(functools.partial(hypergrad.dense().hypergrad, case.problem))
+        found[name] = case, dense(*case[1:], ()).grads, rate
+    return found
 
 
 def error_estimators(rate: float, smoke: bool) -> dict[str, Estimator]:
@@ -371,8 +374,12 @@ def few_shot(arguments: argparse.Namespace) -> Iterator[Row]:
         },
         "MRML, identity": {"learner": "mrml", "through": "identity"},
         "MRML, CG 10, LITE H = 10": {"learner": "mrml", "estimator": "lite"},
-        "ANIL": {"learner": "maml", "rule": "anil"},
-        "MAML": {"learner": "maml", "rule": "sgd"},
+        "ANIL": {"learner": "maml", "rule": "anil", "steps": 5},
+        "ITD, features computed again (ANIL)": {"learner": "maml", "rule": "anil"},
+        "MAML": {"learner": "maml", "steps": 5},
+        "MAML, first order": {"learner": "maml", "steps": 5, "first_order": True},
+        "iMAML, CG 10": {"learner": "imaml", "steps": 5},
+        "iMAML, SAMA": {"learner": "imaml", "steps": 5, "through": "sama"},
     }
     chosen = list(methods)[:2] if arguments.smoke else list(methods)
     for name in chosen:
@@ -401,6 +408,7 @@ def few_shot_config(
     rule: str = "sgd",
     estimator: str = "exact",
     steps: int = 20,
+    first_order: bool = False,
 ) -> Any:
     """Return the configuration of a method: 5-way 5-shot, Conv-4 of 32 channels."""
     config = base_config()
@@ -414,7 +422,7 @@ def few_shot_config(
     config.backbone.width = 32
     config.hypergrad.through = through
     config.inner.rule = rule
-    config.inner.steps = steps if learner == "mrml" else 5
+    config.inner.steps, config.inner.first_order = steps, first_order
     config.inner.learning_rate = 0.1
     config.gradient.estimator, config.gradient.num_backprop = estimator, 10
     config.gradient.chunk_size = 25

@@ -117,6 +117,7 @@ def base_config() -> ConfigDict:
                 "weight_decay": 0.0,  # decoupled, as in AdamW
                 "schedule": "cosine",  # cosine (to 0 at the last step) | constant
                 "clip_norm": 0.0,  # global norm that gradients are cut to; 0: not
+                "skip_not_finite": 0,  # steps in a row that may have no finite gradient
             },
             "train": {
                 "steps": 200,  # parameter updates; 0 tests the learner as it is

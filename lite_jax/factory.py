@@ -198,6 +198,7 @@ def make_inner_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return AdamW with the chosen schedule, after clipping if asked.
 
+    Gradients that are not finite change nothing, if they may be skipped.
     Weight decay is for kernels alone: biases, norms and the statistics that stand among
     the parameters are vectors, and stay.
     """
@@ -227,7 +228,10 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         parts = [optax.clip_by_global_norm(settings.clip_norm), adam]
     if config.inner.rule == "p_meta":  # step sizes below 0 become exactly 0
         parts.append(optax.masked(optax.keep_params_nonnegative(), _step_sizes))
-    return optax.chain(*parts)
+    optimizer = optax.chain(*parts)
+    if settings.skip_not_finite > 0:
+        return optax.apply_if_finite(optimizer, settings.skip_not_finite)
+    return optimizer
 
 
 def _step_sizes(params: Params) -> dict[str, bool]:

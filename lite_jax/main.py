@@ -22,6 +22,7 @@ from lite_jax.benchmarks import run_benchmark
 from lite_jax.deploy import export_run
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.evaluate import evaluate_checkpoint, format_results
+from lite_jax.preemption import EXIT_CODE, Preempted
 from lite_jax.reweight import run_reweighting
 from lite_jax.rl import evaluate_policy, run_policy
 from lite_jax.train import train_and_evaluate
@@ -184,6 +185,9 @@ def run() -> None:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Preempted as stop:
+        print(f"{stop}: the same command goes on from there")
+        sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint")
         sys.exit(130)

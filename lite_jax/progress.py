@@ -21,8 +21,16 @@ _SHOWN = ("loss", "accuracy", "return")  # beside the bar
 class Reporter:
     """Writes each step's metrics one step late, so that reading never waits."""
 
-    def __init__(self, writer: MetricsWriter, bar: tqdm, tasks_per_step: int):
+    def __init__(
+        self,
+        writer: MetricsWriter,
+        bar: tqdm,
+        tasks_per_step: int,
+        tolerated: int = 0,
+    ):
+        """Choose where to; `tolerated` steps in a row may have no finite gradient."""
         self._writer, self._bar, self._width = writer, bar, tasks_per_step
+        self._tolerated, self._skipped = tolerated, 0
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._time = time.perf_counter()
         self._waited = self._all_waited = self._all_time = 0.0
@@ -41,16 +49,25 @@ class Reporter:
         self._pending = step, metrics
 
     def now(self) -> None:
-        """Write what is kept; raise if one of its numbers is not finite."""
+        """Write what is kept.
+
+        Raises:
+            UserError: A number is not finite, in more steps running than tolerated.
+        """
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
         values = {name: float(value) for name, value in metrics.items()}
-        if not all(map(math.isfinite, values.values())):
+        finite = all(map(math.isfinite, values.values()))
+        self._skipped = 0 if finite else self._skipped + 1
+        if self._skipped > self._tolerated:
+            first = (step - 1) * self._width
             raise UserError(
-                f"step {step}: not finite ({_listed(values)}); the checkpoints are "
-                "those of the last validation. Lower optimizer.learning_rate or set "
-                "optimizer.clip_norm"
+                f"step {step}, of the training tasks {first} to "
+                f"{first + self._width - 1}: not finite ({_listed(values)}); the "
+                "checkpoints are those of the last validation. Lower "
+                "optimizer.learning_rate, or set optimizer.clip_norm or "
+                "optimizer.skip_not_finite"
             )
         elapsed, self._time = time.perf_counter() - self._time, time.perf_counter()
         rates = {
@@ -60,8 +77,12 @@ class Reporter:
         self._all_waited += self._waited
         self._all_time += elapsed
         self._waited = 0.0
-        self._writer.write("train", step, values, rates)
         self._bar.update(self._width)
+        if not finite:
+            self._writer.write("train", step, {"skipped": True}, rates)
+            _logger.warning("step %d skipped: not finite (%s)", step, _listed(values))
+            return
+        self._writer.write("train", step, values, rates)
         self.note(**{k: f"{values[k]:.3f}" for k in _SHOWN if k in values})
 
     def log_total(self) -> None:

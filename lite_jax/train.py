@@ -35,6 +35,7 @@ from lite_jax.factory import Sources
 from lite_jax.feed import Feed
 from lite_jax.metrics import MetricsWriter
 from lite_jax.nn import save_weights
+from lite_jax.preemption import Preempted, noticed
 from lite_jax.progress import Reporter
 from lite_jax.types import GradFn, Key, Learner, Params, Task
 
@@ -70,6 +71,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
         UserError: Settings or data that cannot serve the run, a workdir of another
             run, or a loss that is not finite. Settings and data are checked before
             anything is written.
+        Preempted: SIGTERM came during training, and the step it came in is saved.
     """
     _check_settings(config)
     workdirs.check_hosts_agree(parallel.gather(json.loads(config.to_json())))
@@ -90,7 +92,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
             config, train_step = _fitted(config, learner, mesh, state, feed.step(1))
         if not parallel.is_main():  # what it writes is of no use to anyone
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        workdirs.claim(workdir, asked)
+        stack.enter_context(workdirs.occupied(workdir, asked))
         _announce(config, sources, params, learner.frozen)
         slots = {
             name: stack.enter_context(closing(Slot(workdir / "checkpoints" / name)))
@@ -180,7 +182,8 @@ def make_train_step(
         learned = {name: state.params[name] for name in grads}
         updates, opt_state = optimizer.update(grads, state.opt_state, learned)
         params = state.params | optax.apply_updates(learned, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **aux}
+        norms = {f"grad_norm/{k}": optax.tree.norm(x) for k, x in grads.items()}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **norms, **aux}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
@@ -208,6 +211,7 @@ def _train(
     total, width = config.train.steps, config.train.tasks_per_step
     with (
         closing(batches),
+        noticed() as told,
         tqdm(
             total=total * width,
             initial=(steps.start - 1) * width,
@@ -215,27 +219,39 @@ def _train(
             disable=not parallel.is_main(),
         ) as bar,
     ):
-        report = Reporter(writer, bar, width)
+        report = Reporter(writer, bar, width, config.optimizer.skip_not_finite)
         for step in steps:
             with report.waiting_for_data():
                 tasks = next(batches)
             state, metrics = train_step(state, tasks, seed_key)
             report.later(step, metrics)
-            if step % config.train.valid_every and step != total:
+            due = step % config.train.valid_every == 0 or step == total
+            stop = _all_stop(told, due)
+            if not due and not stop:
                 continue
             report.now()
             here = parallel.on_this_host(mesh, state)
-            accuracy = validate(here.params)
-            if accuracy is not None:
-                writer.write("valid", step, {"accuracy": accuracy})
-                report.note(valid=f"{accuracy:.3f}")
-            if accuracy is None or accuracy > best:
-                best = best if accuracy is None else accuracy
-                slots["best"].save(step, here.params)
+            if due:
+                accuracy = validate(here.params)
+                if accuracy is not None:
+                    writer.write("valid", step, {"accuracy": accuracy})
+                    report.note(valid=f"{accuracy:.3f}")
+                if accuracy is None or accuracy > best:
+                    best = best if accuracy is None else accuracy
+                    slots["best"].save(step, here.params)
             slots["last"].save(
                 step, {"state": here, "best": np.array(best, np.float32)}
             )
+            if stop and step < total:
+                raise Preempted(f"stopped after step {step} of {total}, which is saved")
         report.log_total()
+
+
+def _all_stop(told: Callable[[], bool], due: bool) -> bool:
+    """Return whether to stop here; several processes agree where they save anyway."""
+    if jax.process_count() == 1:
+        return told()
+    return due and any(parallel.gather(told()))
 
 
 def _make_validation(
@@ -258,7 +274,8 @@ def _make_validation(
 def _check_settings(config: ConfigDict) -> None:
     ones = "data.prefetch", "train.tasks_per_step", "train.valid_every", "test.tasks"
     factory.check_at_least(config, 1, *ones)
-    factory.check_at_least(config, 0, "data.workers", "train.steps", "valid.tasks")
+    zeros = "data.workers", "train.steps", "valid.tasks", "optimizer.skip_not_finite"
+    factory.check_at_least(config, 0, *zeros)
     width, devices = config.train.tasks_per_step, config.devices.tasks
     if devices > 0 and width % devices:
         raise UserError(

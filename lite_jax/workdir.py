@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 from ml_collections import ConfigDict
 
 from lite_jax.errors import UserError
 from lite_jax.metrics import write_atomically
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@contextlib.contextmanager
+def occupied(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Claim the folder, and keep other runs out of it for the time inside.
+
+    The lock is the operating system's, so it goes with the process, however that ends.
+
+    Raises:
+        UserError: The folder belongs to another configuration, another run is at work
+            in it, or it cannot be written, also if that turns out inside.
+    """
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    claim(workdir, config)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(
+            f"workdir={workdir}: another run is at work in it: wait for its end, or "
+            "choose another --workdir"
+        ) from error
+    except OSError as error:
+        raise UserError(f"workdir={workdir} cannot be written: {error}") from error
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(
+            f"workdir={workdir} cannot be written: {error}. Its checkpoints are whole: "
+            "make room, and the same command goes on from the last one"
+        ) from error
+    finally:
+        lock.release()
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

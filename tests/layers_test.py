@@ -30,6 +30,7 @@ LAYERS = {
         "accounting",
         "architecture",
         "budget",
+        "preemption",
         "progress",
         "published",
         "video_metrics",

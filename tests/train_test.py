@@ -1,20 +1,25 @@
 """Whole runs in process: what they leave behind, resuming, compiling, stopping."""
 
 import contextlib
+import errno
 import json
 import logging
 import math
+import os
 import re
 import shutil
+import signal
 import time
 from contextlib import closing
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from runs import tiny_config
 from safetensors.numpy import load_file
+from tqdm import tqdm
 
 from lite_jax import (
     UserError,
@@ -29,6 +34,9 @@ from lite_jax import (
 from lite_jax.checkpoint import Slot
 from lite_jax.evaluate import evaluate_checkpoint, format_results
 from lite_jax.feed import Feed
+from lite_jax.metrics import MetricsWriter
+from lite_jax.preemption import Preempted
+from lite_jax.progress import Reporter
 from lite_jax.train import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
@@ -69,13 +77,37 @@ def saved_step(workdir, slot="last"):
         return found.step()
 
 
+def interrupted(monkeypatch, at, action):
+    """Let `action` happen before a step of training."""
+    make_train_step = train.make_train_step
+
+    def interrupting(*args):
+        step = make_train_step(*args)
+
+        def train_step(state, *rest):
+            if int(state.step) + 1 == at:
+                action()
+            return step(state, *rest)
+
+        return train_step
+
+    monkeypatch.setattr(train, "make_train_step", interrupting)
+
+
+def assert_same_run(first, second):
+    config = tiny_config()
+    texts = [(x / "metrics.jsonl").read_text() for x in (first, second)]
+    assert texts[0] == texts[1]
+    chex.assert_trees_all_equal(parameters(first, config), parameters(second, config))
+
+
 def test_run_leaves_what_it_promises(finished):
     workdir, results = finished
     assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 6
     assert [r["step"] for r in rows(workdir, "train")] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in rows(workdir, "valid")] == [2, 4, 6]
     assert set(rows(workdir, "train")[0]) == {
-        "split", "step", "loss", "accuracy", "grad_norm",
+        "split", "step", "loss", "accuracy", "grad_norm", "grad_norm/backbone",
     }  # fmt: skip
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     assert saved_step(workdir) == 6
@@ -102,19 +134,11 @@ def test_training_learns(tmp_path):
 
 def test_stopped_run_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch):
     config, (whole, _) = tiny_config(), finished
-    make_train_step = train.make_train_step
 
-    def stopping(*args):
-        step = make_train_step(*args)
+    def stop():
+        raise KeyboardInterrupt
 
-        def train_step(state, *rest):
-            if int(state.step) == 4:
-                raise KeyboardInterrupt
-            return step(state, *rest)
-
-        return train_step
-
-    monkeypatch.setattr(train, "make_train_step", stopping)
+    interrupted(monkeypatch, 5, stop)
     with pytest.raises(KeyboardInterrupt):
         train_and_evaluate(config, tmp_path / "stopped")
     assert saved_step(tmp_path / "stopped") == 4
@@ -124,11 +148,7 @@ def test_stopped_run_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatc
         file.write('{"split": "train", "step": 5, "loss": 9}\n{"split": "tra')
     train_and_evaluate(config, tmp_path / "stopped")
 
-    stopped = tmp_path / "stopped"
-    assert (whole / "metrics.jsonl").read_text() == (
-        stopped / "metrics.jsonl"
-    ).read_text()
-    chex.assert_trees_all_equal(parameters(whole, config), parameters(stopped, config))
+    assert_same_run(whole, tmp_path / "stopped")
 
 
 def test_finished_run_is_tested_again_without_training(finished):
@@ -277,7 +297,8 @@ def test_loss_that_is_not_finite_stops_with_the_step(tmp_path, monkeypatch):
         return train_step
 
     monkeypatch.setattr(train, "make_train_step", poisoning)
-    with pytest.raises(UserError, match=r"step 5: not finite \(.*loss nan"):
+    told = r"step 5, of the training tasks 8 to 9: not finite \(.*loss nan"
+    with pytest.raises(UserError, match=told):
         train_and_evaluate(tiny_config(), tmp_path / "bad")
     assert [r["step"] for r in rows(tmp_path / "bad", "train")] == [1, 2, 3, 4]
     chex.assert_trees_all_equal(
@@ -289,6 +310,80 @@ def test_divergence_is_noticed(tmp_path):
     wild = tiny_config(optimizer__learning_rate=1e38, optimizer__schedule="constant")
     with pytest.raises(UserError, match="not finite .* Lower optimizer.learning_rate"):
         train_and_evaluate(wild, tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_can_be_skipped():
+    config = tiny_config(optimizer__skip_not_finite=1)
+    optimizer = factory.make_optimizer(config)
+
+    def grad_fn(params, task, key):
+        return (task, {"accuracy": task}), {"w": task * params["w"]}
+
+    step = train.make_train_step(grad_fn, optimizer)
+    state = train.init_state(optimizer, {"w": jnp.ones(2, jnp.float32)})
+    found = []
+    for task in (math.nan, 1.0):
+        state, metrics = step(state, jnp.full(1, task, jnp.float32), jax.random.key(0))
+        found.append((np.asarray(state.params["w"]), metrics))
+    np.testing.assert_array_equal(found[0][0], [1, 1])
+    assert np.isnan(found[0][1]["grad_norm/w"])
+    assert (found[1][0] < 1).all()
+
+
+def test_as_many_steps_running_are_skipped_as_tolerated(tmp_path):
+    with closing(MetricsWriter(tmp_path, 0)) as writer, tqdm(disable=True) as bar:
+        report = Reporter(writer, bar, 2, tolerated=1)
+        for step, loss in enumerate((1.0, math.nan, 2.0, math.inf), 1):
+            report.later(step, {"loss": np.float32(loss)})
+        report.now()
+        report.later(5, {"loss": np.float32(math.nan)})
+        with pytest.raises(UserError, match="step 5, of the training tasks 8 to 9"):
+            report.now()
+    assert [(r["step"], r.get("loss"), r.get("skipped")) for r in rows(tmp_path)] == [
+        (1, 1.0, None), (2, None, True), (3, 2.0, None), (4, None, True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_run_told_to_stop_saves_and_goes_on(step, finished, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    interrupted(monkeypatch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted, match=f"after step {step} of 6, which is saved"):
+        train_and_evaluate(tiny_config(), tmp_path / "other")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert saved_step(tmp_path / "other") == step
+    assert [r["step"] for r in rows(tmp_path / "other", "train")] == list(
+        range(1, step + 1)
+    )
+    monkeypatch.undo()
+    train_and_evaluate(tiny_config(), tmp_path / "other")
+    assert_same_run(finished[0], tmp_path / "other")
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(finished, tmp_path, monkeypatch):
+    save = Slot.save
+
+    def full(slot, step, tree):
+        if step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(slot, step, tree)
+
+    monkeypatch.setattr(Slot, "save", full)
+    with pytest.raises(UserError, match="No space left on device. Its checkpoints are"):
+        train_and_evaluate(tiny_config(), tmp_path / "other")
+    assert saved_step(tmp_path / "other") == 2
+    monkeypatch.undo()
+    train_and_evaluate(tiny_config(), tmp_path / "other")
+    assert_same_run(finished[0], tmp_path / "other")
+
+
+def test_two_runs_do_not_share_a_workdir(tmp_path):
+    with workdir.occupied(tmp_path, tiny_config()):
+        with pytest.raises(UserError, match="another run is at work in it"):
+            train_and_evaluate(tiny_config(), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    with workdir.occupied(tmp_path, tiny_config()):  # free again
+        pass
 
 
 def test_workdir_of_another_config_is_refused(finished):

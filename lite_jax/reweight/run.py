@@ -34,13 +34,13 @@ def run_reweighting(config: ConfigDict, folder: Path) -> str:
     _check_settings(config)
     sets = make_sets(config)
     bench = make_bench(config, sets)
-    workdir.claim(folder, config)
-    _logger.info(
-        "%s: %d training examples (%s), %d clean ones, %d test ones, %d classes",
-        config.name, len(sets.train.labels), _noise(sets), len(sets.meta.labels),
-        len(sets.test.labels), sets.num_classes,
-    )  # fmt: skip
-    return job(bench, folder)
+    with workdir.occupied(folder, config):
+        _logger.info(
+            "%s: %d training examples (%s), %d clean ones, %d test ones, %d classes",
+            config.name, len(sets.train.labels), _noise(sets), len(sets.meta.labels),
+            len(sets.test.labels), sets.num_classes,
+        )  # fmt: skip
+        return job(bench, folder)
 
 
 def _check_settings(config: ConfigDict) -> None:

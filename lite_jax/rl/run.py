@@ -82,8 +82,8 @@ def run_policy(config: ConfigDict, folder: Path) -> str:
         UserError: Settings that cannot serve the run, or a workdir of another run.
     """
     setting = make_setting(config)
-    workdir.claim(folder, config)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(workdir.occupied(folder, config))
         last, best = (
             stack.enter_context(closing(Slot(folder / "checkpoints" / name)))
             for name in ("last", "best")

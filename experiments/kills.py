@@ -1,0 +1,152 @@
+"""Runs killed at random moments, and what the resumed ones end as.
+
+    python -m experiments.kills [--kills=100] [--smoke]
+        [--out=experiments/results/kills.jsonl]
+
+A run of a few tiny steps saves a checkpoint after each, so that much of its time goes to
+writing them. It is started again and again, and SIGKILL (or SIGTERM) ends it at a moment
+that is uniform over the time of an uninterrupted run; what it leaves when it gets to
+its end is compared with what an uninterrupted run leaves: metrics and backbone byte by
+byte, parameters and optimiser state bit by bit. A row tells how many kills came before
+the first checkpoint and how many while one was written, and how many runs ended alike.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.rows import emit, parser
+from lite_jax import defaults, factory, models
+from lite_jax.checkpoint import Slot
+from lite_jax.preemption import EXIT_CODE, Preempted
+from lite_jax.train import init_state, train_and_evaluate
+
+STEPS = 40
+
+
+class Count(NamedTuple):
+    """What came of many kills.
+
+    Attributes:
+        kills: Processes that the signal ended.
+        before_a_checkpoint: Of these, how many left none yet.
+        while_saving: How many left a checkpoint half written beside the whole ones.
+        runs: Runs that came to their end.
+        identical: Of these, how many left what an uninterrupted run leaves.
+    """
+
+    kills: int
+    before_a_checkpoint: int
+    while_saving: int
+    runs: int
+    identical: int
+
+
+def main() -> None:
+    """Emit a row for each signal."""
+    found = parser("runs killed at random moments")
+    found.add_argument("--kills", type=int, default=100, help="of each kind")
+    arguments = found.parse_args()
+    kills = 2 if arguments.smoke else arguments.kills
+    for name in ("SIGKILL", "SIGTERM"):
+        with tempfile.TemporaryDirectory() as folder:
+            count = kill(kills, getattr(signal, name), Path(folder))
+        row = {"experiment": "kills", "signal": name, "steps": STEPS}
+        emit(arguments.out, row | count._asdict())
+
+
+def kill(kills: int, number: int, folder: Path, seed: int = 0) -> Count:
+    """Kill runs in `folder` that often, let the last one end, and count."""
+    rng = np.random.default_rng(seed)
+    begun = time.perf_counter()
+    assert _run(folder / "whole") == 0
+    duration = time.perf_counter() - begun
+    whole = _left(folder / "whole")
+    killed = early = saving = runs = identical = 0
+    while killed < kills or runs == 0:
+        current = folder / f"run{runs}"
+        wait = rng.uniform(0, duration) if killed < kills else None
+        code = _run(current, wait, number)
+        if code == 0:
+            runs += 1
+            identical += _left(current) == whole
+            continue
+        assert code in (-number, EXIT_CODE), f"exit code {code}"
+        killed += 1
+        last = current / "checkpoints/last"
+        early += not any(last.glob("[0-9]*"))
+        saving += any("tmp" in path.name for path in last.glob("*"))
+    return Count(killed, early, saving, runs, identical)
+
+
+def _run(folder: Path, wait: float | None = None, number: int = 0) -> int:
+    """Train in a process of its own; return its exit code.
+
+    Args:
+        folder: The workdir.
+        wait: Seconds until the signal; None for no signal.
+        number: The signal.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lite_jax.train"])  # imported once for all
+    process = context.Process(target=_train, args=(str(folder),))
+    process.start()
+    process.join(wait)
+    if process.is_alive():
+        assert process.pid is not None
+        os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _train(folder: str) -> None:
+    try:
+        train_and_evaluate(_config(), Path(folder))
+    except Preempted:
+        raise SystemExit(EXIT_CODE) from None
+
+
+def _config() -> ConfigDict:
+    config = defaults.base_config()
+    defaults.synthetic(config)
+    config.data.image_size, config.backbone.width = 16, 8
+    config.gradient.num_backprop, config.gradient.chunk_size = 4, 8
+    config.train.steps, config.train.valid_every = STEPS, 1
+    config.train.episode = config.valid.episode = defaults.episode((3, 3), (2, 2), 2)
+    config.test.episodes = ConfigDict({"test": config.train.episode})
+    config.valid.tasks, config.test.tasks = 1, 2
+    return config
+
+
+def _left(folder: Path) -> dict[str, Any]:
+    """Return what a finished run leaves, as bytes."""
+    config = _config()
+    learner = models.make_learners(config, factory.make_sources(config)).trained
+    params = models.init_params(config, learner, factory.make_sources(config))
+    state = init_state(factory.make_optimizer(config), params)
+    template = {"state": state, "best": np.array(0, np.float32)}
+    with closing(Slot(folder / "checkpoints/last")) as slot:
+        found = slot.restore(template)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {
+        "state": [np.asarray(x).tobytes() for x in jax.tree.leaves(found)],
+        "metrics": [json.loads(line) for line in lines],
+        "backbone": (folder / "backbone.safetensors").read_bytes(),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Ten thousand tiny steps: does anything grow?
+
+    python -m experiments.soak [--steps=10000] [--smoke]
+        [--out=experiments/results/soak.jsonl]
+
+One run in this process, looked at twenty times: resident memory, open files, threads,
+and programs compiled so far. Row 0 is from the first tenth, when all is compiled.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.rows import emit, parser
+from lite_jax import defaults
+from lite_jax.metrics import read_rows
+from lite_jax.train import train_and_evaluate
+
+SAMPLES = 20
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def main() -> None:
+    """Emit a row a sample."""
+    found = parser("does anything grow in a long run")
+    found.add_argument("--steps", type=int, default=10_000)
+    arguments = found.parse_args()
+    steps = 40 if arguments.smoke else arguments.steps
+    compiled: list[float] = []
+
+    def count(name: str, seconds: float, **_: Any) -> None:
+        if name == _COMPILED:
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    with tempfile.TemporaryDirectory() as name:
+        for row in watched(steps, Path(name), compiled):
+            emit(arguments.out, {"experiment": "soak", "steps": steps} | row)
+
+
+def watched(steps: int, folder: Path, compiled: list[float]) -> list[dict[str, Any]]:
+    """Return what a run of that many steps uses, at moments spread over it."""
+    config = defaults.base_config()
+    defaults.synthetic(config)
+    config.data.image_size, config.backbone.width = 16, 8
+    config.gradient.num_backprop, config.gradient.chunk_size = 4, 8
+    config.train.steps, config.train.valid_every = steps, max(1, steps // SAMPLES)
+    config.train.episode = config.valid.episode = defaults.episode((3, 3), (2, 2), 2)
+    config.valid.tasks, config.test.tasks = 1, 2
+    rows: list[dict[str, Any]] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            path = folder / "checkpoints/last"
+            saved = [int(p.name) for p in path.glob("*") if p.name.isdigit()]
+            if saved and (not rows or max(saved) > rows[-1]["step"]):
+                rows.append(
+                    {"step": max(saved)} | usage() | {"programs": len(compiled)}
+                )
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        train_and_evaluate(config, folder)
+    finally:
+        ended.set()
+        watcher.join()
+    assert len(read_rows(folder / "metrics.jsonl")) >= steps
+    return rows
+
+
+def usage() -> dict[str, Any]:
+    """Return this process's memory, open files and threads, as Linux tells them."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "resident_mb": pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
+        "open_files": len(os.listdir("/proc/self/fd")),
+        "threads": threading.active_count(),
+    }
+
+
+if __name__ == "__main__":
+    main()
