@@ -43,9 +43,12 @@ def pmeta(config):
     config.backbone.width = 32
     config.inner.rule = "p_meta"
     config.inner.steps = 5
-    config.inner.learning_rate = 0.1
+    config.inner.learning_rate = 0.02  # at first
+    config.inner.penalty = 1.0
     config.inner.learned_head = True
     config.gradient.estimator, config.gradient.chunk_size = "plain", 100
+    config.optimizer.learning_rate = 2e-3
+    config.train.steps, config.train.tasks_per_step = 300, 2
     few_shot(config, shot=5)
 
 

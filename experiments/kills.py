@@ -3,12 +3,13 @@
     python -m experiments.kills [--kills=100] [--smoke]
         [--out=experiments/results/kills.jsonl]
 
-A run of a few tiny steps saves a checkpoint after each, so that much of its time goes to
-writing them. It is started again and again, and SIGKILL (or SIGTERM) ends it at a moment
-that is uniform over the time of an uninterrupted run; what it leaves when it gets to
-its end is compared with what an uninterrupted run leaves: metrics and backbone byte by
-byte, parameters and optimiser state bit by bit. A row tells how many kills came before
-the first checkpoint and how many while one was written, and how many runs ended alike.
+A run of a few tiny steps saves a checkpoint after each, so that much of its time goes
+to writing them. It is started again and again, and SIGKILL (or SIGTERM) ends it at a
+moment uniform over the time of an uninterrupted run. What it leaves when it gets
+to its end is compared with what an uninterrupted run leaves: metrics and backbone byte
+by byte, parameters and optimiser state bit by bit. A row tells how many kills came
+before the first checkpoint and how many while one was written, and how many runs ended
+alike.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from experiments import toys
 from experiments.rows import emit, parser
-from lite_jax import defaults, factory, models
+from lite_jax import factory, models
 from lite_jax.checkpoint import Slot
 from lite_jax.preemption import EXIT_CODE, Preempted
 from lite_jax.train import init_state, train_and_evaluate
@@ -114,26 +115,14 @@ def _run(folder: Path, wait: float | None = None, number: int = 0) -> int:
 
 def _train(folder: str) -> None:
     try:
-        train_and_evaluate(_config(), Path(folder))
+        train_and_evaluate(toys.run_config(STEPS), Path(folder))
     except Preempted:
         raise SystemExit(EXIT_CODE) from None
 
 
-def _config() -> ConfigDict:
-    config = defaults.base_config()
-    defaults.synthetic(config)
-    config.data.image_size, config.backbone.width = 16, 8
-    config.gradient.num_backprop, config.gradient.chunk_size = 4, 8
-    config.train.steps, config.train.valid_every = STEPS, 1
-    config.train.episode = config.valid.episode = defaults.episode((3, 3), (2, 2), 2)
-    config.test.episodes = ConfigDict({"test": config.train.episode})
-    config.valid.tasks, config.test.tasks = 1, 2
-    return config
-
-
 def _left(folder: Path) -> dict[str, Any]:
     """Return what a finished run leaves, as bytes."""
-    config = _config()
+    config = toys.run_config(STEPS)
     learner = models.make_learners(config, factory.make_sources(config)).trained
     params = models.init_params(config, learner, factory.make_sources(config))
     state = init_state(factory.make_optimizer(config), params)

@@ -57,7 +57,7 @@ from lite_jax.types import Params
 
 Row = dict[str, Any]
 WAY, QUERY = 5, 10
-START = 0.1  # of every step size, learned or not
+FIXED, START = 0.1, 0.02  # step sizes: those that stay, and where learned ones start
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
     found.add_argument("--shot", type=int, default=1, help="support images of a class")
     found.add_argument("--steps", type=int, default=300, help="of meta-training")
     found.add_argument("--tasks", type=int, default=600, help="tested")
-    found.add_argument("--penalty", type=float, default=0.1, help="λ of p-Meta")
+    found.add_argument("--penalty", type=float, default=1.0, help="λ of p-Meta")
     found.add_argument("--only", default="", choices=("", *PARTS), help="one part")
     arguments = found.parse_args()
     if arguments.smoke:
@@ -144,12 +144,13 @@ def make_config(arguments: argparse.Namespace, rule: str, **inner: Any) -> Confi
         config.backbone.mean, config.backbone.std = 0.0, 1.0
     config.backbone.width = 32
     config.inner.rule, config.inner.learned_head = rule, True
-    config.inner.learning_rate = START
+    config.inner.learning_rate = FIXED if rule in ("sgd", "anil", "boil") else START
     config.inner.first_order = arguments.smoke  # compiled in half the time
     config.inner.update(inner)
     config.gradient.estimator = "plain"
     config.train.steps = arguments.steps
     config.train.tasks_per_step = 2
+    config.optimizer.learning_rate = 2e-3
     spec = episode((WAY, WAY), (arguments.shot, arguments.shot), query=QUERY)
     config.train.episode = config.valid.episode = spec
     config.valid.tasks = 0

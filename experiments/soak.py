@@ -17,8 +17,8 @@ from typing import Any
 
 import jax
 
+from experiments import toys
 from experiments.rows import emit, parser
-from lite_jax import defaults
 from lite_jax.metrics import read_rows
 from lite_jax.train import train_and_evaluate
 
@@ -34,9 +34,9 @@ def main() -> None:
     steps = 40 if arguments.smoke else arguments.steps
     compiled: list[float] = []
 
-    def count(name: str, seconds: float, **_: Any) -> None:
-        if name == _COMPILED:
-            compiled.append(seconds)
+    def count(event: str, duration_secs: float, **_: Any) -> None:
+        if event == _COMPILED:
+            compiled.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(count)
     with tempfile.TemporaryDirectory() as name:
@@ -46,13 +46,7 @@ def main() -> None:
 
 def watched(steps: int, folder: Path, compiled: list[float]) -> list[dict[str, Any]]:
     """Return what a run of that many steps uses, at moments spread over it."""
-    config = defaults.base_config()
-    defaults.synthetic(config)
-    config.data.image_size, config.backbone.width = 16, 8
-    config.gradient.num_backprop, config.gradient.chunk_size = 4, 8
-    config.train.steps, config.train.valid_every = steps, max(1, steps // SAMPLES)
-    config.train.episode = config.valid.episode = defaults.episode((3, 3), (2, 2), 2)
-    config.valid.tasks, config.test.tasks = 1, 2
+    config = toys.run_config(steps, valid_every=max(1, steps // SAMPLES))
     rows: list[dict[str, Any]] = []
     ended = threading.Event()
 
@@ -61,9 +55,8 @@ def watched(steps: int, folder: Path, compiled: list[float]) -> list[dict[str, A
             path = folder / "checkpoints/last"
             saved = [int(p.name) for p in path.glob("*") if p.name.isdigit()]
             if saved and (not rows or max(saved) > rows[-1]["step"]):
-                rows.append(
-                    {"step": max(saved)} | usage() | {"programs": len(compiled)}
-                )
+                row = {"step": max(saved), "programs": len(compiled)}
+                rows.append(row | usage())
 
     watcher = threading.Thread(target=watch)
     watcher.start()

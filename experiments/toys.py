@@ -1,4 +1,4 @@
-"""Small float64 problems whose gradients can be enumerated; the tests share them."""
+"""Small problems in float64 whose gradients can be enumerated, and a tiny run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from lite_jax import (
     Examples,
@@ -18,6 +19,7 @@ from lite_jax import (
     Task,
     batched,
     cnaps,
+    defaults,
     finetuner,
     imaml,
     lite_sum,
@@ -149,6 +151,19 @@ def make_learner(name: str, way: int = 3) -> tuple[Learner, Params]:
     if "film" in params:  # so that generated FiLM parameters matter
         params["film"]["amplitude"] *= 300
     return learner, params
+
+
+def run_config(steps: int, valid_every: int = 1) -> ConfigDict:
+    """Return a whole run of tiny steps on patterns, which takes seconds."""
+    config = defaults.base_config()
+    defaults.synthetic(config)
+    config.data.image_size, config.backbone.width = 16, 8
+    config.gradient.num_backprop, config.gradient.chunk_size = 4, 8
+    config.train.steps, config.train.valid_every = steps, valid_every
+    config.train.episode = config.valid.episode = defaults.episode((3, 3), (2, 2), 2)
+    config.test.episodes = ConfigDict({"test": config.train.episode})
+    config.valid.tasks, config.test.tasks = 1, 2
+    return config
 
 
 def nested_params(key: Key) -> Params:
