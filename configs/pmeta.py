@@ -44,7 +44,6 @@ def pmeta(config):
     config.inner.rule = "p_meta"
     config.inner.steps = 5
     config.inner.learning_rate = 0.02  # at first
-    config.inner.penalty = 1.0
     config.inner.learned_head = True
     config.gradient.estimator, config.gradient.chunk_size = "plain", 100
     config.optimizer.learning_rate = 2e-3

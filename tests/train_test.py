@@ -22,6 +22,8 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from lite_jax import (
+    Examples,
+    Task,
     UserError,
     evaluate,
     factory,
@@ -317,13 +319,16 @@ def test_a_gradient_that_is_not_finite_can_be_skipped():
     optimizer = factory.make_optimizer(config)
 
     def grad_fn(params, task, key):
-        return (task, {"accuracy": task}), {"w": task * params["w"]}
+        slope = task.query.inputs
+        return (slope, {"accuracy": slope}), {"w": slope * params["w"]}
 
     step = train.make_train_step(grad_fn, optimizer)
     state = train.init_state(optimizer, {"w": jnp.ones(2, jnp.float32)})
     found = []
-    for task in (math.nan, 1.0):
-        state, metrics = step(state, jnp.full(1, task, jnp.float32), jax.random.key(0))
+    for slope in (math.nan, 1.0):
+        inputs = jnp.full(1, slope, jnp.float32)
+        tasks = Task(None, Examples(inputs, None, jnp.ones((1, 1), bool)))
+        state, metrics = step(state, tasks, jax.random.key(0))
         found.append((np.asarray(state.params["w"]), metrics))
     np.testing.assert_array_equal(found[0][0], [1, 1])
     assert np.isnan(found[0][1]["grad_norm/w"])

@@ -118,7 +118,7 @@ def learned_sgd(
 def p_meta(
     learning_rate: float = 0.01,
     *,
-    penalty: float = 1e-3,
+    penalty: float = 1.0,
     attention: Attention = NO_ATTENTION,
     each: bool = False,
     norm_gradient: NormGradient = "exact",
