@@ -43,7 +43,8 @@ def pmeta_rl(config):
     config.rl.environment = "navigation"
     config.inner.rule = "p_meta"
     config.inner.steps = 1
-    config.inner.learning_rate = 0.1
+    config.inner.learning_rate = 0.1  # at first, where it is learned
+    config.inner.penalty = 0.1
     config.inner.attention_over = "example"  # an episode
     config.train.tasks_per_step = 20
     config.train.steps = 500

@@ -260,23 +260,31 @@ def test_a_step_that_would_not_lower_the_loss_is_not_taken():
     assert outcome.trials == 5 and outcome.change == 0 and outcome.divergence == 0
 
 
-def test_trials_are_projected():
+def test_nothing_goes_below_its_floor_and_the_rest_goes_on():
+    bend = jnp.array([[2.0, 1.9], [1.9, 2.0]])
+
     def loss(params, task):
         return params["size"] + params["other"] + 0 * task
 
-    def divergence(params, task):
-        moved = (params["size"] - 0.1) ** 2 + params["other"] ** 2
-        return 0.5 * moved + 0 * task
+    def divergence_from(start):
+        def divergence(params, task):
+            moved = jnp.stack([params[k] - start[k] for k in ("size", "other")])
+            return 0.5 * moved @ bend @ moved + 0 * task
 
-    def project(params):
-        return params | {"size": jnp.maximum(params["size"], 0)}
+        return divergence
 
-    start = {"size": jnp.array(0.1), "other": jnp.array(0.0)}
-    settings = TrustRegion(1.0)
-    found, _ = trust_region_step(
-        loss, divergence, start, jnp.ones(2), settings, project
-    )
-    assert found["size"] == 0 and found["other"] < -0.5
+    settings = TrustRegion(1.0, damping=0.0)
+    floor = {"size": jnp.array(0.0), "other": jnp.array(-jnp.inf)}
+    for size in (0.1, 0.0):
+        start = {"size": jnp.array(size), "other": jnp.array(0.0)}
+        found, outcome = trust_region_step(
+            loss, divergence_from(start), start, jnp.ones(2), settings, floor
+        )
+        assert found["size"] == 0 and found["other"] < -0.5
+        assert outcome.change < -0.5
+    # on its floor, it takes no part: the other goes as far as it may alone
+    trials = int(outcome.trials)
+    assert found["other"] == pytest.approx(-(0.8 ** (trials - 1)))
 
 
 def walk(actions, goal):

@@ -202,14 +202,11 @@ def _distributions(learner: MetaPolicy, policies: Params, observations: Any) -> 
 def _step(
     learner: MetaPolicy, params: Params, played: Played, settings: TrustRegion
 ) -> Any:
-    def project(params: Params) -> Params:
-        if learner.rule.penalty is None:
-            return params
-        sizes = jax.tree.map(lambda x: jnp.maximum(x, 0), params["inner_rule"])
-        return params | {"inner_rule": sizes}
-
+    floor = jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), params)
+    if learner.rule.penalty is not None:  # step sizes
+        floor |= {"inner_rule": jax.tree.map(jnp.zeros_like, params["inner_rule"])}
     return trust_region_step(
-        learner.loss, learner.divergence, params, played, settings, project
+        learner.loss, learner.divergence, params, played, settings, floor
     )
 
 

@@ -67,7 +67,7 @@ def trust_region_step(
     params: Params,
     tasks: PyTree,
     settings: TrustRegion,
-    project: Callable[[Params], Params] = lambda params: params,
+    floor: Params | None = None,
 ) -> tuple[Params, Outcome]:
     """Return the parameters after a step, or as they were if no trial is any better.
 
@@ -76,6 +76,9 @@ def trust_region_step(
     that memory is that of one. The first trial is as long as the divergence's quadratic
     model allows; a trial is accepted that lowers the loss within the divergence.
 
+    Parameters at their floor whose gradient would take them below stay there, and the
+    direction is that of the others; what a trial takes below is put on the floor.
+
     Args:
         loss: What is lowered.
         divergence: 0 and at its minimum at `params`, and twice differentiable in
@@ -83,7 +86,7 @@ def trust_region_step(
         params: Where the step starts.
         tasks: Arrays that begin with an axis of tasks.
         settings: How far, and how thoroughly.
-        project: Applied to every trial.
+        floor: The least that each parameter may be, −∞ for no bound; None for none.
 
     References:
         Schulman et al., "Trust Region Policy Optimization", ICML 2015, appendix C.
@@ -92,6 +95,9 @@ def trust_region_step(
     def mean(function: Callable[[PyTree], PyTree]) -> PyTree:
         return jax.tree.map(lambda x: x.mean(0), lax.map(function, tasks))
 
+    if floor is None:
+        floor = jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), params)
+
     def product(vector: Params) -> Params:
         def of_task(task: PyTree) -> Params:
             def slope(params: Params) -> jax.Array:
@@ -99,12 +105,18 @@ def trust_region_step(
 
             return jax.grad(slope)(params)
 
-        return trees.add(mean(of_task), vector, settings.damping)
+        return freely(trees.add(mean(of_task), vector, settings.damping))
 
     def both(params: Params) -> Any:
         return mean(lambda task: (loss(params, task), divergence(params, task)))
 
-    before, gradient = mean(lambda task: jax.value_and_grad(loss)(params, task))
+    before, slope = mean(lambda task: jax.value_and_grad(loss)(params, task))
+    free = jax.tree.map(lambda x, low, g: (x > low) | (g < 0), params, floor, slope)
+
+    def freely(vector: Params) -> Params:
+        return jax.tree.map(lambda x, f: jnp.where(f, x, 0), vector, free)
+
+    gradient = freely(slope)
     found = conjugate_gradient(product, gradient, None, settings.solver_steps, 1e-10)
     direction = found.vector
     bend = trees.dot(direction, gradient)  # dᵀHd too: residuals are orthogonal to d
@@ -112,7 +124,7 @@ def trust_region_step(
 
     def attempt(search: _Search) -> _Search:
         scale = -length * settings.shrink ** search.tried.astype(length.dtype)
-        trial = project(trees.add(params, direction, scale))
+        trial = jax.tree.map(jnp.maximum, trees.add(params, direction, scale), floor)
         after, moved = both(trial)
         fits = (after < before) & (moved <= settings.divergence)
         return _Search(
