@@ -35,10 +35,10 @@ import numpy as np
 import optax
 
 from experiments import bilevel
+from experiments.few_shot import add_data, few_shot_config
 from experiments.rows import emit, parser, rounded
 from experiments.timing import median_seconds
 from lite_jax import budget, exact_sum, factory, hypergrad, models
-from lite_jax.defaults import base_config, episode
 from lite_jax.feed import Feed
 from lite_jax.hypergrad import (
     Estimator,
@@ -59,13 +59,12 @@ OUTER_STEPS, INNER_STEPS, INNER_RATE = 300, 10, 1 / CURVATURE
 def main() -> None:
     """Emit the rows of every part."""
     found = parser("hypergradient estimators")
-    found.add_argument(
-        "--dataset", default="digits", choices=("digits", "omniglot", "folder")
-    )
-    found.add_argument("--root", default="", help="folder of the images")
+    add_data(found)
     found.add_argument("--steps", type=int, default=400, help="of few-shot training")
     found.add_argument("--only", default="", help="one part")
     arguments = found.parse_args()
+    if arguments.smoke:
+        arguments.steps = 2
     for name, part in PARTS.items():
         if arguments.only in ("", name):
             for row in part(arguments):
@@ -383,7 +382,7 @@ def few_shot(arguments: argparse.Namespace) -> Iterator[Row]:
     }
     chosen = list(methods)[:2] if arguments.smoke else list(methods)
     for name in chosen:
-        config = few_shot_config(arguments, **methods[name])
+        config = method_config(arguments, **methods[name])
         program = step_program(config)
         with tempfile.TemporaryDirectory() as workdir:
             begun = time.perf_counter()
@@ -401,7 +400,7 @@ def few_shot(arguments: argparse.Namespace) -> Iterator[Row]:
         }
 
 
-def few_shot_config(
+def method_config(
     arguments: argparse.Namespace,
     learner: str,
     through: str = "conjugate_gradient",
@@ -410,30 +409,16 @@ def few_shot_config(
     steps: int = 20,
     first_order: bool = False,
 ) -> Any:
-    """Return the configuration of a method: 5-way 5-shot, Conv-4 of 32 channels."""
-    config = base_config()
-    config.learner, config.data.dataset = learner, arguments.dataset
-    config.data.root = arguments.root
-    photographs = arguments.dataset == "folder"
-    config.data.image_size = 42 if photographs else 28
-    config.data.rotations = not photographs
-    if not photographs:
-        config.backbone.mean, config.backbone.std = 0.0, 1.0
-    config.backbone.width = 32
+    """Return the configuration of a method, 5-way 5-shot."""
+    config = few_shot_config(arguments, "w5s5", shot=5, query=5, test_query=10)
+    config.learner = learner
     config.hypergrad.through = through
     config.inner.rule = rule
     config.inner.steps, config.inner.first_order = steps, first_order
     config.inner.learning_rate = 0.1
     config.gradient.estimator, config.gradient.num_backprop = estimator, 10
     config.gradient.chunk_size = 25
-    config.train.steps = 2 if arguments.smoke else arguments.steps
-    config.train.tasks_per_step = 2
-    config.train.episode = episode((5, 5), (5, 5), query=5)
-    config.valid.tasks = 0
     config.test.tasks = 4 if arguments.smoke else 300
-    config.test.episodes = type(config.test.episodes)(
-        {"w5s5": episode((5, 5), (5, 5), query=10)}
-    )
     return config
 
 

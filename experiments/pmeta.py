@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from experiments.few_shot import WAY, add_data, few_shot_config
 from experiments.pmeta_memory import compiled_mb
 from experiments.pmeta_variants import POOLS, channel_steps, conv4_with, passed_on
 from experiments.rows import emit, parser, rounded
@@ -39,7 +40,6 @@ from lite_jax import Examples, Learner, Network, Task, factory, maml, metrics, m
 from lite_jax.accounting import MB, count_macs, count_memory
 from lite_jax.architecture import Architecture
 from lite_jax.class_stats import linear_products
-from lite_jax.defaults import base_config, episode
 from lite_jax.evaluate import make_scorer, split_tasks
 from lite_jax.feed import Feed
 from lite_jax.learners.inner_rules import InnerRule
@@ -56,17 +56,14 @@ from lite_jax.train import init_state, make_train_step
 from lite_jax.types import Params
 
 Row = dict[str, Any]
-WAY, QUERY = 5, 10
+QUERY = 10
 FIXED, START = 0.1, 0.02  # step sizes: those that stay, and where learned ones start
 
 
 def main() -> None:
     """Emit the rows of every part."""
     found = parser("p-Meta beside other inner rules, and its ablations")
-    found.add_argument(
-        "--dataset", default="digits", choices=("digits", "omniglot", "folder")
-    )
-    found.add_argument("--root", default="", help="folder of the images")
+    add_data(found)
     found.add_argument("--shot", type=int, default=1, help="support images of a class")
     found.add_argument("--steps", type=int, default=300, help="of meta-training")
     found.add_argument("--tasks", type=int, default=600, help="tested")
@@ -134,28 +131,15 @@ def plan_costs(plan: Plan, examples: int = 1) -> Row:
 
 def make_config(arguments: argparse.Namespace, rule: str, **inner: Any) -> ConfigDict:
     """Return the configuration of an inner rule."""
-    config = base_config()
-    config.learner, config.data.dataset = "maml", arguments.dataset
-    config.data.root = arguments.root
-    photographs = arguments.dataset == "folder"
-    config.data.image_size = 42 if photographs else 28
-    config.data.rotations = not photographs
-    if not photographs:
-        config.backbone.mean, config.backbone.std = 0.0, 1.0
-    config.backbone.width = 32
+    config = few_shot_config(arguments, "test", arguments.shot, QUERY, QUERY)
+    config.learner = "maml"
     config.inner.rule, config.inner.learned_head = rule, True
     config.inner.learning_rate = FIXED if rule in ("sgd", "anil", "boil") else START
     config.inner.first_order = arguments.smoke  # compiled in half the time
     config.inner.update(inner)
     config.gradient.estimator = "plain"
-    config.train.steps = arguments.steps
-    config.train.tasks_per_step = 2
     config.optimizer.learning_rate = 2e-3
-    spec = episode((WAY, WAY), (arguments.shot, arguments.shot), query=QUERY)
-    config.train.episode = config.valid.episode = spec
-    config.valid.tasks = 0
     config.test.tasks = arguments.tasks
-    config.test.episodes = ConfigDict({"test": spec})
     return config
 
 
