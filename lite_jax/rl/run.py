@@ -25,6 +25,7 @@ from lite_jax.metrics import Interval, MetricsWriter, interval
 from lite_jax.models import make_inner_rule
 from lite_jax.progress import Reporter
 from lite_jax.rl.environments import Environment, navigation
+from lite_jax.rl.episodes import Episodes
 from lite_jax.rl.half_cheetah import half_cheetah
 from lite_jax.rl.meta_policy import MetaPolicy, Played
 from lite_jax.rl.policy import Policy
@@ -162,26 +163,24 @@ def make_setting(config: ConfigDict) -> Setting:
 
 def play(setting: Setting, params: Params, tasks: PyTree, key: Key) -> Played:
     """Return what is played before and after adaptation, of every task."""
-    environment, settings = setting.environment, setting.config.rl
+    learner, settings = setting.learner, setting.config.rl
     count = len(jax.tree.leaves(tasks)[0])
+
+    def collect(policies: Params, key: Key) -> Episodes:
+        sizes = settings.episodes, settings.horizon
+        return setting.environment.play(learner.policy, policies, tasks, key, *sizes)
+
     policies = jax.tree.map(
         lambda x: jnp.broadcast_to(x, (count, *x.shape)), _start(params)
     )
-    collected = []
-    keys = jax.random.split(key, setting.config.inner.steps + 1)
-    for own in keys[:-1]:
-        episodes = environment.play(
-            setting.learner.policy, policies, tasks, own, settings.episodes,
-            settings.horizon,
-        )  # fmt: skip
-        collected.append(episodes)
-        policies = _adapted(setting.learner, params, tuple(collected))
-    outer = environment.play(
-        setting.learner.policy, policies, tasks, keys[-1], settings.episodes,
-        settings.horizon,
-    )  # fmt: skip
-    actions = _distributions(setting.learner, policies, outer.observations)
-    return Played(tuple(collected), outer, actions)
+    inner: tuple[Episodes, ...] = ()
+    *keys, last_key = jax.random.split(key, learner.steps + 1)
+    for own in keys:
+        inner += (collect(policies, own),)
+        policies = _adapted(learner, params, inner)
+    outer = collect(policies, last_key)
+    actions = _distributions(learner, policies, outer.observations)
+    return Played(inner, outer, actions)
 
 
 def _start(params: Params) -> Params:
