@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -90,7 +91,7 @@ class MetaPolicy(NamedTuple):
         state = self.rule.begin(adapted)
         for k, episodes in enumerate(inner):
             gradient = self._gradient(params, adapted, fixed, episodes)
-            sizes = jax.tree.map(lambda x: x[k], params.get("inner_rule", {}))  # noqa: B023
+            sizes = jax.tree.map(operator.itemgetter(k), params.get("inner_rule", {}))
             adapted, state = self.rule.update(sizes, state, adapted, gradient)
         return merge(adapted, fixed) | {"log_std": params["log_std"]}
 
