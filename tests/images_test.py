@@ -1,6 +1,7 @@
 """Resizing rules against their originals, and decoding."""
 
 import io
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -127,3 +128,84 @@ def test_fit_converts_between_grey_and_colour():
     np.testing.assert_array_equal(ImageSpec(8).fit(grey[..., 0]), grey.repeat(3, 2))
     assert ImageSpec(8, channels=1).fit(colour).shape == (8, 8, 1)
     np.testing.assert_array_equal(ImageSpec(8).open(encoded(colour)), colour)
+
+
+def stored(picture, kind, **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+RAMP = (np.arange(16, dtype=np.uint16) * 4369).reshape(4, 4)  # 0 to 65535
+GREYS = (RAMP >> 8).astype(np.uint8)
+RED = Image.new("RGB", (3, 2), (200, 0, 0))
+HALF = Image.new("RGBA", (3, 2), (200, 0, 0, 0))
+FRAMES = [Image.new("RGB", (3, 2), c) for c in ((200, 0, 0), (0, 200, 0))]
+
+
+@pytest.mark.parametrize(
+    ("file", "grey"),
+    [
+        (stored(Image.fromarray(RAMP), "PNG"), GREYS),
+        (stored(Image.fromarray(RAMP), "TIFF"), GREYS),
+        (stored(Image.fromarray(RAMP.astype(np.int32)), "TIFF"), GREYS),
+        (stored(Image.fromarray(GREYS.astype(np.int32)), "TIFF"), GREYS),
+        (stored(Image.fromarray(GREYS), "PNG"), GREYS),
+        (stored(Image.fromarray(GREYS > 100), "PNG"), np.where(GREYS > 100, 255, 0)),
+    ],
+    ids=["16-bit PNG", "16-bit TIFF", "32 bits", "32 bits, small", "8 bits", "1 bit"],
+)
+def test_grey_levels_are_kept_whatever_their_width(file, grey):
+    np.testing.assert_array_equal(decode(file, 1)[:, :, 0], grey)
+    np.testing.assert_array_equal(decode(file, 3), np.repeat(grey[..., None], 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("file", "colour"),
+    [
+        (stored(HALF, "PNG"), (255, 255, 255)),
+        (stored(HALF.convert("P"), "PNG", transparency=0), (255, 255, 255)),
+        (stored(RED.convert("RGBA"), "PNG"), (200, 0, 0)),
+        (stored(RED.quantize(4), "PNG"), (200, 0, 0)),
+        (stored(RED.convert("CMYK"), "TIFF"), (200, 0, 0)),
+        (stored(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]),
+         (200, 0, 0)),
+        (stored(FRAMES[0], "WEBP", lossless=True, save_all=True,
+                 append_images=FRAMES[1:]), (200, 0, 0)),
+        (stored(Image.new("RGB", (1, 1), (200, 0, 0)), "BMP"), (200, 0, 0)),
+    ],
+    ids=["alpha", "palette with alpha", "opaque", "palette", "CMYK", "GIF", "WEBP",
+         "one pixel"],
+)  # fmt: skip
+def test_colours_are_those_that_people_see(file, colour):
+    pixels = decode(file)
+    assert (pixels == np.array(colour)).all()
+    for rule in RESIZE_RULES:
+        found = ImageSpec(5, rule).open(file)
+        assert found.shape == (5, 5, 3) and (found == np.array(colour)).all()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        b"",
+        b"not an image",
+        stored(RED, "PNG")[:45],
+        stored(RED, "JPEG")[:100],
+        stored(Image.fromarray(np.full((2, 2), 0.5, np.float32)), "TIFF"),
+        stored(Image.fromarray(np.full((2, 2), 70_000, np.int32)), "TIFF"),
+    ],
+    ids=["empty", "text", "cut PNG", "cut JPEG", "float", "32 bits, large"],
+)
+def test_what_is_no_picture_is_an_error_that_readers_expect(file):
+    with pytest.raises((OSError, SyntaxError, ValueError)):
+        decode(file)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked():
+    header = stored(RED, "PNG")
+    sides = (20_000).to_bytes(4, "big") * 2
+    body = header[12:16] + sides + header[24:29]
+    large = header[:12] + body + zlib.crc32(body).to_bytes(4, "big") + header[33:]
+    with pytest.raises(Image.DecompressionBombError):
+        decode(large)

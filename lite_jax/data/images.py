@@ -29,21 +29,47 @@ def decode(
 ) -> np.ndarray:
     """Return the pixels `[height, width, channels]` uint8 of an encoded image.
 
+    Of an animation, the first picture; what is transparent is seen on white; 16 bits
+    become the upper 8.
+
     Args:
         encoded: The bytes of a file, or its path.
         channels: 3 for RGB, 1 for grey.
         upright: Turn it by its EXIF tag, as people see it.
 
     Raises:
-        OSError, SyntaxError, ValueError, Image.DecompressionBombError: As Pillow says.
+        OSError, SyntaxError, ValueError, Image.DecompressionBombError: As Pillow says;
+            ValueError also for numbers of no known range.
     """
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(file) as image:
             turned = ImageOps.exif_transpose(image) if upright else image
-            pixels = np.asarray(turned.convert("RGB" if channels == 3 else "L"))
+            opaque = _on_white(_in_eight_bits(turned))
+            pixels = np.asarray(opaque.convert("RGB" if channels == 3 else "L"))
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image of wider numbers in 8 bits, where Pillow would cut them off."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is not known")
+    if not image.mode.startswith("I"):
+        return image
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.min() < 0 or pixels.max() > 65_535:
+        raise ValueError("32-bit pixels, whose range is not known")
+    wide = image.mode != "I" or pixels.max() > 255
+    return Image.fromarray((pixels >> 8 if wide else pixels).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    colours = image.convert("RGBA")
+    white = Image.new("RGBA", colours.size, "white")
+    return Image.alpha_composite(white, colours)
 
 
 class ImageSpec(NamedTuple):
