@@ -10,7 +10,6 @@ import contextlib
 import functools
 import pickle
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,14 +156,14 @@ def _check_images(path: Path, images: Any) -> None:
 
 def _npz(path: Path) -> Pixels:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return _by_label(path, {name: arrays[name] for name in arrays.files})
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # whatever zipfile and NumPy make of a broken file
+        reason = str(error) or type(error).__name__
         raise UserError(
-            f"{path} cannot be read ({error}): save it with np.savez, without objects"
+            f"{path} cannot be read ({reason}): save it with np.savez, without objects"
         ) from error
+    return _by_label(path, found)
 
 
 def _hdf5(path: Path) -> Pixels:

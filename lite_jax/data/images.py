@@ -43,7 +43,7 @@ def decode(
     """
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # of large images, and of odd metadata
         with Image.open(file) as image:
             turned = ImageOps.exif_transpose(image) if upright else image
             opaque = _on_white(_in_eight_bits(turned))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,9 @@ from lite_jax.errors import UserError, unknown_name
 MOST_LEAVES = 392
 """ImageNet's nodes that span more leaves are never drawn."""
 SPEC = "dataset_spec.json"
+_MALFORMED = (
+    AttributeError, IndexError, OverflowError, RecursionError, TypeError, ValueError
+)  # fmt: skip
 _NAMES = {"train": "TRAIN", "valid": "VALID", "test": "TEST"}
 
 
@@ -56,7 +59,7 @@ def read_spec(folder: Path) -> DatasetSpec:
         raise UserError(f"{path}: {error}") from error
     except KeyError as error:
         raise UserError(f"{path} lacks {error}: convert the source again") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except _MALFORMED as error:
         raise UserError(
             f"{path} is no dataset spec ({error}): convert the source again"
         ) from error
@@ -85,6 +88,7 @@ def parse_spec(found: Mapping[str, Any]) -> DatasetSpec:
 def _flat(found: Mapping[str, Any], names: list[str]) -> DatasetSpec:
     counts = {k: found["classes_per_split"][v] for k, v in _NAMES.items()}
     no_groups: dict[str, Groups | None] = dict.fromkeys(SPLITS)
+    _check_counts(counts.values(), len(names), "the splits have {} classes")
     return DatasetSpec(names, _sizes(found, names), _in_turn(counts), no_groups)
 
 
@@ -95,6 +99,8 @@ def _bilevel(found: Mapping[str, Any], names: list[str]) -> DatasetSpec:
         for i in range(len(found["classes_per_superclass"]))
     ]
     counts = {k: found["superclasses_per_split"][v] for k, v in _NAMES.items()}
+    _check_counts(sizes, len(names), "the superclasses have {} classes")
+    _check_counts(counts.values(), len(sizes), "the splits have {} superclasses")
     splits, groups = {}, {}
     ends = np.cumsum([0, *sizes])
     for split, members in _in_turn(counts).items():
@@ -162,6 +168,15 @@ def _sizes(found: Mapping[str, Any], names: list[str]) -> list[int]:
     if not all(isinstance(size, int) for size in sizes):
         raise UserError("images_per_class counts pools, which are not supported")
     return sizes
+
+
+def _check_counts(counts: Iterable[Any], total: int, phrase: str) -> None:
+    """Raise unless numbers deal out `total` things, before room is made for them."""
+    counts = list(counts)
+    if not all(isinstance(n, int) and n >= 0 for n in counts):
+        raise UserError(f"{phrase.format(counts)}: expected whole numbers from 0")
+    if sum(counts) != total:
+        raise UserError(f"{phrase.format(sum(counts))}, and {total} have names")
 
 
 def _in_turn(counts: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -54,18 +54,17 @@ class RecordFile:
             path: The file.
             index_folder: Where the offsets are kept for the next time, in
                 `<file name>.npy`; skipped where it cannot be written. An index that
-                does not end where the file does is made anew.
+                cannot be one of the file is made anew.
 
         Raises:
             UserError: The file ends inside a record, or a length's CRC is wrong.
         """
         self.path = path
         kept = index_folder and index_folder / f"{path.name}.npy"
-        if kept and kept.exists():
-            offsets = np.load(kept, mmap_mode="r")
-            if offsets.size and offsets[-1] == path.stat().st_size:
-                self._offsets = offsets
-                return
+        offsets = _kept_offsets(kept, path.stat().st_size) if kept else None
+        if offsets is not None:
+            self._offsets = offsets
+            return
         self._offsets = _scan(path)
         if kept and os.access(path.parent, os.W_OK):
             kept.parent.mkdir(exist_ok=True)
@@ -97,6 +96,21 @@ class RecordFile:
         if _TAIL.unpack(found[-_TAIL.size :])[0] != masked_crc(record):
             raise _broken(self.path, index, "its bytes do not match their CRC")
         return record
+
+
+def _kept_offsets(index: Path, size: int) -> np.ndarray | None:
+    """Return the offsets that an index holds, or None if they cannot be of the file."""
+    if not index.exists():
+        return None
+    try:
+        offsets = np.load(index, mmap_mode="r")
+    except Exception:  # whatever NumPy makes of a file that is none of its own
+        return None
+    if offsets.dtype != np.int64 or offsets.ndim != 1 or not offsets.size:
+        return None
+    whole = offsets[0] == 0 and offsets[-1] == size
+    apart = (np.diff(offsets) >= _HEAD.size + _TAIL.size).all()
+    return offsets if whole and apart else None
 
 
 def _scan(path: Path) -> np.ndarray:

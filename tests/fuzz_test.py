@@ -1,0 +1,48 @@
+"""Readers given files that are broken, or made up: an answer or a `UserError`, no more.
+
+`python -m experiments.fuzz` does the same for longer. What was found stands in `FOUND`.
+"""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from experiments.fuzz import FOUND, READERS, damaged, json_like, run, samples
+
+QUICK = settings(
+    max_examples=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.mark.parametrize("name", READERS)
+@QUICK
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused(name, data, folder):
+    whole = data.draw(st.sampled_from(samples(name)))
+    run(name, data.draw(damaged(whole)), folder)
+
+
+@pytest.mark.parametrize("name", [n for n, r in READERS.items() if r.is_json])
+@QUICK
+@given(data=st.data())
+def test_json_of_any_shape_is_read_or_refused(name, data, folder):
+    whole = json.loads(data.draw(st.sampled_from(samples(name))))
+    run(name, json.dumps(data.draw(json_like(whole))).encode(), folder)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_whole_files_are_read(name, folder):
+    for file in samples(name):
+        assert run(name, file, folder) == "read"
+
+
+@pytest.mark.parametrize(("name", "file"), FOUND)
+def test_what_was_found_once_stays_mended(name, file, folder):
+    assert run(name, file, folder) in ("read", "refused")
