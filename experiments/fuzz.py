@@ -1,5 +1,6 @@
 """Readers given files that are broken, or made up, in great number.
 
+    pip install -e '.[test]'
     python -m experiments.fuzz [--examples=20000] [--smoke]
         [--out=experiments/results/fuzz.jsonl]
 
