@@ -86,6 +86,7 @@ class Trained(NamedTuple):
     """A learner after meta-training, with what testing it takes."""
 
     config: ConfigDict
+    sources: factory.Sources
     learner: Learner
     params: Params
     seconds: float
@@ -94,13 +95,13 @@ class Trained(NamedTuple):
     def tasks(self) -> Iterable[Task]:
         """The tested tasks, whole: none of their images is padding."""
         settings = self.config.test.episodes["test"]
-        source = factory.make_sources(self.config)("test")
         count = self.config.test.tasks
-        return split_tasks(self.config, settings, source, "test.test", count)
+        tested = self.sources("test")
+        return split_tasks(self.config, settings, tested, "test.test", count)
 
     def plan(self) -> Plan:
         """Return what each step trains."""
-        network = architecture_of(self.config)
+        network = architecture_of(self.config, self.sources)
         return plan_of(network, self.config.inner, self.params)
 
 
@@ -173,12 +174,11 @@ def p_meta_config(
     )
 
 
-def architecture_of(config: ConfigDict) -> Architecture:
+def architecture_of(config: ConfigDict, sources: factory.Sources) -> Architecture:
     """Return the backbone's architecture, and the head's."""
     network = models.make_backbone(config.backbone)
     assert network.describe is not None
-    shape = factory.make_sources(config)("test").image_shape
-    return network.describe(shape, WAY)
+    return network.describe(sources("test").image_shape, WAY)
 
 
 def train(config: ConfigDict, learner: Learner | None = None) -> Trained:
@@ -193,7 +193,7 @@ def train(config: ConfigDict, learner: Learner | None = None) -> Trained:
     for tasks in tqdm(feed.ahead(numbers), total=len(numbers), leave=False):
         state, _ = step(state, tasks, jax.random.key(config.seed))
     params = jax.block_until_ready(state.params)
-    return Trained(config, learner, params, time.perf_counter() - begun)
+    return Trained(config, sources, learner, params, time.perf_counter() - begun)
 
 
 # ------------------------------------------------------------------------- testing
@@ -238,7 +238,7 @@ def costs(trained: Trained) -> Row:
     """Return the layers, bytes and operations of the plan, and seconds of training."""
     plan = trained.plan()
     inner, modules = inner_params(plan.architecture, trained.params)
-    shape = factory.make_sources(trained.config)("test").image_shape
+    shape = trained.sources("test").image_shape
     support = jnp.ones((WAY, *shape), jnp.uint8), jnp.zeros(WAY, jnp.int32)
     programs = {
         choice: make_step(plan, choice).lower(inner, modules, sizes, *support)
@@ -279,7 +279,8 @@ def scores(arguments: argparse.Namespace) -> Iterator[Row]:
         trained = train(p_meta_config(arguments, forward, backward))
         yield {"forward": forward, "backward": backward} | deployed(trained)
     config = make_config(arguments, "learned_sgd")
-    rule = channel_steps(config.inner.learning_rate, architecture_of(config))
+    sources = factory.make_sources(config)
+    rule = channel_steps(config.inner.learning_rate, architecture_of(config, sources))
     yield {"channels": "static"} | tested(train(config, with_rule(config, rule)))
 
 

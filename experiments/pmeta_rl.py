@@ -16,19 +16,16 @@ import argparse
 import importlib
 import tempfile
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.pmeta import plan_costs, plan_of
 from experiments.rows import emit, parser, rounded
-from lite_jax.checkpoint import Slot
 from lite_jax.metrics import read_rows
-from lite_jax.rl.run import make_setting, run_policy
+from lite_jax.rl.run import restore_policy, run_policy
 
 METHODS = {
     "MAML": "maml",
@@ -59,10 +56,7 @@ def row_of(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
         run_policy(config, folder)
         seconds = time.perf_counter() - begun
         rows = read_rows(folder / "metrics.jsonl")
-        learner = make_setting(config).learner
-        shapes = jax.eval_shape(learner.init, jax.random.key(0))
-        with closing(Slot(folder / "checkpoints/best")) as best:
-            params = best.restore(shapes)
+        setting, params = restore_policy(config, folder)
     row: dict[str, Any] = {
         "experiment": "pmeta_rl",
         "environment": arguments.environment,
@@ -78,7 +72,7 @@ def row_of(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
             row[place] = found["mean"]
             row[f"{place}_half_width"] = found["half_width"]
             row["tasks"] = found["num_tasks"]
-    plan = plan_of(learner.architecture, config.inner, params)
+    plan = plan_of(setting.learner.architecture, config.inner, params)
     row |= plan_costs(plan, config.rl.horizon)
     row["trained"] = ", ".join(plan.steps[0])
     curve = [x["return"] for x in rows if x["split"] == "train"]

@@ -15,10 +15,11 @@ import optax
 
 from lite_jax.architecture import Architecture, layer_at
 from lite_jax.errors import UserError
+from lite_jax.partition import split
 from lite_jax.pmeta.attention import NO_ATTENTION, Attention, init_attention
 from lite_jax.pmeta.layers import NormGradient, check_norm_gradient
 from lite_jax.pmeta.masked import masked_features
-from lite_jax.types import Key, Params, PyTree
+from lite_jax.types import Key, Network, Params, PyTree
 
 
 class InnerRule(NamedTuple):
@@ -200,6 +201,57 @@ def p_meta(
         return init_attention(key, architecture, attention)
 
     return rule._replace(features=features, init_attention=begun, each=each)
+
+
+def init_with_rule(
+    rule: InnerRule,
+    key: Key,
+    init: Callable[[Key], Params],
+    inner: Callable[[Params], PyTree],
+    steps: int,
+    describe: Callable[[], Architecture],
+) -> Params:
+    """Return a model's parameters, and with them what is learned of the rule.
+
+    Args:
+        rule: The inner rule.
+        key: Of what is drawn.
+        init: The model's own, `key -> params`.
+        inner: `params -> start of a task`, arrays or their shapes.
+        steps: K, inner steps.
+        describe: The network's layers, asked for where attention is learned.
+
+    Returns:
+        The parameters with "inner_rule" and "attention" where they are learned.
+    """
+    attention_key = None
+    if rule.init_attention is not None:
+        key, attention_key = jax.random.split(key)
+    params = init(key)
+    adapted, _ = split(jax.eval_shape(inner, params), rule.adapts)
+    learned = rule.init(adapted, steps)
+    params |= {"inner_rule": learned} if jax.tree.leaves(learned) else {}
+    if rule.init_attention is None:
+        return params
+    return params | {"attention": rule.init_attention(attention_key, describe())}
+
+
+def check_network(rule: InnerRule, network: Network, known: str) -> None:
+    """Refuse a rule that goes by layers where a network does not describe its own.
+
+    Args:
+        rule: The inner rule.
+        network: What it is to adapt.
+        known: Networks that would serve, for the message.
+
+    Raises:
+        UserError: It does not.
+    """
+    if rule.penalty is not None and network.describe is None:
+        raise UserError(
+            "inner.rule=p_meta goes by layers, and this network does not describe its "
+            f"own: choose {known}"
+        )
 
 
 def _by_layer(function: Callable[..., Any], tree: PyTree, *others: PyTree) -> PyTree:

@@ -11,7 +11,12 @@ from jax import lax
 from lite_jax.architecture import Architecture
 from lite_jax.errors import UserError
 from lite_jax.learners.inner_model import AdaptedState, InnerModel
-from lite_jax.learners.inner_rules import InnerRule, sgd
+from lite_jax.learners.inner_rules import (
+    InnerRule,
+    check_network,
+    init_with_rule,
+    sgd,
+)
 from lite_jax.lite import batched
 from lite_jax.partition import merge, split
 from lite_jax.types import (
@@ -96,11 +101,7 @@ def maml(
         )
     if film and rule.features is not None:
         raise UserError("inner.film: FiLM and meta attention do not go together")
-    if rule.penalty is not None and backbone.describe is None:
-        raise UserError(
-            "inner.rule=p_meta goes by layers, and this backbone does not describe its "
-            "own: choose conv4 or resnet12 in float32"
-        )
+    check_network(rule, backbone, "conv4 or resnet12 in float32")
     model = InnerModel(backbone, way, learned_head=learned_head, film=film)
 
     def describe(image_shape: tuple[int, ...]) -> Architecture:
@@ -108,17 +109,14 @@ def maml(
         return backbone.describe(image_shape, way)
 
     def init(key: Key, example_spec: Any) -> Params:
-        attention_key = None
-        if rule.init_attention is not None:
-            key, attention_key = jax.random.split(key)
-        params = model.init(key, example_spec)
-        shapes = jax.eval_shape(lambda p: model.start(p, example_spec), params)
-        learned = rule.init(split(shapes, rule.adapts)[0], steps)
-        params |= {"inner_rule": learned} if jax.tree.leaves(learned) else {}
-        if rule.init_attention is None:
-            return params
-        architecture = describe(example_spec.shape)
-        return params | {"attention": rule.init_attention(attention_key, architecture)}
+        return init_with_rule(
+            rule,
+            key,
+            init=lambda key: model.init(key, example_spec),
+            inner=lambda params: model.start(params, example_spec),
+            steps=steps,
+            describe=lambda: describe(example_spec.shape),
+        )
 
     def gradient(args: PyTree, examples: Examples, weights: jax.Array) -> PyTree:
         """Return the gradient of the weighted sum of the examples' losses."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lite_jax.architecture import Architecture
 from lite_jax.errors import UserError
-from lite_jax.learners.inner_rules import InnerRule
+from lite_jax.learners.inner_rules import InnerRule, check_network, init_with_rule
 from lite_jax.partition import merge, split
 from lite_jax.rl.episodes import Episodes, advantages, masked_mean
 from lite_jax.rl.policy import Gaussian, Policy
@@ -64,26 +64,19 @@ class MetaPolicy(NamedTuple):
         """
         if self.steps < 1:
             raise UserError(f"inner.steps={self.steps}: expected 1 or more")
-        if self.rule.penalty is not None and self.policy.network.describe is None:
-            raise UserError(
-                "inner.rule=p_meta goes by layers, and this network does not describe "
-                "its own: choose lite_jax.nn.mlp"
-            )
+        check_network(self.rule, self.policy.network, "lite_jax.nn.mlp")
         return self
 
     def init(self, key: Key) -> Params:
         """Return the policy's parameters and what is learned of the rule."""
-        attention_key = None
-        if self.rule.init_attention is not None:
-            key, attention_key = jax.random.split(key)
-        params = self.policy.init(key)
-        adapted, _ = split(_inner(params), self.rule.adapts)
-        learned = self.rule.init(jax.eval_shape(lambda: adapted), self.steps)
-        params |= {"inner_rule": learned} if jax.tree.leaves(learned) else {}
-        if self.rule.init_attention is None:
-            return params
-        attention = self.rule.init_attention(attention_key, self.architecture)
-        return params | {"attention": attention}
+        return init_with_rule(
+            self.rule,
+            key,
+            init=self.policy.init,
+            inner=_inner,
+            steps=self.steps,
+            describe=lambda: self.architecture,
+        )
 
     def adapt(self, params: Params, inner: Sequence[Episodes]) -> Params:
         """Return the policy after as many inner steps as episodes are given of."""
@@ -98,10 +91,7 @@ class MetaPolicy(NamedTuple):
     def loss(self, params: Params, played: Played) -> jax.Array:
         """Return −E[A π / π_played] of the adapted policy, and the rule's penalty."""
         episodes, before = played.outer, played.actions
-        now = self.policy.distribution(
-            self.adapt(params, played.inner), episodes.observations
-        )
-        actions = episodes.actions
+        now, actions = self._distribution(params, played), episodes.actions
         ratio = jnp.exp(now.log_density(actions) - before.log_density(actions))
         better = self._advantages(episodes)
         loss = -masked_mean(ratio * better, episodes.mask)
@@ -111,11 +101,13 @@ class MetaPolicy(NamedTuple):
 
     def divergence(self, params: Params, played: Played) -> jax.Array:
         """Return the mean KL divergence of the adapted policy from the one played."""
-        episodes = played.outer
-        now = self.policy.distribution(
-            self.adapt(params, played.inner), episodes.observations
-        )
-        return masked_mean(played.actions.divergence(now), episodes.mask)
+        now = self._distribution(params, played)
+        return masked_mean(played.actions.divergence(now), played.outer.mask)
+
+    def _distribution(self, params: Params, played: Played) -> Gaussian:
+        """Return what the adapted policy would draw the outer actions from."""
+        adapted = self.adapt(params, played.inner)
+        return self.policy.distribution(adapted, played.outer.observations)
 
     def _gradient(
         self, params: Params, adapted: PyTree, fixed: PyTree, episodes: Episodes

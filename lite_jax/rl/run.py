@@ -109,11 +109,20 @@ def evaluate_policy(config: ConfigDict, folder: Path) -> str:
     Raises:
         UserError: No checkpoint there, or one of another policy.
     """
+    return _table(_test(*restore_policy(config, folder)))
+
+
+def restore_policy(config: ConfigDict, folder: Path) -> tuple[Setting, Params]:
+    """Return what a workdir's run is made of, and its best parameters.
+
+    Raises:
+        UserError: No checkpoint there, or one of another policy.
+    """
     setting = make_setting(config)
     check_trained(config, folder)
     shapes = jax.eval_shape(setting.learner.init, setting.key("init"))
     with closing(Slot(folder / "checkpoints/best")) as best:
-        return _table(_test(setting, best.restore(shapes)))
+        return setting, best.restore(shapes)
 
 
 def make_setting(config: ConfigDict) -> Setting:
