@@ -70,7 +70,7 @@ def adaptation_macs(config: ConfigDict) -> int:
         jax.ShapeDtypeStruct((NUM_SUPPORT,), jnp.int32),
         jax.ShapeDtypeStruct((NUM_SUPPORT,), jnp.bool_),
     )
-    params = models.params_shape(learner, sources("test"))
+    params = models.params_shape(learner, sources("test").image_shape)
 
     def adapt(params, support, key):
         return learner.adapt(params, support, key, exact_sum())

@@ -4,6 +4,7 @@ Write a loss over a support set with one `set_sum` in it; `lite_grad` gives its
 unbiased gradient at the memory of one chunk of examples. See `lite_jax.lite`.
 """
 
+from lite_jax.classify import load
 from lite_jax.errors import UserError
 from lite_jax.learners import (
     cnaps,
@@ -56,6 +57,7 @@ __all__ = [
     "lite_grad",
     "lite_sum",
     "lite_value_and_grad",
+    "load",
     "maml",
     "mrml",
     "per_example",

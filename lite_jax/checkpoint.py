@@ -62,6 +62,11 @@ class Slot:
         args = ocp.args.StandardRestore(wanted)
         return self._manager.restore(self.step(), args=args)
 
+    def restore_all(self) -> Any:
+        """Return the tree of NumPy arrays as it was saved."""
+        saved = self._manager.item_metadata(self.step()).tree
+        return self.restore(saved)
+
     def _check_shapes(self, wanted: Any) -> None:
         """Compare before reading: Orbax leaves reads pending when it finds out late."""
         saved, asked = (

@@ -132,7 +132,7 @@ def restore_best(config: ConfigDict, folder: Path) -> tuple[Learner, Params, Sou
     config.backbone.weights = ""
     learner = models.make_learners(config, sources).tested
     with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
-        params = best.restore(models.params_shape(learner, sources("test")))
+        params = best.restore(models.params_shape(learner, sources("test").image_shape))
     return learner, params, sources
 
 

@@ -88,7 +88,7 @@ def make_grad_fn(config: ConfigDict, learner: Learner) -> GradFn:
     return episode_grad(
         learner,
         make_set_sum(config),
-        query_chunk_size=_chunk_size(config),
+        query_chunk_size=chunk_size(config),
         axis_name=_axis_name(config),
     )
 
@@ -96,7 +96,7 @@ def make_grad_fn(config: ConfigDict, learner: Learner) -> GradFn:
 def make_set_sum(config: ConfigDict) -> SetSum:
     """Return the operator that the training loss is formed with."""
     settings = config.gradient
-    chunk, axis_name = _chunk_size(config), _axis_name(config)
+    chunk, axis_name = chunk_size(config), _axis_name(config)
     if settings.estimator in ("exact", "plain"):
         return exact_sum(chunk, axis_name=axis_name)
     num_backprop = _num_backprop(config)
@@ -138,10 +138,10 @@ def _num_backprop(config: ConfigDict) -> int:
     return min(value, most)
 
 
-def _chunk_size(config: ConfigDict) -> int | None:
+def chunk_size(config: ConfigDict) -> int | None:
     """Return how many examples are computed at once; None, all of them, for "plain"."""
-    chunk_size = checked_chunk_size(config)
-    return None if config.gradient.estimator == "plain" else chunk_size
+    size = checked_chunk_size(config)
+    return None if config.gradient.estimator == "plain" else size
 
 
 def checked_chunk_size(config: ConfigDict) -> int:

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from lite_jax import nn
 from lite_jax.data.orbit import find_protocol
-from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.factory import (
     AUTO,
@@ -64,11 +63,25 @@ def make_learners(config: ConfigDict, sources: Sources) -> Learners:
     return Learners(trained, tested._replace(init=trained.init))
 
 
-def make_tested_learner(config: ConfigDict, way: int) -> Learner:
-    """Return the learner that is tested, with room for `way` classes."""
+def make_tested_learner(
+    config: ConfigDict, way: int, backbone: Network | None = None
+) -> Learner:
+    """Return the learner that is tested, with room for `way` classes.
+
+    On another backbone than the config's, if one is given.
+    """
     make = pick("learner", config.learner, _LEARNERS)
     frozen = ("backbone",) if config.backbone.frozen else ()
-    return make(config, _backbone(config), way)._replace(frozen=frozen)
+    return make(config, backbone or _backbone(config), way)._replace(frozen=frozen)
+
+
+def has_fixed_features(config: ConfigDict) -> bool:
+    """Return whether the tested learner's features are its backbone's for every task.
+
+    Then it is the same learner over features in place of images.
+    """
+    fixed = config.learner in ("classifier", "mrml", "protonets")
+    return fixed or (config.learner == "finetuner" and not config.inner.film)
 
 
 def _backbone(config: ConfigDict) -> Network:
@@ -314,7 +327,7 @@ def init_params(config: ConfigDict, learner: Learner, sources: Sources) -> Param
             "would make the features of one image depend on the others, and LITE wrong)"
         )
     key = jax.random.fold_in(jax.random.key(config.seed), _INIT)
-    params = learner.init(key, _example_spec(sources("train")))
+    params = learner.init(key, _example_spec(sources("train").image_shape))
     learned = {name: x for name, x in params.items() if name not in learner.frozen}
     if config.train.steps and not jax.tree.leaves(learned):
         raise UserError(
@@ -329,14 +342,14 @@ def init_params(config: ConfigDict, learner: Learner, sources: Sources) -> Param
     return params
 
 
-def params_shape(learner: Learner, source: ClassSource) -> Params:
-    """Return the shapes of the learner's parameters, for images like the source's."""
-    spec = _example_spec(source)
+def params_shape(learner: Learner, image_shape: tuple[int, ...]) -> Params:
+    """Return the shapes of the learner's parameters, for images of a shape."""
+    spec = _example_spec(image_shape)
     return jax.eval_shape(lambda key: learner.init(key, spec), jax.random.key(0))
 
 
-def _example_spec(source: ClassSource) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(source.image_shape, jnp.uint8)
+def _example_spec(image_shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(image_shape, jnp.uint8)
 
 
 _INIT = 2**31 - 1  # apart from the steps, which the same key is folded with

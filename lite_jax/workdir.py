@@ -12,6 +12,7 @@ from typing import Any
 import filelock
 from ml_collections import ConfigDict
 
+from lite_jax.defaults import base_config
 from lite_jax.errors import UserError
 from lite_jax.metrics import write_atomically
 
@@ -80,6 +81,27 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{path} is not JSON ({error}): choose another workdir"
         ) from error
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """Return the configuration that a folder belongs to, as a run would have it.
+
+    Settings that it was saved without, by an older version, have their defaults.
+
+    Raises:
+        UserError: No run's folder.
+    """
+    saved = read_config(workdir)
+    if not isinstance(saved, dict):
+        raise UserError(
+            f"run={workdir} holds no config.json: give the workdir of a run, which "
+            "python -m lite_jax.main --config=… leaves"
+        )
+    config = base_config()
+    config.test.episodes = {}
+    with config.unlocked(), config.ignore_type():
+        config.update(saved)
+    return config
 
 
 def check_same(

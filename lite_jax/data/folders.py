@@ -101,21 +101,16 @@ def omniglot_folder(
             "<alphabet>/<character>/<drawing>.png"
         )
 
-    spec = ImageSpec(image_size, resize, channels=1)
+    spec = ImageSpec(image_size, resize, channels=1, bright_ink=True)
     names = np.array([name.split("/")[0] for name in classes])
     groups = [np.flatnonzero(names == name) for name in dict.fromkeys(names)]
     return item_source(
         classes,
-        lambda path: _bright_ink(spec.open(path)),
+        spec.open,
         spec.shape,
         cache_gb,
         equal_groups(groups) if by_alphabet else None,
     )
-
-
-def _bright_ink(image: np.ndarray) -> np.ndarray:
-    """Return the drawing with ink bright: ink is what covers the lesser part."""
-    return image if image.mean() < 127.5 else 255 - image
 
 
 def _folder_classes(root: Path, split: str) -> dict[str, list[Path]]:

@@ -80,12 +80,14 @@ class ImageSpec(NamedTuple):
         resize: The rule's name; see `make_resize`.
         channels: 3 for RGB, 1 for grey.
         upright: Turn images by their EXIF tag.
+        bright_ink: Of drawings, make ink bright on black, whatever the paper.
     """
 
     size: int
     resize: str = "bilinear"
     channels: int = 3
     upright: bool = False
+    bright_ink: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -108,7 +110,9 @@ class ImageSpec(NamedTuple):
     def _resized(self, pixels: np.ndarray) -> np.ndarray:
         for sizes in _watched:
             sizes.append((pixels.shape[1], pixels.shape[0]))
-        return make_resize(self.resize)(pixels, self.size)
+        image = make_resize(self.resize)(pixels, self.size)
+        dark = self.bright_ink and image.mean() >= 127.5  # ink covers the lesser part
+        return 255 - image if dark else image
 
 
 _watched: list[list[tuple[int, int]]] = []

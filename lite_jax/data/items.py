@@ -17,6 +17,8 @@ from lite_jax.errors import UserError
 
 _logger = logging.getLogger(__name__)
 
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no image it can read."""
 Decode = Callable[[Any], np.ndarray]
 """`item -> image [height, width, channels] uint8`."""
 
@@ -58,7 +60,7 @@ class ItemSource:
                     "skipped unreadable %s (%s), number %d so far",
                     item, reason, len(self.unreadable),
                 )  # fmt: skip
-        raise _dry_class(self.class_names[class_index], items, reason)
+        raise dry_class(self.class_names[class_index], items, reason)
 
 
 def item_source(
@@ -96,32 +98,47 @@ def item_source(
 def _decode_all(
     names: Sequence[str], classes: Sequence[Sequence[Any]], decode: Decode
 ) -> list[np.ndarray]:
-    """Decode every item on two threads or more; skip the unreadable, with a count."""
-    flat = [item for items in classes for item in items]
-    with ThreadPoolExecutor() as pool:
-        decoded = pool.map(lambda item: _try_decode(decode, item), flat)
-        bar = tqdm(
-            decoded, "decoding images", len(flat), unit="image", delay=2, leave=False
-        )
-        results = list(bar)
-    bad = [
-        f"{item} ({reason})"
-        for item, (image, reason) in zip(flat, results, strict=True)
-        if image is None
-    ]
-    if bad:
-        listed = "; ".join(bad[:5]) + ("; …" if len(bad) > 5 else "")
-        _logger.warning(
-            "skipped %d unreadable of %d images: %s", len(bad), len(flat), listed
-        )
+    """Return the readable images of every class."""
+    results = decode_each([item for items in classes for item in items], decode)
     images, rest = [], iter(results)
     for name, items in zip(names, classes, strict=True):
         own = [next(rest) for _ in items]
         readable = [image for image, _ in own if image is not None]
         if not readable:
-            raise _dry_class(name, items, own[0][1])
+            raise dry_class(name, items, own[0][1])
         images.append(np.stack(readable))
     return images
+
+
+def decode_each(
+    items: Sequence[Any], decode: Decode
+) -> list[tuple[np.ndarray | None, str]]:
+    """Return each item's image and "", or None and why it is unreadable.
+
+    Decodes on two threads or more; the unreadable are named in a warning, with a count.
+    """
+    with ThreadPoolExecutor() as pool:
+        decoded = pool.map(lambda item: _try_decode(decode, item), items)
+        bar = tqdm(
+            decoded, "decoding images", len(items), unit="image", delay=2, leave=False
+        )
+        results = list(bar)
+    bad = [
+        f"{name_of(item)} ({reason})"
+        for item, (image, reason) in zip(items, results, strict=True)
+        if image is None
+    ]
+    if bad:
+        listed = "; ".join(bad[:5]) + ("; …" if len(bad) > 5 else "")
+        _logger.warning(
+            "skipped %d unreadable of %d images: %s", len(bad), len(items), listed
+        )
+    return results
+
+
+def name_of(item: Any) -> str:
+    """Return what a message calls an item: never its bytes or its pixels."""
+    return "an image in memory" if isinstance(item, (bytes, np.ndarray)) else str(item)
 
 
 def _try_decode(decode: Decode, item: Any) -> tuple[np.ndarray | None, str]:
@@ -130,12 +147,14 @@ def _try_decode(decode: Decode, item: Any) -> tuple[np.ndarray | None, str]:
         return decode(item), ""
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return None, str(error).replace(str(item), "it") or type(error).__name__
+    except UNREADABLE as error:
+        return None, str(error).replace(name_of(item), "it") or type(error).__name__
 
 
-def _dry_class(name: str, items: Sequence[Any], reason: str) -> UserError:
+def dry_class(name: str, items: Sequence[Any], reason: str) -> UserError:
+    """Return the error for a class that unreadable images leave empty."""
     return UserError(
-        f"class {name!r}: none of its {len(items)} images can be read, e.g. {items[0]} "
+        f"class {name!r}: none of its {len(items)} images can be read, e.g. "
+        f"{name_of(items[0])} "
         f"({reason}): mend them or remove the class"
     )

@@ -82,6 +82,37 @@ def _spec(settings: Settings) -> ImageSpec:
     return ImageSpec(settings.image_size, rule, settings.channels)
 
 
+def own_image_spec(settings: Settings) -> ImageSpec:
+    """Return how other images become what a run on this data set has learned to see.
+
+    Raises:
+        UserError: A data set of clips.
+    """
+    if settings.dataset == "orbit":
+        raise UserError(
+            "data.dataset=orbit: this run learned from videos, and single images make "
+            "none: use a run on images, e.g. of configs/protonets.py:folder"
+        )
+    rule, channels, drawings = _SEEN.get(
+        settings.dataset, ("bilinear", settings.channels, False)
+    )
+    return ImageSpec(
+        settings.image_size,
+        settings.resize or rule,
+        channels,
+        upright=True,
+        bright_ink=drawings,
+    )
+
+
+_SEEN = {  # resizing, channels, and whether ink is bright
+    "digits": ("bilinear", 1, True),
+    "folder": ("bilinear", 3, False),
+    "meta_dataset": ("md", 3, False),
+    "omniglot": ("area", 1, True),
+}
+
+
 def _digits(settings: Settings, split: str) -> ClassSource:
     return digits(split, settings.image_size)
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import io
-import json
-import zipfile
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import export
 
-from lite_jax.metrics import write_atomically
-from lite_jax.pmeta.device import FORMAT, MANIFEST, WEIGHTS
+from lite_jax.artefact import exported, named_leaves, shapes_of, write_artefact
+from lite_jax.pmeta.device import FORMAT
 from lite_jax.pmeta.plan import Plan, batch_logits, inner_params, make_step
 from lite_jax.pmeta.sparse import Choice
 from lite_jax.types import Params
@@ -50,28 +46,24 @@ def export_plan(
     """
     plan.check()
     inner, modules = inner_params(plan.architecture, params)
-    everything = {"inner": inner, "modules": modules}
-    names, structure = _named(everything)
+    named, structure = named_leaves({"inner": inner, "modules": modules})
     shape = (*plan.architecture.blocks[0].inputs,)
 
     def restored(weights: dict[str, Any]) -> Any:
-        return jax.tree.unflatten(structure, [weights[name] for name in names])
+        return jax.tree.unflatten(structure, [weights[name] for name in named])
 
     def predict(weights: dict[str, Any], inputs: jax.Array) -> jax.Array:
         tree, choice = restored(weights), plan.choices()[0]
         own = tree["inner"], tree["modules"]
         return batch_logits(plan.architecture, choice, {}, *own, inputs)
 
-    spec = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype)
-        for name, x in zip(names, jax.tree.leaves(everything), strict=True)
-    }
+    spec = shapes_of(named)
     (count,) = export.symbolic_shape("n", constraints=("n >= 1",))
     if batch_size > 1:
         count = batch_size * count
     inputs = jax.ShapeDtypeStruct((count, *shape), dtype)
     labels = jax.ShapeDtypeStruct((count,), jnp.int32)
-    make = _exporter(platforms)
+    make = functools.partial(exported, platforms=platforms)
     parts = {"predict": make(predict, spec, inputs)}
     steps: list[dict[str, Any]] = []
     programs: dict[Choice, str] = {}
@@ -86,8 +78,7 @@ def export_plan(
             ) -> dict[str, jax.Array]:  # fmt: skip
                 tree = restored(weights)
                 inner = step(tree["inner"], tree["modules"], sizes, inputs, labels)
-                moved, _ = _named({"inner": inner, "modules": {}})
-                found = dict(zip(moved, jax.tree.leaves(inner), strict=True))
+                found, _ = named_leaves({"inner": inner})
                 return {k: x for k, x in found.items() if _layer(k) in trained}
 
             scalars = {k: jax.ShapeDtypeStruct((), jnp.float32) for k in sizes}
@@ -100,38 +91,8 @@ def export_plan(
         "way": plan.architecture.head.outputs[0],
         "batch_size": batch_size,
         "steps": steps,
-        "lite_jax": importlib.metadata.version("lite_jax"),
-        "jax": jax.__version__,
     }
-    stored = io.BytesIO()
-    leaves = [np.asarray(x) for x in jax.tree.leaves(everything)]
-    arrays: dict[str, Any] = dict(zip(names, leaves, strict=True))
-    np.savez(stored, **arrays)
-    parts |= {
-        WEIGHTS: stored.getvalue(),
-        MANIFEST: json.dumps(manifest, indent=1).encode(),
-    }
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, data in parts.items():
-            file.writestr(name, data)
-    write_atomically(path, content.getvalue())
-    return {name: len(data) for name, data in parts.items()}
-
-
-def _exporter(platforms: Sequence[str] | None) -> Any:
-    def make(function: Any, *specs: Any) -> bytes:
-        exported = export.export(jax.jit(function), platforms=platforms)(*specs)
-        return bytes(exported.serialize())
-
-    return make
-
-
-def _named(tree: Any) -> tuple[list[str], Any]:
-    """Return the leaves' paths, and the structure."""
-    paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-    join = jax.tree_util.keystr
-    return [join(path, simple=True, separator="/") for path, _ in paths], structure
+    return write_artefact(path, parts, named, manifest)
 
 
 def _layer(name: str) -> str:

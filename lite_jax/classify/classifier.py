@@ -1,0 +1,89 @@
+"""An adapted classifier: images in, classes with calibrated probabilities out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lite_jax.classify.held_out import HeldOut
+from lite_jax.data.images import ImageSpec
+from lite_jax.data.supports import Image, read_images
+
+_BATCHES = (1, 4, 16, 32)
+"""Images computed at once; each size is compiled for itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """What a learner made of a support set.
+
+    Attributes:
+        class_names: Of the columns of its probabilities.
+        spec: What is made of each image before it is looked at.
+        held_out: How it did on support images that it had not seen.
+        temperature: By which logits were divided for calibration.
+        log_probabilities: `images [n, height, width, channels] uint8 -> [n, classes]`.
+    """
+
+    class_names: tuple[str, ...]
+    spec: ImageSpec
+    held_out: HeldOut
+    temperature: float
+    log_probabilities: Callable[[np.ndarray], np.ndarray]
+
+    def predict(self, images: Sequence[Image]) -> np.ndarray:
+        """Return the most probable class's name for each image.
+
+        Args:
+            images: Paths, encoded bytes, or pixels `[h, w]`, `[h, w, 1]`, `[h, w, 3]`
+                uint8 of any size.
+
+        Returns:
+            `[n]` names.
+
+        Raises:
+            UserError: An image that cannot be read.
+        """
+        chosen = self.predict_proba(images).argmax(1)
+        return np.array(self.class_names)[chosen]
+
+    def predict_proba(self, images: Sequence[Image]) -> np.ndarray:
+        """Return probabilities `[n, classes]`, calibrated on the support.
+
+        Raises:
+            UserError: An image that cannot be read.
+        """
+        return self.probabilities(read_images(images, self.spec))
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Return the same for images that are already as `spec` makes them."""
+        return np.exp(self.log_probabilities(images))
+
+
+def padded_size(count: int) -> int:
+    """Return the least of 1, 2, 3, 4, 6, 8, 12, 16, 24, … that is not below `count`.
+
+    So that few programs serve sets of every size.
+    """
+    powers = (base << k for k in range(count.bit_length() + 1) for base in (1, 3))
+    return min(size for size in powers if size >= count)
+
+
+def in_batches(
+    function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray
+) -> np.ndarray:
+    """Return `function` of all rows, which sees a few batch sizes alone."""
+    found = []
+    for first in range(0, len(rows), _BATCHES[-1]):
+        batch = rows[first : first + _BATCHES[-1]]
+        size = min(size for size in _BATCHES if size >= len(batch))
+        found.append(np.asarray(function(padded(batch, size)))[: len(batch)])
+    return np.concatenate(found)
+
+
+def padded(rows: np.ndarray, size: int) -> np.ndarray:
+    """Return rows with zeros after them, `[size, …]`."""
+    empty = np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)
+    return np.concatenate([rows, empty])

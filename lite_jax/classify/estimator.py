@@ -1,0 +1,75 @@
+"""Few-shot adaptation with scikit-learn's `fit` and `predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from lite_jax.classify.trained import TrainedLearner, load
+from lite_jax.data.supports import Image
+from lite_jax.errors import UserError
+
+
+class FewShotClassifier(ClassifierMixin, BaseEstimator):
+    """A trained run as a scikit-learn classifier of images.
+
+    Args:
+        run: A workdir, or what `lite_jax.load` returned; the latter keeps compiled
+            programs between fits, as in cross-validation.
+        folds: As of `TrainedLearner.adapt`; 0, the quickest, leaves probabilities
+            uncalibrated.
+
+    Attributes:
+        classes_: The labels that `fit` was given, sorted.
+        classifier_: The adapted classifier.
+
+    >>> from sklearn.base import clone
+    >>> estimator = FewShotClassifier("runs/photos", folds=0)
+    >>> print(clone(estimator).get_params())
+    {'folds': 0, 'run': 'runs/photos'}
+    """
+
+    def __init__(self, run: str | Path | TrainedLearner, folds: int | None = None):
+        self.run = run
+        self.folds = folds
+
+    def __sklearn_clone__(self) -> FewShotClassifier:
+        """Return an unfitted copy that shares the loaded run."""
+        return type(self)(self.run, self.folds)
+
+    def fit(self, X: Sequence[Image], y: Sequence[Any]) -> FewShotClassifier:  # noqa: N803
+        """Adapt to labelled images.
+
+        Args:
+            X: Paths, encoded bytes, or uint8 pixels of any size.
+            y: A label an image.
+
+        Raises:
+            UserError: Another number of labels, fewer than two classes, or a class
+                without readable images.
+        """
+        if len(X) != len(y):
+            raise UserError(f"y: {len(y)} labels for {len(X)} images: give one each")
+        labels = np.asarray(y)
+        self.classes_ = np.unique(labels)
+        learner = self.run if isinstance(self.run, TrainedLearner) else load(self.run)
+        support = {
+            str(label): [X[int(i)] for i in np.flatnonzero(labels == label)]
+            for label in self.classes_
+        }
+        self.classifier_ = learner.adapt(support, folds=self.folds)
+        return self
+
+    def predict(self, X: Sequence[Image]) -> np.ndarray:  # noqa: N803
+        """Return a label `[n]` for each image."""
+        return self.classes_[self.predict_proba(X).argmax(1)]
+
+    def predict_proba(self, X: Sequence[Image]) -> np.ndarray:  # noqa: N803
+        """Return probabilities `[n, classes]`, in the order of `classes_`."""
+        check_is_fitted(self)
+        return self.classifier_.predict_proba(X)

@@ -1,0 +1,92 @@
+"""Classifiers in files, which predict without the run they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from lite_jax.artefact import exported, named_leaves, shapes_of, write_artefact
+from lite_jax.classify import standalone
+from lite_jax.classify.classifier import Classifier, in_batches
+from lite_jax.classify.held_out import HeldOut
+from lite_jax.data.images import ImageSpec
+from lite_jax.errors import UserError
+from lite_jax.types import PyTree
+
+Program = Callable[[PyTree, Any], Any]
+"""`(weights, images [n, …] uint8) -> log-probabilities [n, classes]`."""
+
+
+def save_classifier(
+    path: Path,
+    classifier: Classifier,
+    program: Program,
+    weights: PyTree,
+    platforms: Sequence[str] | None = None,
+) -> None:
+    """Write a classifier, whole or not at all, with the weights that it looks at.
+
+    Raises:
+        UserError: A place that cannot be written.
+    """
+    named, structure = named_leaves(weights)
+    shape = classifier.spec.shape
+    sample = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
+    used = _used(program, weights, sample)
+    kept = {k: x for (k, x), keep in zip(named.items(), used, strict=True) if keep}
+    empty = {k: jnp.zeros(x.shape, x.dtype) for k, x in named.items() if k not in kept}
+
+    def predict(kept: dict[str, Any], images: jax.Array) -> jax.Array:
+        everything = kept | empty
+        tree = jax.tree.unflatten(structure, [everything[name] for name in named])
+        return program(tree, images)
+
+    (count,) = export.symbolic_shape("n", constraints=("n >= 1",))
+    images = jax.ShapeDtypeStruct((count, *shape), jnp.uint8)
+    code = exported(predict, shapes_of(kept), images, platforms=platforms)
+    manifest = {
+        "kind": standalone.KIND,
+        "format": standalone.FORMAT,
+        "class_names": list(classifier.class_names),
+        "image": classifier.spec._asdict(),
+        "temperature": classifier.temperature,
+        "held_out": classifier.held_out._asdict(),
+    }
+    try:
+        write_artefact(path, {"predict": code}, kept, manifest)
+    except OSError as error:
+        raise UserError(f"out={path} cannot be written: {error}") from error
+
+
+def _used(program: Program, weights: PyTree, images: Any) -> list[bool]:
+    """Return whether each leaf of the weights has a part in the program."""
+    traced = jax.make_jaxpr(program)(weights, images).jaxpr
+    wanted = {id(x) for equation in traced.eqns for x in equation.invars}
+    wanted |= {id(x) for x in traced.outvars}
+    return [id(x) in wanted for x in traced.invars[: len(jax.tree.leaves(weights))]]
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """Return a classifier that was saved.
+
+    Raises:
+        UserError: A file that holds none, or one that this version or this device
+            cannot run.
+    """
+    try:
+        found = standalone.load(Path(path).expanduser())
+        manifest = found.manifest
+        return Classifier(
+            tuple(manifest["class_names"]),
+            ImageSpec(**manifest["image"]),
+            HeldOut(**manifest["held_out"]),
+            manifest["temperature"],
+            lambda images: in_batches(found.log_probabilities, images),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"classifier={path} cannot be loaded: {error}") from error

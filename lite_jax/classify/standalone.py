@@ -1,0 +1,98 @@
+"""Load a saved classifier and predict: all that it takes besides JAX.
+
+This file imports nothing of lite_jax, so it can be copied beside a classifier:
+
+    from standalone import load
+
+    classifier = load("birds.zip")
+    images = ...                                 # uint8 [n, size, size, channels]
+    probabilities = classifier.probabilities(images)
+    names = [classifier.class_names[i] for i in probabilities.argmax(1)]
+
+A classifier is a zip of a compiled program in StableHLO (`jax.export`), weights without
+pickles (`.npz`) and a manifest in JSON, which tells in "image" the size and channels
+that images have to have, and how the run that it comes from resized its own. Nothing in
+it is evaluated as Python.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import export
+
+FORMAT = 1
+KIND = "classifier"
+
+
+class SavedClassifier(NamedTuple):
+    """A classifier of images.
+
+    Attributes:
+        manifest: `class_names`, `image` (size, resize, channels, upright, bright_ink),
+            `temperature`, `held_out` and versions.
+        weights: Name → array.
+        program: `weights, images -> log-probabilities`.
+    """
+
+    manifest: dict[str, Any]
+    weights: dict[str, Any]
+    program: Any
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes, in the order of the probabilities."""
+        return self.manifest["class_names"]
+
+    def probabilities(self, images: Any) -> np.ndarray:
+        """Return `[n, classes]`, calibrated on the support.
+
+        Args:
+            images: `[n, size, size, channels]` uint8.
+
+        Raises:
+            ValueError: Images of another shape or dtype.
+        """
+        return np.exp(self.log_probabilities(images))
+
+    def log_probabilities(self, images: Any) -> np.ndarray:
+        """Return the logarithms of the same."""
+        images = np.asarray(images)
+        size, channels = (self.manifest["image"][k] for k in ("size", "channels"))
+        if images.shape[1:] != (size, size, channels) or images.dtype != np.uint8:
+            raise ValueError(
+                f"images: {images.dtype} of shape {images.shape}, expected uint8 of "
+                f"shape (n, {size}, {size}, {channels})"
+            )
+        return np.asarray(jax.jit(self.program.call)(self.weights, images))
+
+
+def load(path: str | Path) -> SavedClassifier:
+    """Return the classifier in a file.
+
+    Raises:
+        ValueError: A file that is none, or of a format that this loader does not know.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            manifest = json.loads(file.read("manifest.json"))
+            found = manifest["kind"], manifest["format"]
+            if found == (KIND, FORMAT):
+                stored, program = file.read("weights.npz"), file.read("predict")
+    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a saved classifier ({error})") from error
+    if found != (KIND, FORMAT):
+        raise ValueError(
+            f"{path}: a {found[0]} of format {found[1]}, made by lite_jax "
+            f"{manifest.get('lite_jax')}, and this loader reads {KIND}s of format "
+            f"{FORMAT}: save it anew, or use its own loader"
+        )
+    with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
+        weights = {name: arrays[name] for name in arrays.files}
+    return SavedClassifier(manifest, weights, export.deserialize(bytearray(program)))

@@ -1,0 +1,324 @@
+"""From a trained run and a few images of each class to a classifier, in a pass."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lite_jax import factory, models, workdir
+from lite_jax.budget import out_of_memory_explained
+from lite_jax.checkpoint import Slot
+from lite_jax.classify.classifier import Classifier, in_batches, padded, padded_size
+from lite_jax.classify.held_out import fit_temperature, hold_out
+from lite_jax.classify.saved import Program, save_classifier
+from lite_jax.data.images import ImageSpec
+from lite_jax.data.registry import own_image_spec
+from lite_jax.data.supports import (
+    Image,
+    Support,
+    folder_support,
+    read_support,
+)
+from lite_jax.errors import UserError
+from lite_jax.evaluate import check_trained
+from lite_jax.lite import exact_sum
+from lite_jax.types import Examples, Learner, Network, Params, PyTree
+
+_logger = logging.getLogger(__name__)
+
+
+def load(run: str | Path) -> TrainedLearner:
+    """Return the learner of a trained run, ready to adapt to new classes.
+
+    Args:
+        run: The workdir of `lite_jax.main`: its `config.json` and best checkpoint are
+            read, and nothing else; the data it was trained on may be gone.
+
+    Raises:
+        UserError: No run there, one without a checkpoint, or one that learns from
+            something else than images.
+
+    >>> import tempfile
+    >>> from lite_jax.defaults import base_config
+    >>> from lite_jax.train import train_and_evaluate
+    >>> config = base_config()  # a run of no steps, on raw pixels
+    >>> config.backbone.name, config.data.dataset = "pixels", "synthetic"
+    >>> config.train.steps, config.valid.tasks, config.test.tasks = 0, 0, 1
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> _ = train_and_evaluate(config, Path(folder.name))
+    >>> grey = [np.full((9, 12), x, np.uint8) for x in (10, 20, 40, 180, 220, 240)]
+    >>> classifier = load(folder.name).adapt({"night": grey[:2], "day": grey[3:5]})
+    >>> print(classifier.predict([grey[2], grey[5]]), classifier.held_out.accuracy)
+    ['night' 'day'] 1.0
+    >>> print(classifier.predict_proba(grey[2:3]).round(1))
+    [[0.8 0.2]]
+    >>> folder.cleanup()
+    """
+    folder = Path(run).expanduser()
+    config = workdir.load_config(folder)
+    check_trained(config, folder)
+    for section, name in (("rl", "environment"), ("reweight", "job")):
+        if config[section][name]:
+            raise UserError(
+                f"run={run}: a run with {section}.{name}={config[section][name]} makes "
+                "no classifier of images: choose another run"
+            )
+    config.backbone.weights = ""  # the checkpoint holds them
+    if config.gradient.chunk_size == factory.AUTO:
+        config = factory.with_chunk_size(config, _CHUNK)
+    spec = own_image_spec(config.data)
+    with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
+        params = best.restore_all()
+    if config.learner == "classifier":  # tested through prototypes
+        params = {"backbone": params["backbone"]}
+    learner = models.make_tested_learner(config, models.most_ways(config))
+    if _shapes(params) != _shapes(models.params_shape(learner, spec.shape)):
+        raise UserError(
+            f"run={run}: its checkpoint does not fit its config.json: copy both again"
+        )
+    return TrainedLearner(config, spec, jax.device_put(params))
+
+
+_CHUNK = 16
+
+
+def _shapes(params: Params) -> PyTree:
+    return jax.tree.map(lambda x: tuple(x.shape), params)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedLearner:
+    """A meta-learner with its learned parameters.
+
+    Attributes:
+        config: The run's.
+        spec: How images become what it has learned to see.
+        params: Its parameters.
+    """
+
+    config: ConfigDict
+    spec: ImageSpec
+    params: Params
+
+    def adapt(
+        self,
+        support: str | Path | Mapping[str, Sequence[Image]],
+        *,
+        folds: int | None = None,
+    ) -> AdaptedClassifier:
+        """Return a classifier of the support's classes.
+
+        Args:
+            support: A folder with a sub-folder of images for each class, or class →
+                images (paths, encoded bytes, or uint8 pixels of any size).
+            folds: In how many parts support images are held out, to tell the accuracy
+                and to calibrate probabilities; 0 for not at all. By default one by one
+                where features do not depend on the task (ProtoNets, MRML, a fine-tuned
+                head: that costs little), and in 10 parts otherwise.
+
+        Raises:
+            UserError: No folder, fewer than two classes, a class without readable
+                images, or more classes than the run has a head for.
+        """
+        if not isinstance(support, Mapping):
+            support = folder_support(support)
+        return self.adapt_to(read_support(support, self.spec), folds=folds)
+
+    def adapt_to(
+        self, support: Support, *, folds: int | None = None
+    ) -> AdaptedClassifier:
+        """Return a classifier of a support that is read already."""
+        begun = time.perf_counter()
+        with out_of_memory_explained(self.config):
+            programs = self._programs(self._way(len(support.class_names)))
+            inputs = programs.see(self.params, support.images)
+            task = _Task(programs, self.params, inputs, support.labels)
+            everything = np.arange(len(inputs))
+            state = jax.block_until_ready(task.adapt(everything))
+            seconds = time.perf_counter() - begun
+            if folds is None:
+                fixed = models.has_fixed_features(self.config)
+                folds = len(inputs) if fixed else min(10, len(inputs))
+            columns = len(support.class_names)
+            held_out, logits, labels = hold_out(
+                lambda rest, held: task.score(task.adapt(rest), held)[:, :columns],
+                support.labels,
+                folds,
+            )
+        temperature = fit_temperature(logits, labels)
+
+        def log_probabilities(images: np.ndarray) -> np.ndarray:
+            seen = programs.see(self.params, images)
+            logits = programs.score(self.params, state, seen)[:, :columns]
+            return np.asarray(jax.nn.log_softmax(logits / temperature))
+
+        def program(weights: PyTree, images: jax.Array) -> jax.Array:
+            params, state = weights
+            seen = self._backbone(params, images) if programs.features else images
+            logits = programs.learner.predict(params, state, seen)[:, :columns]
+            return jax.nn.log_softmax(logits / temperature)
+
+        return AdaptedClassifier(
+            support.class_names, self.spec, held_out, temperature, log_probabilities,
+            program, (self.params, state), self, support, seconds,
+        )  # fmt: skip
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Return `[n, d]`, the backbone's features before any adaptation."""
+        return in_batches(lambda x: self._jitted_backbone(self.params, x), images)
+
+    @functools.cached_property
+    def _jitted_backbone(self) -> Any:
+        return jax.jit(self._backbone)
+
+    @functools.cached_property
+    def _backbone(self) -> Any:
+        backbone = models.make_backbone(self.config.backbone)
+        return lambda params, images: backbone.apply(params["backbone"], images)
+
+    def _way(self, classes: int) -> int:
+        """Return the classes that there is to be room for."""
+        most = models.most_ways(self.config)
+        if classes <= most:
+            return most
+        way = padded_size(classes)
+        learner = models.make_tested_learner(self.config, way)
+        wanted = models.params_shape(learner, self.spec.shape)
+        if _shapes(wanted) != _shapes(self.params):
+            raise UserError(
+                f"support: {classes} classes, and the learned head of this run has "
+                f"room for {most}: give fewer classes, or train with "
+                "test.episodes of a larger way"
+            )
+        return way
+
+    def _programs(self, way: int) -> _Programs:
+        """Return what is compiled for a way, once."""
+        if way not in self._compiled:
+            self._compiled[way] = self._make_programs(way)
+        return self._compiled[way]
+
+    @functools.cached_property
+    def _compiled(self) -> dict[int, _Programs]:
+        return {}
+
+    def _make_programs(self, way: int) -> _Programs:
+        fixed = models.has_fixed_features(self.config)
+        backbone = Network(lambda key, spec: {}, lambda params, x: x) if fixed else None
+        learner = models.make_tested_learner(self.config, way, backbone)
+        chunk_size = factory.chunk_size(self.config)
+        set_sum = exact_sum(None if fixed else chunk_size)
+
+        @jax.jit
+        def adapt(params: Params, support: Examples) -> PyTree:
+            return learner.adapt(params, support, jax.random.key(0), set_sum)
+
+        predict, features = jax.jit(learner.predict), self.features if fixed else None
+        return _Programs(learner, adapt, predict, features)
+
+
+class _Programs(NamedTuple):
+    """What is compiled for a way; inputs are features where those are fixed."""
+
+    learner: Learner
+    adapt: Any
+    predict: Any
+    features: Any
+
+    def see(self, params: Params, images: np.ndarray) -> np.ndarray:
+        """Return what the learner is given in place of images."""
+        return images if self.features is None else self.features(images)
+
+    def score(self, params: Params, state: PyTree, inputs: np.ndarray) -> np.ndarray:
+        """Return logits `[m, way]`."""
+        return in_batches(lambda x: self.predict(params, state, x), inputs)
+
+
+class _Task(NamedTuple):
+    """A support whose parts are adapted to, and predicted."""
+
+    programs: _Programs
+    params: Params
+    inputs: np.ndarray
+    labels: np.ndarray
+
+    def adapt(self, chosen: np.ndarray) -> PyTree:
+        """Return the task state of the chosen examples."""
+        size = padded_size(len(self.inputs))
+        mask = np.zeros(size, bool)
+        mask[chosen] = True
+        inputs, labels = padded(self.inputs, size), padded(self.labels, size)
+        return self.programs.adapt(self.params, Examples(inputs, labels, mask))
+
+    def score(self, state: PyTree, chosen: np.ndarray) -> np.ndarray:
+        """Return the logits `[m, way]` of the chosen examples."""
+        return self.programs.score(self.params, state, self.inputs[chosen])
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptedClassifier(Classifier):
+    """A classifier with the support it was made of.
+
+    Attributes:
+        program: `(weights, images) -> log-probabilities`, as JAX traces it.
+        weights: The learner's parameters, and the task state.
+        learner: What was adapted.
+        support: To what.
+        seconds: What adapting took, compilation included where it was the first time.
+    """
+
+    program: Program
+    weights: PyTree
+    learner: TrainedLearner
+    support: Support
+    seconds: float
+
+    def save(self, path: str | Path, platforms: Sequence[str] | None = None) -> None:
+        """Write a file that predicts with JAX alone (`lite_jax.classify.standalone`).
+
+        `load_classifier` reads it, too. It holds the weights that predicting takes, a
+        program for any number of images, and what `spec`, `held_out` and `temperature`
+        tell; no image.
+
+        Args:
+            path: The file; written whole or not at all.
+            platforms: Such as `("cpu", "cuda")`; by default that which this runs on.
+
+        Raises:
+            UserError: A place that cannot be written.
+        """
+        save_classifier(
+            Path(path).expanduser(), self, self.program, self.weights, platforms
+        )
+
+    def nearest(self, images: np.ndarray, count: int = 3) -> np.ndarray:
+        """Return the indices `[n, count]` of the support images most like each image.
+
+        By the cosine of the backbone's centred features.
+
+        Args:
+            images: As `spec` makes them, `[n, height, width, channels]` uint8.
+            count: How many; no more than there are.
+        """
+        centre = self._features.mean(0)
+        seen = self.learner.features(images)
+        own, others = (_unit(x - centre) for x in (self._features, seen))
+        return np.argsort(-others @ own.T, axis=1, kind="stable")[:, :count]
+
+    @functools.cached_property
+    def _features(self) -> np.ndarray:
+        return self.learner.features(self.support.images)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
