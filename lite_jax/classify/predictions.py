@@ -137,4 +137,4 @@ def draw_predictions(found: Predictions, path: Path) -> None:
             least, most = (round(100 * shares[i]) for i in (part[-1], part[0]))
             spread = f"{most}" if least == most else f"{most} to {least}"
             names.append(f"{name} {spread} %")
-    draw_sheet({"predicted": rows}, names, path)
+    draw_sheet({f"{len(found.files)} images, as predicted": rows}, names, path)

@@ -38,7 +38,8 @@ class SavedClassifier(NamedTuple):
         manifest: `class_names`, `image` (size, resize, channels, upright, bright_ink),
             `temperature`, `held_out` and versions.
         weights: Name → array.
-        program: `weights, images -> log-probabilities`.
+        program: `weights, images -> log-probabilities`, compiled for each number of
+            images.
     """
 
     manifest: dict[str, Any]
@@ -70,7 +71,7 @@ class SavedClassifier(NamedTuple):
                 f"images: {images.dtype} of shape {images.shape}, expected uint8 of "
                 f"shape (n, {size}, {size}, {channels})"
             )
-        return np.asarray(jax.jit(self.program.call)(self.weights, images))
+        return np.asarray(self.program(self.weights, images))
 
 
 def load(path: str | Path) -> SavedClassifier:
@@ -95,4 +96,5 @@ def load(path: str | Path) -> SavedClassifier:
         )
     with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
         weights = {name: arrays[name] for name in arrays.files}
-    return SavedClassifier(manifest, weights, export.deserialize(bytearray(program)))
+    run = jax.jit(export.deserialize(bytearray(program)).call)
+    return SavedClassifier(manifest, weights, run)

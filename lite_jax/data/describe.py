@@ -157,13 +157,17 @@ def contact_sheet(
             ]
             for title, part in (("support", episode.support), ("query", episode.query))
         }
-    draw_sheet(rows, names, path)
+    headings = {
+        f"{title}: {sum(map(len, block))} images of {len(block)} classes": block
+        for title, block in rows.items()
+    }
+    draw_sheet(headings, names, path)
 
 
 def draw_sheet(
     rows: Mapping[str, Sequence[np.ndarray]], names: Sequence[str], path: Path
 ) -> None:
-    """Save blocks of rows of images, each row after its class's name."""
+    """Save headed blocks of rows of images, each row after its class's name."""
     step = _CELL + _GAP
     widest = max(len(images) for block in rows.values() for images in block)
     height = sum(_TITLE + step * len(block) + _MARGIN for block in rows.values())
@@ -172,9 +176,7 @@ def draw_sheet(
     )
     draw = ImageDraw.Draw(sheet)
     y = _MARGIN
-    for title, block in rows.items():
-        count = sum(map(len, block))
-        heading = f"{title}: {count} images of {len(block)} classes"
+    for heading, block in rows.items():
         draw.text((_MARGIN, y), heading, _INK, ImageFont.load_default(15))
         y += _TITLE
         for name, images in zip(names, block, strict=True):

@@ -3,6 +3,7 @@
 const $ = (id) => document.getElementById(id);
 const asked = []; // photographs that are classified anew after each change: {file, url}
 let latest = 0; // so that an answer that was overtaken is not shown
+let ready = false; // whether there are two classes to tell apart
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -79,13 +80,14 @@ function show(state) {
   $("about").textContent =
     `${state.learner}: adapts to your classes in one pass, at ${state.image_size} pixels a side.`;
   $("classes").replaceChildren(...state.classes.map(showClass));
+  ready = state.seconds !== null;
   $("clear").hidden = !state.classes.length;
   const count = state.classes.reduce((sum, own) => sum + own.photographs.length, 0);
   $("status").textContent =
-    state.seconds === null
-      ? "Name a class and give it a few photographs; then another."
-      : `Adapted to ${count} photographs of ${state.classes.length} classes in ` +
-        `${state.seconds.toFixed(2)} s. ${state.held_out}`;
+    ready
+      ? `Adapted to ${count} photographs of ${state.classes.length} classes in ` +
+        `${state.seconds.toFixed(2)} s. ${state.held_out}`
+      : "Name a class and give it a few photographs; then another.";
 }
 
 function showClass(own) {
@@ -120,6 +122,11 @@ async function ask(files) {
 async function answerAll() {
   const turn = ++latest;
   const cards = [];
+  if (!ready) {
+    const text = asked.length ? "It needs two classes of examples first." : "";
+    $("answers").replaceChildren(text);
+    return;
+  }
   for (const { file, url } of asked) {
     let card;
     try {
@@ -192,5 +199,8 @@ $("ask-files").addEventListener("change", async () => {
   await ask(files);
 });
 takeDrops($("ask"), ask);
+for (const name of ["dragover", "drop"]) { // elsewhere, a browser would leave the page
+  document.addEventListener(name, (event) => event.preventDefault());
+}
 $("clear").addEventListener("click", () => change("/api/photographs"));
 attempt(async () => show(await request("GET", "/api/state")));
