@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -423,6 +424,31 @@ def test_the_estimator_serves_scikit_learn(learner):
     assert scores.shape == (4,) and scores.mean() > 0.8
     with pytest.raises(UserError, match="11 labels for 12 images"):
         estimator.fit(images, labels[:-1])
+
+
+def test_the_lines_of_the_documents_run(
+    learner, run, photographs, tmp_path, monkeypatch, capsys
+):
+    page = (Path(__file__).parents[1] / "docs/photographs.md").read_text()
+    lines, estimator, alone = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(Path(standalone.__file__).parent)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/photos").symlink_to(run)
+    shutil.copytree(photographs, "birds")
+    (tmp_path / "new_photos").mkdir()
+    Image.fromarray(QUERIES[1]).save("new_photos/a.jpg")
+    exec(lines, space := {})
+    space["classifier"].save("birds.zip")
+    space |= {
+        "images": [x for own in SUPPORT.values() for x in own],
+        "labels": np.repeat([0, 1, 2], 4),
+        "new_images": QUERIES,
+        "new_labels": [0, 1, 2],
+    }
+    exec(estimator, space)
+    exec(alone, space | {"images": np.stack(QUERIES)})
+    assert capsys.readouterr().out.split() == ["['elm']", "[0", "1", "2]", "1.0"]
 
 
 # ------------------------------------------------------------------------ commands

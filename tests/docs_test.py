@@ -13,17 +13,23 @@ README = (ROOT / "README.md").read_text()
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_python_of_the_readme_runs_in_order(capsys):
-    space = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), space)
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/learner.md"])
+def test_python_of_the_documents_runs_in_order(name, capsys):
+    space, found = {}, blocks("python", (ROOT / name).read_text())
+    for block in found:
+        exec(compile(block, name, "exec"), space)
     printed = capsys.readouterr().out.split()
-    promised = re.findall(r"print\(.*\)  # (.*)", "\n".join(blocks("python")))
+    promised = re.findall(r"print\(.*\)  # (.*)", "\n".join(found))
     assert promised and printed == " ".join(promised).split()
+
+
+def test_the_example_of_the_readme_is_a_dozen_lines():
+    (example,) = blocks("python")
+    assert len([line for line in example.splitlines() if line]) <= 12
 
 
 def test_both_commands_stand_in_the_readme_as_promised():
@@ -44,6 +50,12 @@ def test_files_and_modules_that_the_readme_names_exist():
         assert (ROOT / "experiments" / f"{name}.py").exists(), name
     for name in re.findall(r"--config=(configs/\w+\.py)", README):
         assert (ROOT / name).exists(), name
+
+
+def test_every_document_has_its_place_on_the_site():
+    placed = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    found = {str(x.relative_to(ROOT / "docs")) for x in (ROOT / "docs").rglob("*.md")}
+    assert set(placed) == found
 
 
 def test_links_between_documents_lead_somewhere():

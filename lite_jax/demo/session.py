@@ -14,6 +14,7 @@ from lite_jax.data.images import as_picture, decode
 from lite_jax.data.items import UNREADABLE
 from lite_jax.data.supports import Support
 from lite_jax.errors import UserError
+from lite_jax.models import has_fixed_features
 
 MOST_PHOTOGRAPHS = 500
 MOST_CLASSES = 50
@@ -47,6 +48,8 @@ class Session:
     def __init__(self, learner: TrainedLearner):
         """Begin without classes."""
         self.learner = learner
+        # A learner that adapts anew for each part would keep the page waiting.
+        self._folds = None if has_fixed_features(learner.config) else 2
         self._classes: dict[str, list[Photograph]] = {}
         self._count = 0
         self._classifier: AdaptedClassifier | None = None
@@ -155,7 +158,7 @@ class Session:
         noise[1] = 255
         labels = np.arange(2, dtype=np.int32)
         support = Support(("", " "), noise, labels, (b"", b""), 0)
-        found = self.learner.adapt_to(support)
+        found = self.learner.adapt_to(support, folds=self._folds)
         found.probabilities(noise[:1])
         found.nearest(noise[:1], 1)
 
@@ -171,7 +174,7 @@ class Session:
                 tuple(x.name for x in photographs),
                 0,
             )
-            self._classifier = self.learner.adapt_to(support)
+            self._classifier = self.learner.adapt_to(support, folds=self._folds)
         return self._classifier
 
     def _find(self, number: int) -> Photograph:
