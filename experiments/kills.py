@@ -82,8 +82,10 @@ def kill(kills: int, number: int, folder: Path, seed: int = 0) -> Count:
     while killed < kills or runs == 0:
         current = folder / f"run{runs}"
         wait = rng.uniform(0, duration) if killed < kills else None
+        begun = time.perf_counter()
         code = _run(current, wait, number)
         if code == 0:
+            duration = min(duration, time.perf_counter() - begun)
             runs += 1
             identical += _left(current) == whole
             continue

@@ -182,7 +182,13 @@ def architecture_of(config: ConfigDict, sources: factory.Sources) -> Architectur
 
 
 def train(config: ConfigDict, learner: Learner | None = None) -> Trained:
-    """Meta-train the configuration's learner, or another one on the same tasks."""
+    """Meta-train the configuration's learner, or another one on the same tasks.
+
+    What the configuration tells all of is trained once.
+    """
+    name = config.to_json() if learner is None else ""
+    if name in _TRAINED:
+        return _TRAINED[name]
     sources = factory.make_sources(config)
     learner = learner or models.make_learners(config, sources).tested
     optimizer = factory.make_optimizer(config)
@@ -193,7 +199,13 @@ def train(config: ConfigDict, learner: Learner | None = None) -> Trained:
     for tasks in tqdm(feed.ahead(numbers), total=len(numbers), leave=False):
         state, _ = step(state, tasks, jax.random.key(config.seed))
     params = jax.block_until_ready(state.params)
-    return Trained(config, sources, learner, params, time.perf_counter() - begun)
+    found = Trained(config, sources, learner, params, time.perf_counter() - begun)
+    if name:
+        _TRAINED[name] = found
+    return found
+
+
+_TRAINED: dict[str, Trained] = {}
 
 
 # ------------------------------------------------------------------------- testing

@@ -137,11 +137,13 @@ def populations(learner: Learner, params: Params, task: Task) -> list[Population
     seen: list[Population] = []
 
     def record(key: Key, population: Population, num_backprop: int) -> Draw:
-        seen.append(population)
+        jax.debug.callback(lambda told: seen.append(told), population, ordered=True)
         return sample_uniform(key, Population(population.mask), num_backprop)
 
     operator = lite_sum(1, sampling=Sampler(record, (LABELS, SCORES)))
-    episode_grad(learner, operator)(params, task, jax.random.key(0))
+    gradient = jax.jit(episode_grad(learner, operator))
+    jax.block_until_ready(gradient(params, task, jax.random.key(0)))
+    jax.effects_barrier()
     return seen[::-1]  # backward passes come last sum first
 
 
