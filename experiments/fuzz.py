@@ -16,6 +16,7 @@ import collections
 import functools
 import io
 import json
+import shutil
 import tempfile
 import tracemalloc
 from collections.abc import Callable
@@ -23,23 +24,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from experiments.rows import emit, parser
+from lite_jax.artefact import exported, shapes_of, write_artefact
+from lite_jax.classify import HeldOut, load_classifier, standalone
 from lite_jax.data.arrays import array_source
 from lite_jax.data.class_lists import read_list
 from lite_jax.data.images import ImageSpec
 from lite_jax.data.meta_dataset_spec import read_spec
+from lite_jax.data.orbit import find_protocol, read_users
 from lite_jax.data.tfrecord import (
     RecordFile,
     make_example,
     parse_example,
     write_records,
 )
+from lite_jax.defaults import base_config
 from lite_jax.errors import UserError
+from lite_jax.workdir import load_config
 
 MOST_BYTES = 256 * 2**20
 """What reading a file of a few kilobytes may take at most."""
@@ -83,7 +91,27 @@ def _image(folder: Path) -> None:
         raise UserError(str(error)) from error
 
 
+def _annotations(folder: Path) -> None:
+    video = "P1--cup--clutter--0001"
+    for thing in ("cup", "hat"):
+        for kind, name in (("clean", "a"), ("clutter", video)):
+            frames = folder / "orbit/train/P1" / thing / kind / name
+            frames.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 4):
+                (frames / f"{number}.jpg").touch()
+    notes = folder / "orbit/annotations/train"
+    notes.mkdir(parents=True, exist_ok=True)
+    (folder / "video.json").rename(notes / f"{video}.json")
+    protocol = find_protocol("2022")._replace(least_frames=1)
+    read_users(folder / "orbit", "train", protocol)
+
+
 READERS = {
+    "annotations": Reader("video.json", _annotations, is_json=True),
+    "classifier": Reader(
+        "classifier.zip", lambda folder: load_classifier(folder / "classifier.zip")
+    ),
+    "config": Reader("config.json", load_config, is_json=True),
     "records": Reader("1.tfrecords", _records),
     "record index": Reader("index", _index),
     "spec": Reader("dataset_spec.json", read_spec, is_json=True),
@@ -103,7 +131,7 @@ def run(name: str, content: bytes, folder: Path) -> str:
     """Return "read" or "refused"; raise what else comes of reading a file."""
     reader = READERS[name]
     for path in folder.iterdir():
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     (folder / reader.file).write_bytes(content)
     try:
         reader.read(folder)
@@ -185,7 +213,36 @@ def _images() -> list[bytes]:
     return found
 
 
+def _annotated() -> list[bytes]:
+    issue = {"object_not_present_issue": False, "object_bounding_box": {"x": 1}}
+    frames = {f"{number}.jpg": issue for number in range(1, 4)}
+    return [json.dumps(frames).encode()]
+
+
+def _classifiers() -> list[bytes]:
+    weights = {"0/bias": np.zeros(2, np.float32)}
+    images = jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.uint8)
+    code = exported(
+        lambda w, x: w["0/bias"] * x.max().astype("float32"), shapes_of(weights), images
+    )
+    manifest = {
+        "kind": standalone.KIND,
+        "format": standalone.FORMAT,
+        "class_names": ["a", "b"],
+        "image": ImageSpec(4)._asdict(),
+        "temperature": 1.0,
+        "held_out": HeldOut(1, 2, 2, 2)._asdict(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "classifier.zip"
+        write_artefact(path, {"predict": code}, weights, manifest)
+        return [path.read_bytes()]
+
+
 _SAMPLES: dict[str, Callable[[], list[bytes]]] = {
+    "annotations": _annotated,
+    "classifier": _classifiers,
+    "config": lambda: [base_config().to_json().encode()],
     "records": lambda: [_record_file()],
     "record index": _indices,
     "spec": _specs,
@@ -203,6 +260,9 @@ def _altered(spec: bytes, **changes: Any) -> bytes:
 
 _FLAT, _BILEVEL = samples("spec")
 FOUND: list[tuple[str, bytes]] = [
+    ("annotations", b"[]"),
+    ("annotations", b"[" * 100_000),
+    ("config", b"[" * 100_000),
     ("record index", b""),
     ("record index", samples("record index")[0][:-8]),
     ("record index", samples("record index")[0].replace(b"\0" * 8, b"\1" * 8)),

@@ -5,6 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MALFORMED = (
+    AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError
+)  # fmt: skip
+"""What comes of reading JSON, or text, that is not of the form that is expected."""
+
 
 class UserError(ValueError):
     """A mistake in a config, a data set or a workdir.

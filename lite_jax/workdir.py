@@ -13,7 +13,7 @@ import filelock
 from ml_collections import ConfigDict
 
 from lite_jax.defaults import base_config
-from lite_jax.errors import UserError
+from lite_jax.errors import MALFORMED, UserError
 from lite_jax.metrics import write_atomically
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -77,7 +77,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except MALFORMED as error:
         raise UserError(
             f"{path} is not JSON ({error}): choose another workdir"
         ) from error
@@ -98,9 +98,15 @@ def load_config(workdir: Path) -> ConfigDict:
             "python -m lite_jax.main --config=… leaves"
         )
     config = base_config()
-    config.test.episodes = {}
-    with config.unlocked(), config.ignore_type():
-        config.update(saved)
+    config.train.episode = config.valid.episode = config.test.episodes = ConfigDict()
+    try:
+        with config.unlocked():
+            config.update(saved)
+    except MALFORMED as error:
+        raise UserError(
+            f"{workdir}/config.json is no configuration of a run ({error}): copy the "
+            "run again"
+        ) from error
     return config
 
 

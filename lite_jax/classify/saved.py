@@ -15,7 +15,7 @@ from lite_jax.classify import standalone
 from lite_jax.classify.classifier import Classifier, in_batches
 from lite_jax.classify.held_out import HeldOut
 from lite_jax.data.images import ImageSpec
-from lite_jax.errors import UserError
+from lite_jax.errors import MALFORMED, UserError
 from lite_jax.types import PyTree
 
 Program = Callable[[PyTree, Any], Any]
@@ -88,5 +88,5 @@ def load_classifier(path: str | Path) -> Classifier:
             manifest["temperature"],
             lambda images: in_batches(found.log_probabilities, images),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise UserError(f"classifier={path} cannot be loaded: {error}") from error

@@ -20,6 +20,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,10 @@ from jax import export
 
 FORMAT = 1
 KIND = "classifier"
+_MALFORMED = (  # what comes of a zip, or of JSON, that is not as it should be
+    EOFError, LookupError, NotImplementedError, OSError, RecursionError, RuntimeError,
+    TypeError, ValueError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class SavedClassifier(NamedTuple):
@@ -86,7 +91,7 @@ def load(path: str | Path) -> SavedClassifier:
             found = manifest["kind"], manifest["format"]
             if found == (KIND, FORMAT):
                 stored, program = file.read("weights.npz"), file.read("predict")
-    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+    except _MALFORMED as error:
         raise ValueError(f"{path}: not a saved classifier ({error})") from error
     if found != (KIND, FORMAT):
         raise ValueError(
@@ -94,7 +99,10 @@ def load(path: str | Path) -> SavedClassifier:
             f"{manifest.get('lite_jax')}, and this loader reads {KIND}s of format "
             f"{FORMAT}: save it anew, or use its own loader"
         )
-    with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
-        weights = {name: arrays[name] for name in arrays.files}
-    run = jax.jit(export.deserialize(bytearray(program)).call)
-    return SavedClassifier(manifest, weights, run)
+    try:
+        with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
+            weights = {name: arrays[name] for name in arrays.files}
+        code = export.deserialize(bytearray(program))
+    except Exception as error:  # whatever the readers of arrays and StableHLO raise
+        raise ValueError(f"{path}: its program is broken ({error})") from error
+    return SavedClassifier(manifest, weights, jax.jit(code.call))

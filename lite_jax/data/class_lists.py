@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lite_jax.errors import UserError, unknown_name
+from lite_jax.errors import MALFORMED, UserError, unknown_name
 
 T = TypeVar("T")
 _HELD_OUT = 0.2  # of the classes, for validation and again for testing
@@ -37,9 +37,6 @@ SPLIT_NAMES = {
     "test": ("test", "novel"),
 }
 """What the files and folders of each split are called."""
-_MALFORMED = (
-    AttributeError, LookupError, RecursionError, TypeError, ValueError, csv.Error
-)  # fmt: skip
 _FILES = ("filename", "file_name", "image_path", "path", "file", "image")
 _CLASSES = ("label", "class_name", "class", "target")
 
@@ -147,7 +144,7 @@ def read_list(path: Path, split: str) -> dict[str, list[str] | None]:
         raise UserError(f"data.class_list={path} has no list of {split!r}: {expected}")
     try:
         listed = _FORMS[file.suffix](file)
-    except _MALFORMED as error:
+    except (*MALFORMED, csv.Error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{file} is no list of classes ({error})") from error
@@ -162,7 +159,7 @@ def _names_by_split(path: Path, split: str) -> list[str]:
         names = next(found[name] for name in SPLIT_NAMES[split] if name in found)
     except StopIteration:
         raise UserError(f"{path} has no list of {split!r}") from None
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise UserError(
             f"{path}: expected JSON that names the classes of each split ({error})"
         ) from error

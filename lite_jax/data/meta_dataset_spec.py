@@ -10,14 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lite_jax.data.sources import SPLITS, Groups, equal_groups
-from lite_jax.errors import UserError, unknown_name
+from lite_jax.errors import MALFORMED, UserError, unknown_name
 
 MOST_LEAVES = 392
 """ImageNet's nodes that span more leaves are never drawn."""
 SPEC = "dataset_spec.json"
-_MALFORMED = (
-    AttributeError, IndexError, OverflowError, RecursionError, TypeError, ValueError
-)  # fmt: skip
 _NAMES = {"train": "TRAIN", "valid": "VALID", "test": "TEST"}
 
 
@@ -59,7 +56,7 @@ def read_spec(folder: Path) -> DatasetSpec:
         raise UserError(f"{path}: {error}") from error
     except KeyError as error:
         raise UserError(f"{path} lacks {error}: convert the source again") from error
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise UserError(
             f"{path} is no dataset spec ({error}): convert the source again"
         ) from error

@@ -26,7 +26,7 @@ import numpy as np
 from lite_jax.data.folders import class_folders, existing_folder, images_of
 from lite_jax.data.images import ImageSpec
 from lite_jax.data.sources import check_split
-from lite_jax.errors import UserError, unknown_name
+from lite_jax.errors import MALFORMED, UserError, unknown_name
 
 _logger = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ def _shown(
             not any(found[frame.name].get(issue) for issue in issues)
             for frame in frames
         )
-    except (ValueError, KeyError, AttributeError) as error:
+    except MALFORMED as error:
         raise UserError(
             f"{path} does not describe every frame of its video ({error}): unpack the "
             "annotations again"
