@@ -19,6 +19,7 @@ import json
 import shutil
 import tempfile
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -258,12 +259,24 @@ def _altered(spec: bytes, **changes: Any) -> bytes:
     return json.dumps(json.loads(spec) | changes).encode()
 
 
+def _archive(start: bytes, shape: tuple[int, ...]) -> bytes:
+    """Return an archive of one array, with a header of one's choice and no content."""
+    told = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
+    text = told.ljust(117) + "\n"
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        head = start + len(text).to_bytes(2, "little")
+        archive.writestr("images.npy", head + text.encode())
+    return file.getvalue()
+
+
 _FLAT, _BILEVEL = samples("spec")
 FOUND: list[tuple[str, bytes]] = [
     ("annotations", b"[]"),
     ("annotations", b"[" * 100_000),
     ("config", b"[" * 100_000),
     ("record index", b""),
+    ("record index", samples("record index")[0].replace(b"Y\1", b"Y\3", 1)),
     ("record index", samples("record index")[0][:-8]),
     ("record index", samples("record index")[0].replace(b"\0" * 8, b"\1" * 8)),
     ("spec", _altered(_BILEVEL, classes_per_superclass={})),
@@ -274,6 +287,8 @@ FOUND: list[tuple[str, bytes]] = [
     ("spec", _altered(_FLAT, classes_per_split={"TRAIN": -1, "VALID": 4, "TEST": 1})),
     ("spec", b"[" * 100_000),
     ("npz", b""),
+    ("npz", _archive(b"\x93NUMPY\x01\x00", (10**9, 9, 9, 3))),
+    ("npz", _archive(b"\x93NUMPY\x03\x00", (1, 9, 9, 3))),
     ("class list, JSON", b'""'),
     ("class list, JSON", b"[" * 100_000),
 ]

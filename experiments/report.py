@@ -237,6 +237,19 @@ def draw_returns(rows: list[Row]) -> Figure:
     return figure
 
 
+def draw_soak(rows: list[Row]) -> Figure:
+    """Draw memory, and what else could grow, against steps."""
+    figure, axes = _panels(2)
+    steps = [row["step"] for row in rows]
+    axes[0].plot(steps, [row["resident_mb"] for row in rows])
+    axes[0].set(title="resident memory, MB", xlabel="steps", ylim=(0, None))
+    for name in ("programs", "open_files", "threads"):
+        axes[1].plot(steps, [row[name] for row in rows], label=name.replace("_", " "))
+    axes[1].set(title="numbers of", xlabel="steps", ylim=(0, None))
+    axes[1].legend()
+    return figure
+
+
 def draw_benchmark(rows: list[Row]) -> Figure:
     """Draw seconds of a step as bars, a panel for each task and network."""
     cases = list(
@@ -616,6 +629,65 @@ SECTIONS = (
         "Loss and gradient against explicit inverses.",
         None,
         whole,
+    ),
+    Section(
+        "A classifier of photographs",
+        "adapting",
+        "python -m experiments.adapting",
+        "Seconds that a person waits, at 84 pixels, decoding included: after one more "
+        "photograph until a new classifier stands, and until it answers.",
+        None,
+        lambda rows: columns(
+            rows,
+            "learner",
+            "classes",
+            "photographs",
+            "first_adapted",
+            "adapted_to_one_more",
+            "first_answer",
+            "answer",
+        ),
+    ),
+    Section(
+        "Killed runs",
+        "kills",
+        "python -m experiments.kills",
+        "Runs killed at random moments until they end, against an uninterrupted one: "
+        "metrics and backbone byte by byte, parameters and optimiser bit by bit.",
+        None,
+        lambda rows: columns(
+            rows,
+            "signal",
+            "kills",
+            "before_a_checkpoint",
+            "while_saving",
+            "runs",
+            "identical",
+        ),
+    ),
+    Section(
+        "A long run",
+        "soak",
+        "python -m experiments.soak",
+        "Ten thousand tiny steps in one process, checkpoints and validation included.",
+        draw_soak,
+        lambda rows: columns(
+            rows[:1] + rows[-1:],
+            "step",
+            "resident_mb",
+            "programs",
+            "open_files",
+            "threads",
+        ),
+    ),
+    Section(
+        "Broken files",
+        "fuzz",
+        "python -m experiments.fuzz",
+        "Files cut, spliced, changed bit by bit, rebuilt with other values: a reader "
+        "reads or refuses them, and anything else would have ended the run.",
+        None,
+        lambda rows: columns(rows, "reader", "examples", "read", "refused", "most_mb"),
     ),
 )
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;

@@ -98,7 +98,12 @@ def load_config(workdir: Path) -> ConfigDict:
             "python -m lite_jax.main --config=… leaves"
         )
     config = base_config()
-    config.train.episode = config.valid.episode = config.test.episodes = ConfigDict()
+    for section, name in (
+        (config.train, "episode"),
+        (config.valid, "episode"),
+        (config.test, "episodes"),
+    ):
+        section[name] = ConfigDict()  # kinds of episodes have settings of their own
     try:
         with config.unlocked():
             config.update(saved)

@@ -4,12 +4,21 @@
 """
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments.fuzz import FOUND, READERS, damaged, json_like, run, samples
+from experiments.fuzz import (
+    FOUND,
+    MOST_BYTES,
+    READERS,
+    damaged,
+    json_like,
+    run,
+    samples,
+)
 
 QUICK = settings(  # the same files every time: what is new is the experiment's to find
     max_examples=40,
@@ -48,4 +57,9 @@ def test_whole_files_are_read(name, folder):
 
 @pytest.mark.parametrize(("name", "file"), FOUND)
 def test_what_was_found_once_stays_mended(name, file, folder):
-    assert run(name, file, folder) in ("read", "refused")
+    tracemalloc.start()
+    try:
+        assert run(name, file, folder) in ("read", "refused")
+        assert tracemalloc.get_traced_memory()[1] < MOST_BYTES
+    finally:
+        tracemalloc.stop()

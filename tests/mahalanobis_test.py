@@ -119,3 +119,40 @@ def test_factors_are_as_small_as_they_can_be():
         features, labels, mask, _ = map(jnp.array, problem(*SHAPES[name]))
         shapes[name] = fit_mahalanobis(features, labels, mask, WAY).factors.shape
     assert shapes == {"few features": (5, 12, 12), "many features": (5, 15, 15)}
+
+
+@pytest.mark.parametrize(
+    ("scale", "tolerance"),
+    [(0.01, 1e-5), (1.0, 2e-3), (100.0, 0.1)],  # condition 1e0, 1e3, 1e7
+)
+def test_one_image_of_fifty_classes_in_bfloat16(scale, tolerance):
+    """A covariance of rank 3 and rounding, far from the origin."""
+    rng = np.random.default_rng(2)
+    directions = rng.normal(size=(3, 1280))
+
+    def drawn(count):
+        found = 5 + rng.normal(size=(count, 3)) @ directions
+        return jnp.asarray(scale * found, jnp.bfloat16)
+
+    features, queries = drawn(50), drawn(20)
+    labels, mask = jnp.arange(50, dtype=jnp.int32), jnp.ones(50, bool)
+
+    def logits(features, queries):
+        state = fit_mahalanobis(features, labels, mask, 50)
+        return mahalanobis_logits(state, queries)
+
+    found = logits(features, queries)
+    assert found.dtype == jnp.float32
+    own, asked = (np.asarray(x, np.float64) for x in (features, queries))
+    precision = np.linalg.inv(0.5 * np.cov(own.T) + np.eye(1280))
+    apart = asked[:, None] - own[None]
+    expected = -np.einsum("qkd,qkd->qk", apart @ precision, apart)
+    np.testing.assert_allclose(found, expected, rtol=tolerance)
+    best = expected[np.arange(20), np.asarray(found.argmax(1))]
+    np.testing.assert_allclose(best, expected.max(1), rtol=tolerance)
+
+    def loss(features):
+        likelihood = jax.nn.log_softmax(logits(features, features))
+        return -jnp.take_along_axis(likelihood, labels[:, None], 1).mean()
+
+    assert jnp.isfinite(loss(features)) and jnp.isfinite(jax.grad(loss)(features)).all()

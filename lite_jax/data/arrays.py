@@ -19,6 +19,7 @@ import numpy as np
 from lite_jax.data.class_lists import SPLIT_NAMES, classes_of_split
 from lite_jax.data.images import ImageSpec
 from lite_jax.data.items import item_source
+from lite_jax.data.npy import check_npz
 from lite_jax.data.sources import ClassSource, check_split
 from lite_jax.errors import UserError
 
@@ -156,6 +157,7 @@ def _check_images(path: Path, images: Any) -> None:
 
 def _npz(path: Path) -> Pixels:
     try:
+        check_npz(path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except Exception as error:  # whatever zipfile and NumPy make of a broken file

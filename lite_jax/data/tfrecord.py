@@ -16,6 +16,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from lite_jax.data.npy import check_npy
 from lite_jax.errors import UserError
 
 _HEAD = struct.Struct("<QI")
@@ -103,6 +104,8 @@ def _kept_offsets(index: Path, size: int) -> np.ndarray | None:
     if not index.exists():
         return None
     try:
+        with index.open("rb") as file:
+            check_npy(file, index.stat().st_size)
         offsets = np.load(index, mmap_mode="r")
     except Exception:  # whatever NumPy makes of a file that is none of its own
         return None

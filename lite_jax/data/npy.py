@@ -1,0 +1,40 @@
+"""Headers of `.npy` files, looked at before NumPy allocates what they ask for."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+
+def check_npy(file: IO[bytes], size: int) -> None:
+    """Raise unless a file's header asks for what the file can hold.
+
+    Args:
+        file: At its beginning; the header is read.
+        size: Bytes of the whole file.
+
+    Raises:
+        ValueError: No `.npy` file of version 1, which every plain array is saved as, or
+            one that is shorter than its header says.
+    """
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("a .npy file of another version than 1.0")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if math.prod(shape) * dtype.itemsize > size or min(shape, default=0) < 0:
+        raise ValueError(f"an array {shape} of {dtype} in {size} bytes")
+
+
+def check_npz(path: Path) -> None:
+    """Raise unless the headers of all arrays of an archive fit their members.
+
+    Raises:
+        ValueError, zipfile.BadZipFile: One does not, or the archive is broken.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                check_npy(file, member.file_size)
