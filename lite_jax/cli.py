@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -14,11 +14,16 @@ from lite_jax.classify.predictions import FORMATS, draw_predictions, predict_fil
 from lite_jax.doctor import examine
 from lite_jax.errors import UserError
 from lite_jax.metrics import write_atomically
+from lite_jax.progress import tell_on_stderr
 
 
 def run() -> None:
     """Run the command; a user's mistake is one line and exit code 1."""
-    main(sys.argv[1:])
+    tell_on_stderr()
+    try:
+        main(sys.argv[1:])
+    except BrokenPipeError:  # whoever read along has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,23 +32,12 @@ def main(argv: Sequence[str]) -> None:
         _PASSED_ON[argv[0]](list(argv[1:]))
         return
     arguments = _parser().parse_args(argv)
-    _tell_warnings()
     try:
         arguments.run(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _tell_warnings() -> None:
-    """Write what the package warns of, such as unreadable files, to stderr."""
-    logger = logging.getLogger("lite_jax")
-    logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,6 +23,7 @@ from lite_jax.deploy import export_run
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.evaluate import evaluate_checkpoint, format_results
 from lite_jax.preemption import EXIT_CODE, Preempted
+from lite_jax.progress import tell_on_stderr
 from lite_jax.reweight import run_reweighting
 from lite_jax.rl import evaluate_policy, run_policy
 from lite_jax.train import train_and_evaluate
@@ -174,12 +175,7 @@ def _setting_names(config: ConfigDict, prefix: str) -> list[str]:
 
 def run() -> None:
     """Run the program; a user's mistake is one line and exit code 1."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("lite_jax")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    tell_on_stderr()
     absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells of every file
     try:
         app.run(main, flags_parser=parse_flags)
