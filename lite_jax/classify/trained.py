@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,8 +32,6 @@ from lite_jax.errors import UserError
 from lite_jax.evaluate import check_trained
 from lite_jax.lite import exact_sum
 from lite_jax.types import Examples, Learner, Network, Params, PyTree
-
-_logger = logging.getLogger(__name__)
 
 
 def load(run: str | Path) -> TrainedLearner:
