@@ -333,6 +333,19 @@ def test_what_is_no_classifier_is_refused(learner, tmp_path, change):
         load_classifier(path)
 
 
+def test_a_classifier_is_of_the_platforms_that_it_was_saved_for(learner, tmp_path):
+    classifier = learner.adapt(SUPPORT, folds=0)
+    with pytest.raises(UserError, match="unknown platform 'cda'; did you mean 'cuda'"):
+        classifier.save(tmp_path / "a.zip", platforms=["cda"])
+    classifier.save(tmp_path / "a.zip", platforms=["cuda"])
+    with pytest.raises(UserError, match="made for cuda, and this machine computes on"):
+        load_classifier(tmp_path / "a.zip")
+    classifier.save(tmp_path / "a.zip", platforms=["cpu", "cuda"])
+    expected = classifier.predict_proba(QUERIES)
+    found = load_classifier(tmp_path / "a.zip").predict_proba(QUERIES)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_a_place_that_cannot_be_written_is_told(learner, tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         learner.adapt(SUPPORT, folds=0).save(tmp_path / "nowhere/trees.zip")

@@ -15,9 +15,10 @@ from lite_jax.classify import standalone
 from lite_jax.classify.classifier import Classifier, in_batches
 from lite_jax.classify.held_out import HeldOut
 from lite_jax.data.images import ImageSpec
-from lite_jax.errors import MALFORMED, UserError
+from lite_jax.errors import MALFORMED, UserError, unknown_name
 from lite_jax.types import PyTree
 
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 Program = Callable[[PyTree, Any], Any]
 """`(weights, images [n, …] uint8) -> log-probabilities [n, classes]`."""
 
@@ -32,8 +33,11 @@ def save_classifier(
     """Write a classifier, whole or not at all, with the weights that it looks at.
 
     Raises:
-        UserError: A place that cannot be written.
+        UserError: An unknown platform, or a place that cannot be written.
     """
+    for platform in platforms or ():
+        if platform not in PLATFORMS:
+            raise unknown_name("platform", platform, PLATFORMS)
     named, structure = named_leaves(weights)
     shape = classifier.spec.shape
     sample = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)

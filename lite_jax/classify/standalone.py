@@ -83,7 +83,8 @@ def load(path: str | Path) -> SavedClassifier:
     """Return the classifier in a file.
 
     Raises:
-        ValueError: A file that is none, or of a format that this loader does not know.
+        ValueError: A file that is none, of a format that this loader does not know, or
+            made for other devices than there are here.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -105,4 +106,11 @@ def load(path: str | Path) -> SavedClassifier:
         code = export.deserialize(bytearray(program))
     except Exception as error:  # whatever the readers of arrays and StableHLO raise
         raise ValueError(f"{path}: its program is broken ({error})") from error
+    here = jax.default_backend()
+    known = {"cuda", "rocm"} if here == "gpu" else {here}
+    if not known & set(code.platforms):
+        raise ValueError(
+            f"{path} was made for {' and '.join(code.platforms)}, and this machine "
+            f"computes on {here}: save it for both, as by --platforms=cpu,cuda"
+        )
     return SavedClassifier(manifest, weights, jax.jit(code.call))

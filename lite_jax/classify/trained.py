@@ -292,7 +292,7 @@ class AdaptedClassifier(Classifier):
             platforms: Such as `("cpu", "cuda")`; by default that which this runs on.
 
         Raises:
-            UserError: A place that cannot be written.
+            UserError: An unknown platform, or a place that cannot be written.
         """
         save_classifier(
             Path(path).expanduser(), self, self.program, self.weights, platforms

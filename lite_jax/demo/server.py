@@ -98,7 +98,8 @@ def make_app(session: Session) -> Starlette:
         return JSONResponse(await run_in_threadpool(session.predict, *files[0]))
 
     async def thumbnail(request: Request) -> Response:
-        found = session.thumbnail(request.path_params["number"])
+        number = request.path_params["number"]  # in a thread: it may have to wait
+        found = await run_in_threadpool(session.thumbnail, number)
         return Response(found, media_type="image/png")
 
     async def page(request: Request) -> Response:
