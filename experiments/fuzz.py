@@ -270,10 +270,18 @@ def _archive(start: bytes, shape: tuple[int, ...]) -> bytes:
     return file.getvalue()
 
 
+def _oversized(archive: bytes) -> bytes:
+    """Return an archive whose directory gives its last member 2 GB of content."""
+    found = bytearray(archive)
+    found[found.rindex(b"PK\x01\x02") + 23] = 0x7F  # of the compressed size
+    return bytes(found)
+
+
 _FLAT, _BILEVEL = samples("spec")
 FOUND: list[tuple[str, bytes]] = [
     ("annotations", b"[]"),
     ("annotations", b"[" * 100_000),
+    ("classifier", _oversized(samples("classifier")[0])),
     ("config", b"[" * 100_000),
     ("record index", b""),
     ("record index", samples("record index")[0].replace(b"Y\1", b"Y\3", 1)),
@@ -287,6 +295,7 @@ FOUND: list[tuple[str, bytes]] = [
     ("spec", _altered(_FLAT, classes_per_split={"TRAIN": -1, "VALID": 4, "TEST": 1})),
     ("spec", b"[" * 100_000),
     ("npz", b""),
+    ("npz", _oversized(samples("npz")[0])),
     ("npz", _archive(b"\x93NUMPY\x01\x00", (10**9, 9, 9, 3))),
     ("npz", _archive(b"\x93NUMPY\x03\x00", (1, 9, 9, 3))),
     ("class list, JSON", b'""'),

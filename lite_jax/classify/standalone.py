@@ -87,7 +87,10 @@ def load(path: str | Path) -> SavedClassifier:
             made for other devices than there are here.
     """
     try:
+        size = Path(path).stat().st_size
         with zipfile.ZipFile(path) as file:
+            if any(member.compress_size > size for member in file.infolist()):
+                raise ValueError("a part of it is said to be larger than the file")
             manifest = json.loads(file.read("manifest.json"))
             found = manifest["kind"], manifest["format"]
             if found == (KIND, FORMAT):

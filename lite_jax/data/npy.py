@@ -29,12 +29,17 @@ def check_npy(file: IO[bytes], size: int) -> None:
 
 
 def check_npz(path: Path) -> None:
-    """Raise unless the headers of all arrays of an archive fit their members.
+    """Raise unless all members fit an archive, and the headers of arrays their members.
 
     Raises:
         ValueError, zipfile.BadZipFile: One does not, or the archive is broken.
     """
+    size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
+            if member.compress_size > size:
+                raise ValueError(
+                    f"{member.filename} is said to be larger than the file"
+                )
             with archive.open(member) as file:
                 check_npy(file, member.file_size)
