@@ -587,6 +587,18 @@ def test_thin_names_reach_what_they_name(command, expected):
     assert expected in found.stdout + found.stderr
 
 
+def test_importing_the_package_leaves_out_what_takes_long():
+    slow = "sklearn", "scipy.optimize", "starlette", "tensorflow_datasets", "mujoco"
+    script = f"import sys, lite_jax; print([x for x in {slow} if x in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True,
+        cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert found.stdout == "[]\n", found.stderr
+    with pytest.raises(AttributeError, match="no attribute 'FewShot'"):
+        _ = lite_jax.classify.FewShot
+
+
 def test_report_is_made_in_a_clone(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="in the folder of a clone"):

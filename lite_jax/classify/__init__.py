@@ -1,7 +1,8 @@
 """Classifiers of people's own images, adapted from a trained run in one pass."""
 
+from typing import Any
+
 from lite_jax.classify.classifier import Classifier
-from lite_jax.classify.estimator import FewShotClassifier
 from lite_jax.classify.held_out import HeldOut
 from lite_jax.classify.saved import load_classifier
 from lite_jax.classify.trained import AdaptedClassifier, TrainedLearner, load
@@ -15,3 +16,12 @@ __all__ = [
     "load",
     "load_classifier",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return `FewShotClassifier`: scikit-learn takes a second to import."""
+    if name != "FewShotClassifier":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lite_jax.classify.estimator import FewShotClassifier
+
+    return FewShotClassifier

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from lite_jax.errors import UserError
@@ -122,6 +121,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     count = len(labels)
     if not count:
         return 1.0
+    from scipy.optimize import minimize_scalar  # takes half a second to import
+
     possible = np.isfinite(logits)
     targets = np.where(possible, 1.0, 0.0)
     targets[np.arange(count), labels] += count
