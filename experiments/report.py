@@ -689,6 +689,17 @@ SECTIONS = (
         None,
         lambda rows: columns(rows, "reader", "examples", "read", "refused", "most_mb"),
     ),
+    Section(
+        "Broken files, by coverage",
+        "fuzz_guided",
+        "python -m experiments.fuzz_guided",
+        "The same readers under libFuzzer: places of the code reached by whole files "
+        "alone, and at the end.",
+        None,
+        lambda rows: columns(
+            rows, "reader", "runs", "reached_by_whole_files", "reached", "seconds"
+        ),
+    ),
 )
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;
 padding:0 1rem;color:#222}table{border-collapse:collapse;font-size:13px;display:block;
