@@ -4,7 +4,7 @@
         [--out=experiments/results/soak.jsonl]
 
 One run in this process, looked at twenty times: resident memory, open files, threads,
-and programs compiled so far. Row 0 is from the first tenth, when all is compiled.
+and programs compiled so far. Fails where one of them grew after the first tenth.
 """
 
 from __future__ import annotations
@@ -40,8 +40,28 @@ def main() -> None:
 
     jax.monitoring.register_event_duration_secs_listener(count)
     with tempfile.TemporaryDirectory() as name:
-        for row in watched(steps, Path(name), compiled):
-            emit(arguments.out, {"experiment": "soak", "steps": steps} | row)
+        rows = watched(steps, Path(name), compiled)
+    for row in rows:
+        emit(arguments.out, {"experiment": "soak", "steps": steps} | row)
+    check_flat(rows)
+
+
+def check_flat(rows: list[dict[str, Any]]) -> None:
+    """Raise where something grew after the first tenth of a run.
+
+    Raises:
+        AssertionError: One more program, ten more files or threads, or a fifth more
+            memory at the end.
+    """
+    early, last = rows[max(1, len(rows) // 10)], rows[-1]
+    allowed = {
+        "programs": early["programs"],
+        "resident_mb": 1.2 * early["resident_mb"],
+        "open_files": early["open_files"] + 10,
+        "threads": early["threads"] + 10,
+    }
+    for name, most in allowed.items():
+        assert last[name] <= most, f"{name} grew from {early[name]} to {last[name]}"
 
 
 def watched(steps: int, folder: Path, compiled: list[float]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.macs import count_macs
+from experiments.soak import check_flat
 from lite_jax import nn
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,18 @@ def test_smoke_run_leaves_rows(name, tmp_path):
     assert len(rows) == len(found.stdout.splitlines()) > 1
     assert all(row["experiment"] == name and row["device"] for row in rows)
     assert all(row["versions"]["jax"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "growth"),
+    [("programs", 1), ("resident_mb", 101), ("open_files", 11), ("threads", 11)],
+)
+def test_a_run_that_grows_is_noticed(name, growth):
+    flat = {"programs": 70, "resident_mb": 500, "open_files": 10, "threads": 9}
+    rows = [{**flat, "programs": 60}, *[flat] * 19]
+    check_flat(rows)
+    with pytest.raises(AssertionError, match=f"{name} grew"):
+        check_flat([*rows, {**flat, name: flat[name] + growth}])
 
 
 def test_committed_rows_are_json_of_known_experiments():

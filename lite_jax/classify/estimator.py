@@ -28,10 +28,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         classes_: The labels that `fit` was given, sorted.
         classifier_: The adapted classifier.
 
-    >>> from sklearn.base import clone
-    >>> estimator = FewShotClassifier("runs/photos", folds=0)
-    >>> print(clone(estimator).get_params())
-    {'folds': 0, 'run': 'runs/photos'}
+    >>> from lite_jax.data import ImageSpec
+    >>> from lite_jax.defaults import base_config
+    >>> config = base_config()
+    >>> config.backbone.name = "pixels"  # in place of a run that has learned something
+    >>> learner = TrainedLearner(config, ImageSpec(8), {"backbone": {}})
+    >>> grey = [np.full((9, 12), x, np.uint8) for x in (10, 20, 180, 220, 40, 240)]
+    >>> estimator = FewShotClassifier(learner)
+    >>> estimator = estimator.fit(grey[:4], ["night", "night", "day", "day"])
+    >>> print(estimator.predict(grey[4:]), estimator.classes_)
+    ['night' 'day'] ['day' 'night']
     """
 
     def __init__(self, run: str | Path | TrainedLearner, folds: int | None = None):
