@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,10 @@ import numpy as np
 from jax import export
 
 FORMAT = 1
+_MALFORMED = (  # what comes of a zip, or of JSON, that is not as it should be
+    EOFError, LookupError, NotImplementedError, OSError, RecursionError, RuntimeError,
+    TypeError, ValueError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 MANIFEST, WEIGHTS = "manifest.json", "weights.npz"
 
 Weights = dict[str, Any]
@@ -103,11 +108,14 @@ def load(path: str | Path) -> Artefact:
         ValueError: A file that is none, or of a format that this loader does not know.
     """
     try:
+        size = Path(path).stat().st_size
         with zipfile.ZipFile(path) as file:
+            if any(member.compress_size > size for member in file.infolist()):
+                raise ValueError("a part of it is said to be larger than the file")
             content = {name: file.read(name) for name in file.namelist()}
         manifest = json.loads(content.pop(MANIFEST))
         found = manifest["format"]
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+    except _MALFORMED as error:
         raise ValueError(f"{path}: not an exported plan ({error})") from error
     if found != FORMAT:
         raise ValueError(
