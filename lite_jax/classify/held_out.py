@@ -83,17 +83,16 @@ def hold_out(
     Returns:
         The accuracy, logits `[m, way]` and labels `[m]` of what was held out.
     """
-    found, truth, used = [], [], 0
+    found, truth = [], []
     parts = assign_folds(labels, folds) if folds else np.full(len(labels), -1)
     for part in range(parts.max(initial=-1) + 1):
         held = np.flatnonzero(parts == part)
-        used += 1
         found.append(score(np.flatnonzero(parts != part), held))
         truth.append(labels[held])
     logits = np.concatenate(found) if found else np.zeros((0, 2))
     wanted = np.concatenate(truth) if truth else np.zeros(0, int)
     correct = int((logits.argmax(1) == wanted).sum()) if len(wanted) else 0
-    return HeldOut(correct, len(wanted), used, len(labels)), logits, wanted
+    return HeldOut(correct, len(wanted), len(found), len(labels)), logits, wanted
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

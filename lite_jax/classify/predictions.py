@@ -58,16 +58,15 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")
-    below = [file for x in class_folders(path).values() for file in _below(x)]
-    found = images_of(path) + below
+    found = _images_below(path)
     if not found:
         raise UserError(f"{path} holds no images")
     return found
 
 
-def _below(path: Path) -> list[Path]:
+def _images_below(path: Path) -> list[Path]:
     folders = class_folders(path).values()
-    return images_of(path) + [file for x in folders for file in _below(x)]
+    return images_of(path) + [file for x in folders for file in _images_below(x)]
 
 
 def as_table(found: Predictions) -> str:
