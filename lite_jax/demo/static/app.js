@@ -64,9 +64,17 @@ function add(name, files) {
     const fields = { class_name: name };
     const found = await request("POST", "/api/photographs", files, fields);
     show(found);
+    if ($("class-name").value.trim() === name) $("class-name").value = "";
     $("problems").textContent = found.problems.join("; ");
     await answerAll();
   });
+}
+
+function addNamed(files) {
+  const name = $("class-name").value.trim();
+  if (name) return add(name, files);
+  $("problems").textContent = "give the class a name first";
+  $("class-name").focus();
 }
 
 function change(path) {
@@ -77,6 +85,7 @@ function change(path) {
 }
 
 function show(state) {
+  latest += 1; // answers under way are of classes that have changed
   $("about").textContent =
     `${state.learner}: adapts to your classes in one pass, at ${state.image_size} pixels a side.`;
   $("classes").replaceChildren(...state.classes.map(showClass));
@@ -173,26 +182,11 @@ $("new-class").addEventListener("submit", (event) => {
   $("class-files").click();
 });
 $("class-files").addEventListener("change", async () => {
-  const name = $("class-name").value.trim();
   const files = [...$("class-files").files];
   $("class-files").value = "";
-  if (!name) {
-    $("problems").textContent = "give the class a name first";
-    $("class-name").focus();
-    return;
-  }
-  await add(name, files);
-  $("class-name").value = "";
+  await addNamed(files);
 });
-takeDrops($("new-class"), async (files) => {
-  const name = $("class-name").value.trim();
-  if (!name) {
-    $("problems").textContent = "give the class a name first";
-    return;
-  }
-  await add(name, files);
-  $("class-name").value = "";
-});
+takeDrops($("new-class"), addNamed);
 $("ask-files").addEventListener("change", async () => {
   const files = [...$("ask-files").files];
   $("ask-files").value = "";
