@@ -60,7 +60,7 @@ def main() -> None:
     found = parser("runs killed at random moments")
     found.add_argument("--kills", type=int, default=100, help="of each kind")
     arguments = found.parse_args()
-    kills = 2 if arguments.smoke else arguments.kills
+    kills = 1 if arguments.smoke else arguments.kills
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/compiled"
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"

@@ -44,7 +44,7 @@ def channel_steps(learning_rate: float, architecture: Architecture) -> InnerRule
         del adapted
         found: Params = {}
         for layer in architecture.layers:
-            found[layer.path] = {"size": jnp.full(steps, learning_rate)}
+            found[layer.path] = {"size": jnp.full(steps, learning_rate, float)}
             if layer.path in body:
                 found[layer.path] |= {
                     "inputs": jnp.ones((steps, layer.inputs[-1])),

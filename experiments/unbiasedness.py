@@ -91,7 +91,7 @@ def main() -> None:
     sizes: tuple[int, ...] = HS
     if arguments.smoke:
         arguments.draws, arguments.small_draws, arguments.steps = 100, 20, 0
-        sizes = (10,)
+        sizes = (20,)  # as in `variances`, so that programs are compiled once
     for row in enumerated(list(toys.LEARNERS)[:2] if arguments.smoke else None):
         emit(arguments.out, {"experiment": "unbiasedness"} | row)
     for row in variances(arguments):
@@ -171,8 +171,9 @@ def drawn(
 def variances(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the variance of each sampling rule relative to the paper's."""
     source, num_backprop = make_source(arguments.dataset, arguments.root), 20
-    spec = data.EpisodeSpec((2 * WAY, 2 * WAY), (SHOT, SHOT), QUERY)
-    learner = protonets(nn.conv4(8 if arguments.smoke else 64), way=2 * WAY)
+    way = WAY if arguments.smoke else 2 * WAY
+    spec = data.EpisodeSpec((way, way), (SHOT, SHOT), QUERY)
+    learner = protonets(nn.conv4(8 if arguments.smoke else 64), way=way)
     tasks = [
         jax.device_put(data.load_task(source, spec, 0, "variance", i))
         for i in range(1 if arguments.smoke else 4)
@@ -199,7 +200,7 @@ def variances(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "learner": "protonets",
                 "state": state,
                 "estimator": name,
-                "num_support": 2 * NUM_SUPPORT,
+                "num_support": way * SHOT,
                 "num_backprop": num_backprop,
                 "tasks": len(own),
                 "relative_variance": round(float(np.mean(own)), 4),
