@@ -1,7 +1,8 @@
 """Hypergradient estimators: error against exact, memory and time, and what they buy.
 
     python -m experiments.hypergrad [--smoke] [--out=FILE.jsonl]
-        [--dataset=omniglot|folder --root=FOLDER] [--steps=400]
+        [--only=PART] [--method=ONE] [--dataset=omniglot|folder --root=FOLDER]
+        [--steps=400]
 
 Parts of the rows:
 
@@ -33,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from experiments import bilevel
 from experiments.few_shot import add_data, few_shot_config
@@ -61,12 +63,13 @@ def main() -> None:
     found = parser("hypergradient estimators")
     add_data(found)
     found.add_argument("--steps", type=int, default=400, help="of few-shot training")
-    found.add_argument("--only", default="", help="one part")
+    found.add_argument("--only", choices=PARTS, help="one part")
+    found.add_argument("--method", choices=METHODS, help="one of the few-shot part")
     arguments = found.parse_args()
     if arguments.smoke:
         arguments.steps = 2
     for name, part in PARTS.items():
-        if arguments.only in ("", name):
+        if arguments.only in (None, name):
             for row in part(arguments):
                 row = {"experiment": "hypergrad", "part": name} | rounded(row)
                 emit(arguments.out, row)
@@ -362,28 +365,49 @@ def cleaned(
 # ------------------------------------------------------------------------- few-shot
 
 
+def _head(steps: int = 20, through: str = "conjugate_gradient") -> Row:
+    """Return the settings of a learner whose head alone is adapted, on its features."""
+    return {"learner": "mrml", "inner.steps": steps, "hypergrad.through": through}
+
+
+_IMAML = {
+    "learner": "imaml",
+    "inner.steps": 16,
+    "inner.learning_rate": 0.05,
+    "hypergrad.steps": 5,
+}
+_SAMA = {
+    "learner": "imaml",
+    "inner.optimizer": "adam",
+    "inner.learning_rate": 0.01,
+    "hypergrad.through": "sama",
+}
+METHODS: dict[str, Row] = {  # what each sets; iMAML and SAMA as their configs do
+    "MRML, CG 10": _head(),
+    "ITD, cached features": _head(through="unrolled"),
+    "MRML, CG 10, 200 inner steps": _head(200),
+    "ITD, cached features, 200 inner steps": _head(200, "unrolled"),
+    "MRML, identity": _head(through="identity"),
+    "MRML, CG 10, LITE H = 10": _head() | {"gradient.estimator": "lite"},
+    "ANIL": {"learner": "maml", "inner.rule": "anil"},
+    "ITD, features computed again (ANIL)": {
+        "learner": "maml",
+        "inner.rule": "anil",
+        "inner.steps": 20,
+    },
+    "MAML": {"learner": "maml"},
+    "MAML, first order": {"learner": "maml", "inner.first_order": True},
+    "iMAML, CG 5": _IMAML,
+    "iMAML, identity": _IMAML | {"hypergrad.through": "identity"},
+    "SAMA": _SAMA,
+}
+
+
 def few_shot(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield accuracy, memory and time of meta-learners on the same tasks."""
-    methods: dict[str, Row] = {
-        "MRML, CG 10": {"learner": "mrml"},
-        "ITD, cached features": {"learner": "mrml", "through": "unrolled"},
-        "MRML, CG 10, 200 inner steps": {"learner": "mrml", "steps": 200},
-        "ITD, cached features, 200 inner steps": {
-            "learner": "mrml",
-            "through": "unrolled",
-            "steps": 200,
-        },
-        "MRML, identity": {"learner": "mrml", "through": "identity"},
-        "MRML, CG 10, LITE H = 10": {"learner": "mrml", "estimator": "lite"},
-        "ANIL": {"learner": "maml", "rule": "anil", "steps": 5},
-        "ITD, features computed again (ANIL)": {"learner": "maml", "rule": "anil"},
-        "MAML": {"learner": "maml", "steps": 5},
-        "MAML, first order": {"learner": "maml", "steps": 5, "first_order": True},
-        "iMAML, CG 10": {"learner": "imaml", "steps": 5},
-        "iMAML, SAMA": {"learner": "imaml", "steps": 5, "through": "sama"},
-    }
-    for name in list(methods)[:1] if arguments.smoke else methods:
-        config = method_config(arguments, **methods[name])
+    methods = list(METHODS)[:1] if arguments.smoke else list(METHODS)
+    for name in [arguments.method] if arguments.method else methods:
+        config = method_config(arguments, METHODS[name])
         program = step_program(config)
         with tempfile.TemporaryDirectory() as workdir:
             begun = time.perf_counter()
@@ -401,29 +425,18 @@ def few_shot(arguments: argparse.Namespace) -> Iterator[Row]:
         }
 
 
-def method_config(
-    arguments: argparse.Namespace,
-    learner: str,
-    through: str = "conjugate_gradient",
-    rule: str = "sgd",
-    estimator: str = "exact",
-    steps: int = 20,
-    first_order: bool = False,
-) -> Any:
+def method_config(arguments: argparse.Namespace, settings: Row) -> ConfigDict:
     """Return the configuration of a method, 5-way 5-shot."""
     config = few_shot_config(arguments, "w5s5", shot=5, query=5, test_query=10)
-    config.learner = learner
-    config.hypergrad.through = through
-    config.inner.rule = rule
-    config.inner.steps, config.inner.first_order = steps, first_order
-    config.inner.learning_rate = 0.1
-    config.gradient.estimator, config.gradient.num_backprop = estimator, 10
+    config.inner.steps, config.inner.learning_rate = 5, 0.1
+    config.gradient.estimator, config.gradient.num_backprop = "exact", 10
     config.gradient.chunk_size = 25
     config.test.tasks = 4 if arguments.smoke else 300
+    config.update_from_flattened_dict(settings)
     return config
 
 
-def step_program(config: Any) -> jax.stages.Compiled:
+def step_program(config: ConfigDict) -> jax.stages.Compiled:
     """Return the compiled training step."""
     sources = factory.make_sources(config)
     learner, _ = models.make_learners(config, sources)

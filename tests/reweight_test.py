@@ -329,6 +329,15 @@ def test_texts_and_features_of_images_serve(
     assert "learned weights" in run_reweighting(config, tmp_path)
 
 
+@pytest.mark.parametrize("data", ["omniglot", "folder"])
+def test_rates_for_features_are_of_the_weighting_in_either_order(data):
+    rates = {
+        variants: load_config("sama_reweight", variants).optimizer.learning_rate
+        for variants in (data, f"{data},per_example", f"per_example,{data}")
+    }
+    assert list(rates.values()) == [3e-4, 3e-2, 3e-2]
+
+
 def test_tsv_sets_keep_their_own_sizes(as_users_run_it, tmp_path):
     lines = [f"{'ab'[i % 2]}\tword{i % 2} w{i}\n" for i in range(30)]
     parts = {"train": lines, "meta": lines[:6], "test": lines[6:12]}
