@@ -10,7 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lite_jax.classify import load, load_classifier
-from lite_jax.classify.predictions import FORMATS, draw_predictions, predict_files
+from lite_jax.classify.predictions import (
+    FORMATS,
+    check_sheet,
+    draw_predictions,
+    predict_files,
+)
 from lite_jax.doctor import examine
 from lite_jax.errors import UserError
 from lite_jax.metrics import write_atomically
@@ -92,10 +97,15 @@ def _adapt(arguments: argparse.Namespace) -> None:
     )
 
 
-def _check_replaceable(out: Path) -> None:
-    """Raise where a file stands that no classifier is lost with."""
+def _check_place(out: Path) -> None:
+    """Raise where no file can be."""
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out={out}: expected a file in a folder that exists")
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raise where a file stands that no classifier is lost with."""
+    _check_place(out)
     if out.exists():
         try:
             load_classifier(out)
@@ -106,6 +116,10 @@ def _check_replaceable(out: Path) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    if arguments.sheet:
+        check_sheet(Path(arguments.sheet))
+    if arguments.out:
+        _check_place(Path(arguments.out))
     classifier = load_classifier(arguments.classifier)
     found = predict_files(classifier, arguments.paths)
     text = FORMATS[arguments.format](found)

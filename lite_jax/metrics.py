@@ -71,8 +71,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file whole: a reader, or a crash, never meets half of it."""
     draft = path.with_name(path.name + ".part")
-    draft.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(draft, path)
+    try:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 class MetricsWriter:

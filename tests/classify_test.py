@@ -526,8 +526,9 @@ def test_names_that_csv_has_to_quote_come_back():
         ),
         (
             ["predict", "--classifier={adapted}", "{photos}", "--out={empty}/a/b.csv"],
-            "b.csv cannot be written",
+            "b.csv: expected a file in a folder",
         ),
+        (["predict", "--classifier=x.zip", "x", "--out=."], "--out=.: expected a file"),
         (
             ["adapt", "--checkpoint={empty}", "--support={photos}"],
             "holds no config.json",

@@ -3,7 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from lite_jax.metrics import MetricsWriter, append_row, interval, keep_rows
+from lite_jax.metrics import (
+    MetricsWriter,
+    append_row,
+    interval,
+    keep_rows,
+    write_atomically,
+)
 
 
 def test_interval_is_the_published_formula():
@@ -51,3 +57,10 @@ def test_reopened_writer_drops_what_will_be_written_again(tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(x)["step"] for x in lines] == [1, 2]
     assert "tasks_per_second" not in "".join(lines)
+
+
+def test_a_file_that_cannot_be_replaced_leaves_no_draft(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        write_atomically(tmp_path / "taken", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

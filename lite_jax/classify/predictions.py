@@ -117,14 +117,19 @@ def _best(found: Predictions) -> list[tuple[str, str, float]]:
     return list(zip(found.files, names, shares, strict=True))
 
 
+def check_sheet(path: Path) -> None:
+    """Raise where `draw_predictions` would find that it cannot save its picture."""
+    if path.suffix != ".png" or not path.parent.is_dir():
+        raise UserError(f"sheet={path}: expected a .png file in a folder that exists")
+
+
 def draw_predictions(found: Predictions, path: Path) -> None:
     """Save a picture of the images by predicted class, the surest first.
 
     Raises:
         UserError: A path that is no PNG in a folder that exists.
     """
-    if path.suffix != ".png" or not path.parent.is_dir():
-        raise UserError(f"sheet={path}: expected a .png file in a folder that exists")
+    check_sheet(path)
     best, shares = found.probabilities.argmax(1), found.probabilities.max(1)
     rows, names = [], []
     for label, name in enumerate(found.class_names):
