@@ -3,8 +3,8 @@
 Paper    Choe et al. 2023
 Command  python -m lite_jax.main --config=configs/sama_fewshot.py[:VARIANT[,VARIANT]]
 
-digits        (default) Conv-4 on turned even digits; 5 steps of Adam at 0.01, kept near
-              the start with proximity 1
+digits        (default) Conv-4 on turned even digits; 16 steps of Adam at 0.01, kept
+              near the start with proximity 1
 omniglot      --config.data.root=FOLDER that holds images_background_small1 and _small2
 folder        --config.data.root=FOLDER of class folders of photographs, at 84 pixels
 synthetic     procedural images; no data needed
@@ -26,7 +26,7 @@ def sama_fewshot(config):
     config.name, config.learner = "sama_fewshot", "imaml"
     config.gradient.estimator = "exact"  # sums enter by their values alone
     config.inner.optimizer = "adam"
-    config.inner.steps = 5
+    config.inner.steps = 16
     config.inner.learning_rate = 0.01
     config.hypergrad.through = "sama"
 

@@ -379,6 +379,7 @@ _IMAML = {
 _SAMA = {
     "learner": "imaml",
     "inner.optimizer": "adam",
+    "inner.steps": 16,
     "inner.learning_rate": 0.01,
     "hypergrad.through": "sama",
 }
@@ -387,6 +388,7 @@ METHODS: dict[str, Row] = {  # what each sets; iMAML and SAMA as their configs d
     "ITD, cached features": _head(through="unrolled"),
     "MRML, CG 10, 200 inner steps": _head(200),
     "ITD, cached features, 200 inner steps": _head(200, "unrolled"),
+    "MRML, CG 10, 200 inner steps at 0.01": _head(200) | {"inner.learning_rate": 0.01},
     "MRML, identity": _head(through="identity"),
     "MRML, CG 10, LITE H = 10": _head() | {"gradient.estimator": "lite"},
     "ANIL": {"learner": "maml", "inner.rule": "anil"},
