@@ -85,7 +85,6 @@ function change(path) {
 }
 
 function show(state) {
-  latest += 1; // answers under way are of classes that have changed
   $("about").textContent =
     `${state.learner}: adapts to your classes in one pass, at ${state.image_size} pixels a side.`;
   $("classes").replaceChildren(...state.classes.map(showClass));
