@@ -36,6 +36,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from configs import imaml, maml, mrml, sama_fewshot
 from experiments import bilevel
 from experiments.few_shot import add_data, few_shot_config
 from experiments.rows import emit, parser, rounded
@@ -365,43 +366,34 @@ def cleaned(
 # ------------------------------------------------------------------------- few-shot
 
 
-def _head(steps: int = 20, through: str = "conjugate_gradient") -> Row:
-    """Return the settings of a learner whose head alone is adapted, on its features."""
-    return {"learner": "mrml", "inner.steps": steps, "hypergrad.through": through}
+Change = Callable[[ConfigDict], None]
 
 
-_IMAML = {
-    "learner": "imaml",
-    "inner.steps": 16,
-    "inner.learning_rate": 0.05,
-    "hypergrad.steps": 5,
-}
-_SAMA = {
-    "learner": "imaml",
-    "inner.optimizer": "adam",
-    "inner.steps": 16,
-    "inner.learning_rate": 0.01,
-    "hypergrad.through": "sama",
-}
-METHODS: dict[str, Row] = {  # what each sets; iMAML and SAMA as their configs do
-    "MRML, CG 10": _head(),
-    "ITD, cached features": _head(through="unrolled"),
-    "MRML, CG 10, 200 inner steps": _head(200),
-    "ITD, cached features, 200 inner steps": _head(200, "unrolled"),
-    "MRML, CG 10, 200 inner steps at 0.01": _head(200) | {"inner.learning_rate": 0.01},
-    "MRML, identity": _head(through="identity"),
-    "MRML, CG 10, LITE H = 10": _head() | {"gradient.estimator": "lite"},
-    "ANIL": {"learner": "maml", "inner.rule": "anil"},
-    "ITD, features computed again (ANIL)": {
-        "learner": "maml",
-        "inner.rule": "anil",
-        "inner.steps": 20,
-    },
-    "MAML": {"learner": "maml"},
-    "MAML, first order": {"learner": "maml", "inner.first_order": True},
+def _set(**settings: Any) -> Change:
+    """Return the change of settings, named with two underscores for a dot."""
+    named = {name.replace("__", "."): value for name, value in settings.items()}
+    return lambda config: config.update_from_flattened_dict(named)
+
+
+_CG, _ITD, _IMAML = (mrml.mrml,), (mrml.mrml, mrml.itd), (imaml.imaml,)
+METHODS: dict[str, tuple[Change, ...]] = {  # as the configurations set them
+    "MRML, CG 10": _CG,
+    "MRML, CG 10, 20 inner steps": (*_CG, _set(inner__steps=20)),
+    "MRML, identity": (*_CG, mrml.identity),
+    "MRML, CG 10, LITE H = 10": (*_CG, _set(gradient__estimator="lite")),
+    "ITD, cached features": _ITD,
+    "ITD, cached features, 100 inner steps": (*_ITD, _set(inner__steps=100)),
+    "ANIL": (maml.maml, maml.anil),
+    "ITD, features computed again (ANIL)": (
+        maml.maml,
+        maml.anil,
+        _set(inner__steps=20),
+    ),
+    "MAML": (maml.maml,),
+    "MAML, first order": (maml.maml, maml.fomaml),
     "iMAML, CG 5": _IMAML,
-    "iMAML, identity": _IMAML | {"hypergrad.through": "identity"},
-    "SAMA": _SAMA,
+    "iMAML, identity": (*_IMAML, imaml.identity),
+    "SAMA": (sama_fewshot.sama_fewshot,),
 }
 
 
@@ -412,9 +404,10 @@ def few_shot(arguments: argparse.Namespace) -> Iterator[Row]:
         config = method_config(arguments, METHODS[name])
         program = step_program(config)
         with tempfile.TemporaryDirectory() as workdir:
-            begun = time.perf_counter()
+            begun, busy = time.perf_counter(), time.process_time()
             results = train_and_evaluate(config, Path(workdir))
             seconds = time.perf_counter() - begun
+            cpu_seconds = time.process_time() - busy
         found = results["w5s5"][config.learner]
         yield {
             "dataset": arguments.dataset,
@@ -424,17 +417,20 @@ def few_shot(arguments: argparse.Namespace) -> Iterator[Row]:
             "half_width": found.half_width,
             "mib": budget.temporary_bytes(program) / 2**20,
             "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
         }
 
 
-def method_config(arguments: argparse.Namespace, settings: Row) -> ConfigDict:
+def method_config(
+    arguments: argparse.Namespace, changes: tuple[Change, ...]
+) -> ConfigDict:
     """Return the configuration of a method, 5-way 5-shot."""
     config = few_shot_config(arguments, "w5s5", shot=5, query=5, test_query=10)
-    config.inner.steps, config.inner.learning_rate = 5, 0.1
     config.gradient.estimator, config.gradient.num_backprop = "exact", 10
     config.gradient.chunk_size = 25
     config.test.tasks = 4 if arguments.smoke else 300
-    config.update_from_flattened_dict(settings)
+    for change in changes:
+        change(config)
     return config
 
 

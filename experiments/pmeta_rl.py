@@ -13,7 +13,6 @@ the mean return after adaptation over every tenth of training.
 from __future__ import annotations
 
 import argparse
-import importlib
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.pmeta_rl import get_config
 from experiments.pmeta import plan_costs, plan_of
 from experiments.rows import emit, parser, rounded
 from lite_jax.metrics import read_rows
@@ -86,9 +86,7 @@ def make_config(arguments: argparse.Namespace, variant: str) -> ConfigDict:
     sizes = [] if arguments.full else ["small"]
     sizes += ["smoke"] if arguments.smoke else []
     names = [arguments.environment, variant, *sizes]
-    return importlib.import_module("configs.pmeta_rl").get_config(
-        ",".join(filter(None, names))
-    )
+    return get_config(",".join(filter(None, names)))
 
 
 if __name__ == "__main__":

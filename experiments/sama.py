@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +34,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
+from configs import sama_prune, sama_reweight
 from experiments.rows import emit, parser, rounded
 from experiments.scaling import collectives
 from experiments.timing import median_seconds
@@ -75,7 +76,9 @@ def reweighted(arguments: argparse.Namespace) -> Iterator[Row]:
     cases += [("text", method) for method in digits[:2]]  # each takes minutes
     for data, method in cases[:1] if arguments.smoke else cases:
         for seed in range(arguments.seeds if not arguments.smoke else 1):
-            for row in _run("sama_reweight", [data, method], seed, arguments.smoke):
+            for row in _run(
+                sama_reweight.get_config, [data, method], seed, arguments.smoke
+            ):
                 yield {"dataset": data, "method": method or "sama"} | row
 
 
@@ -83,17 +86,22 @@ def pruned(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield the mean test accuracy over seeds by rule and share kept."""
     for noise in ("",) if arguments.smoke else ("", "noisy"):
         names = ["digits", noise]
-        for row in _run("sama_prune", names, 0, arguments.smoke, "pruning.jsonl"):
+        for row in _run(
+            sama_prune.get_config, names, 0, arguments.smoke, "pruning.jsonl"
+        ):
             yield {"labels": noise or "as they are"} | row
 
 
 def _run(
-    job: str, names: list[str], seed: int, smoke: bool, file: str = "metrics.jsonl"
+    get_config: Callable[[str], ConfigDict],
+    names: list[str],
+    seed: int,
+    smoke: bool,
+    file: str = "metrics.jsonl",
 ) -> Iterator[Row]:
     """Yield the results of a run."""
     names = [x for x in [*names, "smoke" if smoke else ""] if x]
-    module = importlib.import_module(f"configs.{job}")
-    config = module.get_config(",".join(names))
+    config = get_config(",".join(names))
     with config.unlocked():
         config.seed = seed
     with tempfile.TemporaryDirectory() as folder:

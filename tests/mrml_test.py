@@ -3,10 +3,13 @@
 import functools
 import logging
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from learners import gradient, params_of, task_of_images, temporary_bytes
 
 from experiments import toys
@@ -20,6 +23,13 @@ from lite_jax import (
     lite_sum,
     mrml,
     nn,
+)
+from lite_jax.learners.linear_head import (
+    Fit,
+    curvature_bound,
+    descend,
+    head_loss,
+    no_head,
 )
 
 WAY = 3
@@ -66,6 +76,56 @@ def test_ways_through_agree_where_the_inner_problem_is_solved():
         assert close == 1e-7 or error > 1e-6
     identity = learner(through="identity")
     assert toys.relative_error(gradient(identity, params_of(identity)), exact) > 0.1
+
+
+def fit_of(scale):
+    """Return features of 3 classes, some of them padding, and what to fit to them."""
+    keys = jax.random.split(jax.random.key(7), 2)
+    table = scale * (1 + jax.random.normal(keys[0], (9, 5)))
+    labels = jnp.arange(9, dtype=jnp.int32) % 3
+    return table, Fit(labels, jnp.arange(9) < 7, jnp.ones(3, bool))
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_the_curvature_of_the_head_is_bounded(scale):
+    """By the dense Hessian at the flat start, at random heads and at an even split."""
+    table, fit = fit_of(scale)
+    bound = curvature_bound(table, fit, 0.1)
+    start, unravel = ravel_pytree(no_head(3, table))
+
+    @jax.jit
+    def largest(head):
+        hessian = jax.hessian(lambda x: head_loss(unravel(x), table, fit, 0.1))(head)
+        return jnp.linalg.eigvalsh(hessian)[-1]
+
+    even = start.at[-1].set(-40.0)  # the third class is out of the question
+    heads = [jax.random.normal(jax.random.key(i), start.shape) for i in range(4)]
+    found = [float(largest(head)) for head in (start, even, *heads)]
+    assert max(found) < bound
+    assert max(found) > 0.7 * bound  # and not by much: features of one sign
+
+
+@pytest.mark.parametrize("scale", [30.0, 1000.0])
+def test_inner_steps_do_not_overshoot_however_large_the_features(scale):
+    """Where steps as long as they are told to be, which ITD takes, end far above."""
+    params = params_of(learner())
+    params["backbone"]["second"] = scale * params["backbone"]["second"]
+    support = toys.task().support
+    table = toys.network().apply(params["backbone"], support.inputs)
+    fit = Fit(support.labels, support.mask, jnp.ones(WAY, bool))
+
+    def adapted(**options):
+        made = learner(steps=50, **options)
+        found = made.adapt(params, support, jax.random.key(0), exact_sum())
+        return {"weights": found.weights, "biases": found.biases}
+
+    def loss(head):
+        return head_loss(head, table, fit, CONVERGED["weight_decay"])
+
+    start = no_head(WAY, table)
+    plain = descend(loss, start, optax.sgd(CONVERGED["learning_rate"]), 50)
+    chex.assert_trees_all_close(adapted(through="unrolled"), plain, rtol=1e-12)
+    assert loss(adapted()) < loss(start) < loss(plain)
 
 
 def test_a_learned_start_has_a_gradient_and_the_default_has_none():

@@ -133,7 +133,7 @@ def conjugate_gradient(
 
 
 def neumann_series(
-    operator: Operator, target: PyTree, steps: int, step_size: float
+    operator: Operator, target: PyTree, steps: int, step_size: float | jax.Array
 ) -> Solution:
     """Return η Σ_{k ≤ K} (I − η H)^k b, which is H⁻¹ b in the limit for 0 < η < 2 / L.
 

@@ -82,6 +82,21 @@ def head_loss(
     return loss + jnp.asarray(weight_decay / 2, table.dtype) * squares
 
 
+def curvature_bound(table: jax.Array, fit: Fit, weight_decay: float) -> jax.Array:
+    """Return a bound on the largest eigenvalue of the Hessian of `head_loss`, anywhere.
+
+    The cross-entropy's Hessian over one example's logits is at most 1/2, so that of the
+    loss at most half the largest eigenvalue of the mean outer product of the features
+    with a one appended, plus the decay. The Frobenius norm bounds the eigenvalue.
+    """
+    count = jnp.maximum(fit.mask.sum(), 1).astype(table.dtype)
+    ones = jnp.ones((len(table), 1), table.dtype)
+    rows = jnp.where(fit.mask[:, None], jnp.concatenate((table, ones), axis=1), 0)
+    narrow = rows if rows.shape[0] >= rows.shape[1] else rows.T
+    largest = jnp.linalg.norm(narrow.T @ narrow) / count
+    return largest / 2 + jnp.asarray(weight_decay, table.dtype)
+
+
 def descend(
     loss: Callable[[Params], jax.Array],
     head: Params,

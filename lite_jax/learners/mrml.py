@@ -15,6 +15,7 @@ from lite_jax.errors import UserError, unknown_name
 from lite_jax.hypergrad import Problem, Products, solvers, trees
 from lite_jax.learners.linear_head import (
     Fit,
+    curvature_bound,
     descend,
     features_of,
     head_loss,
@@ -35,8 +36,8 @@ def mrml(
     backbone: Network,
     *,
     way: int,
-    steps: int = 20,
-    learning_rate: float = 0.01,
+    steps: int = 100,
+    learning_rate: float = 0.1,
     weight_decay: float = 1e-2,
     through: str = "conjugate_gradient",
     solver_steps: int = 10,
@@ -65,13 +66,15 @@ def mrml(
         backbone: The feature extractor.
         way: Static maximum of classes in a task; a task may have fewer.
         steps: K, inner steps, 1 or more.
-        learning_rate: Of the inner steps; below 2 / L, the largest curvature of the
-            inner loss, which grows with the squares of the features.
+        learning_rate: Of the inner steps. At most, save when unrolled: their rate is
+            2 / (L + decay) where that is less, with L a bound on the curvature of the
+            inner loss, from the task's features; so they cannot overshoot, however
+            large the features grow.
         weight_decay: Curvature of the inner problem; without any (and no damping) the
             linear system has no solution in general.
-        through: "conjugate_gradient" (MRML), "neumann" (the series with the inner
-            learning rate), "identity" (first order in the Hessian) or "unrolled"
-            (through all K steps, features cached: ITD).
+        through: "conjugate_gradient" (MRML), "neumann" (the series with the rate of the
+            inner steps), "identity" (first order in the Hessian) or "unrolled" (through
+            all K steps, features cached: ITD; the features learn to suit the rate).
         solver_steps: Iterations of conjugate gradients, or terms of the series.
         damping: Added to the Hessian, under "conjugate_gradient".
         learned_head: Meta-learn the head's start, by the gradient at the inner solution
@@ -110,16 +113,24 @@ def mrml(
     def inner(head: Params, table: jax.Array, fit: Fit, **_: Any) -> jax.Array:
         return head_loss(head, table, fit, weight_decay)
 
+    def rate(table: jax.Array, fit: Fit) -> jax.Array:
+        if through == "unrolled":
+            return jnp.asarray(learning_rate, table.dtype)
+        largest = curvature_bound(table, fit, weight_decay)
+        return jnp.minimum(learning_rate, 2 / (largest + weight_decay))
+
     def solve(head: Params, table: jax.Array, fit: Fit) -> Params:
-        optimizer = optax.sgd(learning_rate)
+        optimizer = optax.sgd(rate(table, fit))
         return descend(lambda head: inner(head, table, fit), head, optimizer, steps)
 
-    def inverse(operator: solvers.Operator, target: Params) -> Params:
+    def inverse(
+        operator: solvers.Operator, target: Params, table: jax.Array, fit: Fit
+    ) -> Params:
         if through == "identity":
             return target
         if through == "neumann":
             return solvers.reported(
-                solvers.neumann_series(operator, target, solver_steps, learning_rate)
+                solvers.neumann_series(operator, target, solver_steps, rate(table, fit))
             )
 
         def damped(vector: Params) -> Params:
@@ -171,7 +182,8 @@ def _implicit(
     def backward(kept: Any, cotangent: Params) -> Any:
         head, table, fit = kept
         products = Products(problem, head, table, (fit, fit), exact_sum())
-        mixed = products.mixed(inverse(products.hessian, cotangent))
+        solution = inverse(products.hessian, cotangent, table, fit)
+        mixed = products.mixed(solution)
         return cotangent, trees.times(mixed, -1.0), None
 
     solved.defvjp(forward, backward)
