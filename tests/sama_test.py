@@ -99,9 +99,33 @@ def test_sama_is_the_adapted_vectors_mixed_product(key):
     np.testing.assert_allclose(
         found.grads, direct - form.mixed(vector), rtol=1e-4, atol=1e-7
     )
+    inner_grad_norm = found.diagnostics["inner_grad_norm"]
+    np.testing.assert_allclose(inner_grad_norm, jnp.linalg.norm(step.grads), rtol=1e-6)
     nudge = found.state
     np.testing.assert_allclose(jnp.linalg.norm(nudge), 0.2, rtol=1e-4)
     assert nudge @ vector < 0
+
+
+def test_the_diagnostics_of_a_known_step_cost_no_pass(cleaning):
+    """Compiled with all it returns, and with the hypergradient alone."""
+    problem, solution, weights, batches = cleaning
+    transform = optax.adam(1e-2)
+    step = after_some_steps(transform, solution)
+    estimator = sama(transform)
+
+    def operations(returned):
+        def run(solution, weights, batches, step):
+            return returned(
+                estimator.hypergrad(
+                    problem, solution, weights, batches, (), inner_step=step
+                )
+            )
+
+        program = jax.jit(run).lower(solution, weights, batches, step).compile()
+        return program.cost_analysis()["flops"]
+
+    everything, alone = operations(lambda x: x), operations(lambda x: x.grads)
+    assert everything < 1.02 * alone
 
 
 def test_finite_differences_fail_in_bfloat16_and_exact_products_do_not(cleaning):
