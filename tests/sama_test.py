@@ -8,8 +8,10 @@ import pytest
 from estimates import estimate, products_of, relative_error
 
 from experiments import bilevel
-from lite_jax import UserError, hypergrad
+from experiments.sama import text_encoder_step, texts
+from lite_jax import UserError, budget, exact_sum, hypergrad
 from lite_jax.hypergrad import InnerStep, Problem, identity, sama
+from lite_jax.reweight import per_example, reweighting_problem
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
@@ -152,3 +154,37 @@ def test_sama_needs_the_last_step(key):
     problem, _ = bilevel.ridge(key)
     with pytest.raises(UserError, match="needs inner_step=InnerStep"):
         sama(optax.adam(1e-2)).hypergrad(*problem, ())
+
+
+# --------------------------------------------------------------------------- memory
+
+
+def test_memory_is_that_of_one_product_and_not_of_what_runs_beside_it():
+    """XLA would compute what does not wait for the vector ahead, and keep it."""
+    network, step = text_encoder_step(32, 2)
+    problem = reweighting_problem(network.apply, per_example())
+    weights, batches = jnp.zeros(8), texts(8)
+    arguments = step.params, weights, batches, step
+
+    def mib(function):
+        program = jax.jit(function).lower(*arguments).compile()
+        return budget.temporary_bytes(program) / 2**20
+
+    def of(estimator):
+        def run(params, weights, batches, step):
+            return estimator.hypergrad(
+                problem, params, weights, batches, (), inner_step=step
+            )
+
+        return mib(run)
+
+    def gradient(params, weights, batches, step):
+        return jax.grad(problem.inner)(params, weights, batches[0], set_sum=exact_sum())
+
+    adam = optax.adam(1e-2)
+    one, by_differences = mib(gradient), of(sama(adam, mixed="finite_difference"))
+    exact, solved = of(sama(adam)), of(hypergrad.conjugate_gradient(5, 100.0))
+    assert one < exact < 1.1 * by_differences
+    assert exact < 1.5 * one
+    assert of(identity()) < 1.5 * one
+    assert solved < 3.5 * one

@@ -198,7 +198,7 @@ def _by_solving(
             "residual": solution.residual,
             "steps": solution.steps,
             "curvature": solution.curvature,
-            "inner_grad_norm": trees.norm(products.inner_grad()),
+            "inner_grad_norm": products.inner_grad_norm(solution.vector, inner_step),
         }
         if warns:
             jax.debug.callback(solvers.warn_if_astray, solution)

@@ -70,8 +70,8 @@ class Hypergrad(NamedTuple):
         diagnostics: Scalars by name; estimators that solve give "residual", the
             ‖H v − b‖ / ‖b‖ of the v they used, "steps", and "curvature", the least
             pᵀH p / pᵀp met; all give "inner_grad_norm", which is 0 at an inner
-            solution, and tells how far the formula above is from holding (of `sama`:
-            at the update that it is told of).
+            solution, and tells how far the formula above is from holding; it is of the
+            `inner_step` where that is handed in, and else takes a pass of its own.
     """
 
     grads: PyTree

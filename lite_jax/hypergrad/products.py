@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lite_jax.hypergrad import trees
-from lite_jax.hypergrad.problem import Problem
+from lite_jax.hypergrad.problem import InnerStep, Problem
 from lite_jax.types import PyTree, SetSum
 
 Mode = Literal["forward", "reverse", "sums"]
@@ -62,9 +62,12 @@ class Products:
 
         return jax.grad(outer, argnums=(0, 1))(self._inner_params, self._meta_params)
 
-    def inner_grad(self) -> PyTree:
-        """Return ∂g/∂θ."""
-        return self.mean(jax.grad(self.inner)(self._inner_params, self._meta_params))
+    def inner_grad_norm(self, vector: PyTree, step: InnerStep | None) -> jax.Array:
+        """Return ‖∂g/∂θ‖: of the step if there is one, else computed after `vector`."""
+        if step is not None:
+            return trees.norm(step.grads)
+        point = self._point_once_known(vector)
+        return trees.norm(self.mean(jax.grad(self.inner)(point, self._meta_params)))
 
     def inner(
         self, inner_params: PyTree, meta_params: PyTree, set_sum: SetSum | None = None
@@ -79,7 +82,7 @@ class Products:
 
     def hessian(self, vector: PyTree) -> PyTree:
         """Return (∂²g/∂θ²) v."""
-        point, meta_params = self._inner_params, self._meta_params
+        point, meta_params = self._point_once_known(vector), self._meta_params
         if self._mode == "sums":
             found = jax.grad(self._slope)(point, meta_params, vector)
         elif self._mode == "reverse":
@@ -95,13 +98,12 @@ class Products:
         """Return (∂²g/∂λ∂θ) v of this device's batch, exactly."""
         if self._problem.outputs is not None:
             return self._mixed_after_outputs(vector)
+        point = self._point_once_known(vector)
         if self._mode == "reverse":
             gradient = jax.grad(self.inner)
-            _, pull = jax.vjp(
-                lambda meta: gradient(self._inner_params, meta), self._meta_params
-            )
+            _, pull = jax.vjp(lambda meta: gradient(point, meta), self._meta_params)
             return pull(vector)[0]
-        return jax.grad(self._slope, 1)(self._inner_params, self._meta_params, vector)
+        return jax.grad(self._slope, 1)(point, self._meta_params, vector)
 
     def mixed_by_differences(self, vector: PyTree, radius: float) -> PyTree:
         """Return (∂²g/∂λ∂θ) v by central differences of ∂g/∂λ, as SAMA has it.
@@ -116,6 +118,16 @@ class Products:
             return jax.grad(self.inner, 1)(moved, self._meta_params)
 
         return trees.times(trees.add(at(1.0), at(-1.0), -1.0), 1 / (2 * step))
+
+    def _point_once_known(self, vector: PyTree) -> PyTree:
+        """Return θ, for passes that are not to begin before `vector` is there.
+
+        What a product computes of θ alone, XLA would else compute ahead, beside the
+        outer gradient and before a solver's loop, and hold its activations all along:
+        twice the memory and more. It does not know that 0 · v is 0, and an
+        `optimization_barrier` is gone before it orders the program.
+        """
+        return trees.add(self._inner_params, vector, 0.0)
 
     def _slope(
         self, inner_params: PyTree, meta_params: PyTree, vector: PyTree
@@ -136,7 +148,7 @@ class Products:
         assert problem.outputs is not None and problem.combine is not None
         outputs, slopes = jax.jvp(
             lambda x: problem.outputs(x, batch),  # type: ignore[misc]
-            (self._inner_params,),
+            (self._point_once_known(vector),),
             (vector,),
         )
 

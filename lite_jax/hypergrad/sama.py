@@ -45,8 +45,7 @@ def sama(
     of the update of any optax transform, with bias correction, clipping, schedules and
     weight decay as they are; where the last gradient is exactly zero, v is zero too
     (the mixed product of such a coordinate is, and Adam's derivative at zero moments is
-    not finite). The diagnostic "inner_grad_norm" is that of the last update's gradient
-    where `inner_step` is handed in, so that it costs no fourth pass.
+    not finite).
 
     Guarantees:
         The direction is that of the exact hypergradient only where the inner Hessian is
@@ -117,8 +116,10 @@ def sama(
         length = trees.norm(target)
         if nudge_base:
             state = trees.times(target, -radius / jnp.maximum(length, 1e-30))
-        last = products.inner_grad() if inner_step is None else inner_step.grads
-        diagnostics = {"vector_norm": length, "inner_grad_norm": trees.norm(last)}
+        diagnostics = {
+            "vector_norm": length,
+            "inner_grad_norm": products.inner_grad_norm(target, inner_step),
+        }
         return Hypergrad(grads, state, diagnostics)
 
     return Estimator(init, hypergrad)
