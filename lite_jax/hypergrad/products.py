@@ -66,7 +66,7 @@ class Products:
         """Return ‖∂g/∂θ‖: of the step if there is one, else computed after `vector`."""
         if step is not None:
             return trees.norm(step.grads)
-        point = self._point_once_known(vector)
+        point = trees.once_known(vector, self._inner_params)
         return trees.norm(self.mean(jax.grad(self.inner)(point, self._meta_params)))
 
     def inner(
@@ -82,7 +82,10 @@ class Products:
 
     def hessian(self, vector: PyTree) -> PyTree:
         """Return (∂²g/∂θ²) v."""
-        point, meta_params = self._point_once_known(vector), self._meta_params
+        point, meta_params = (
+            trees.once_known(vector, self._inner_params),
+            self._meta_params,
+        )
         if self._mode == "sums":
             found = jax.grad(self._slope)(point, meta_params, vector)
         elif self._mode == "reverse":
@@ -98,7 +101,7 @@ class Products:
         """Return (∂²g/∂λ∂θ) v of this device's batch, exactly."""
         if self._problem.outputs is not None:
             return self._mixed_after_outputs(vector)
-        point = self._point_once_known(vector)
+        point = trees.once_known(vector, self._inner_params)
         if self._mode == "reverse":
             gradient = jax.grad(self.inner)
             _, pull = jax.vjp(lambda meta: gradient(point, meta), self._meta_params)
@@ -119,16 +122,6 @@ class Products:
 
         return trees.times(trees.add(at(1.0), at(-1.0), -1.0), 1 / (2 * step))
 
-    def _point_once_known(self, vector: PyTree) -> PyTree:
-        """Return θ, for passes that are not to begin before `vector` is there.
-
-        What a product computes of θ alone, XLA would else compute ahead, beside the
-        outer gradient and before a solver's loop, and hold its activations all along:
-        twice the memory and more. It does not know that 0 · v is 0, and an
-        `optimization_barrier` is gone before it orders the program.
-        """
-        return trees.add(self._inner_params, vector, 0.0)
-
     def _slope(
         self, inner_params: PyTree, meta_params: PyTree, vector: PyTree
     ) -> jax.Array:
@@ -148,7 +141,7 @@ class Products:
         assert problem.outputs is not None and problem.combine is not None
         outputs, slopes = jax.jvp(
             lambda x: problem.outputs(x, batch),  # type: ignore[misc]
-            (self._point_once_known(vector),),
+            (trees.once_known(vector, self._inner_params),),
             (vector,),
         )
 

@@ -33,6 +33,18 @@ def add(first: PyTree, second: PyTree, scale: jax.Array | float = 1.0) -> PyTree
     )
 
 
+def once_known(vector: PyTree, point: PyTree) -> PyTree:
+    """Return the point, for passes that are not to begin before `vector` is there.
+
+    What a product of second derivatives computes of the point alone, XLA would else
+    compute ahead, beside the gradient that the vector comes from and before a solver's
+    loop, and hold its activations all along: twice the memory and more. It does not
+    know that 0 · v is 0, and an `optimization_barrier` is gone before it orders the
+    program.
+    """
+    return add(point, vector, 0.0)
+
+
 def times(tree: PyTree, scale: jax.Array | float) -> PyTree:
     """Return `scale · tree`."""
     return jax.tree.map(lambda x: jnp.asarray(scale, x.dtype) * x, tree)

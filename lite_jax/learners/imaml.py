@@ -99,7 +99,8 @@ def imaml(
         """Return that sum's Hessian times a vector, in reverse over reverse mode."""
         inner, vector, present = args
         loss = _loss_of(model, present, examples, weights)
-        _, pull = jax.vjp(jax.grad(loss), inner)
+        point = trees.once_known(vector, inner)
+        _, pull = jax.vjp(jax.grad(loss), point)
         return pull(vector)[0]
 
     def encode(args: PyTree, example: Examples) -> PyTree:
