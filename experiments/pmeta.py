@@ -1,7 +1,7 @@
 """p-Meta beside MAML, ANIL, BOIL and MAML++, and what its parts do: 5-way tasks.
 
     python -m experiments.pmeta [--dataset=digits|omniglot|folder] [--root=FOLDER]
-        [--shot=1] [--steps=300] [--only=PART] [--smoke]
+        [--shot=1] [--steps=300] [--penalty=1] [--only=PART] [--method=ONE] [--smoke]
         [--out=experiments/results/pmeta.jsonl]
 
 All methods train on the same tasks, Conv-4 of 32 channels (28 pixels; photographs 42),
@@ -69,6 +69,7 @@ def main() -> None:
     found.add_argument("--tasks", type=int, default=600, help="tested")
     found.add_argument("--penalty", type=float, default=1.0, help="λ of p-Meta")
     found.add_argument("--only", default="", choices=("", *PARTS), help="one part")
+    found.add_argument("--method", choices=METHODS, help="one of them")
     arguments = found.parse_args()
     if arguments.smoke:
         arguments.steps, arguments.tasks = 2, 3
@@ -76,6 +77,7 @@ def main() -> None:
         for row in PARTS[name](arguments):
             start = {"experiment": "pmeta", "part": name, "dataset": arguments.dataset}
             start |= {"shot": arguments.shot, "steps": arguments.steps}
+            start |= {"penalty": arguments.penalty}
             emit(arguments.out, start | rounded(row))
 
 
@@ -268,17 +270,20 @@ def costs(trained: Trained) -> Row:
 
 def methods(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield accuracy, memory and operations of each method."""
-    made = {
-        "MAML": make_config(arguments, "sgd"),
-        "ANIL": make_config(arguments, "anil"),
-        "BOIL": make_config(arguments, "boil"),
-        "MAML++": p_meta_config(arguments, None, None, penalty=0.0),
-        "p-Meta, steps only": p_meta_config(arguments, None, None),
-        "p-Meta": p_meta_config(arguments, 0.3, 0.0),
-    }
-    for name in list(made)[-1:] if arguments.smoke else made:
-        trained = train(made[name])
+    chosen = list(METHODS)[-1:] if arguments.smoke else list(METHODS)
+    for name in [arguments.method] if arguments.method else chosen:
+        trained = train(METHODS[name](arguments))
         yield {"method": name} | deployed(trained) | costs(trained)
+
+
+METHODS: dict[str, Callable[[argparse.Namespace], ConfigDict]] = {
+    "MAML": lambda found: make_config(found, "sgd"),
+    "ANIL": lambda found: make_config(found, "anil"),
+    "BOIL": lambda found: make_config(found, "boil"),
+    "MAML++": lambda found: p_meta_config(found, None, None, penalty=0.0),
+    "p-Meta, steps only": lambda found: p_meta_config(found, None, None),
+    "p-Meta": lambda found: p_meta_config(found, 0.3, 0.0),
+}
 
 
 def scores(arguments: argparse.Namespace) -> Iterator[Row]:
