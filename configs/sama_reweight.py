@@ -9,6 +9,8 @@ text         generated texts of four classes, 4000 with 40 % of the labels wrong
              small transformer
 tsv          --config.data.root=FOLDER of train.tsv, meta.tsv and test.tsv, a line
              label<TAB>text a text; noise is added where --config.reweight.noise says
+bert_base    texts by a transformer of 12 blocks of 768, sequences of 128 words, for a
+             GPU; after text or tsv
 omniglot     features of --config.data.root=FOLDER that holds images_background_small1
 folder       features of --config.data.root=FOLDER of class folders of photographs; both
              take --config.backbone.weights=FILE (configs/pretrain.py makes some)
@@ -27,6 +29,7 @@ def get_config(arguments=""):
         "digits": defaults.digits,
         "text": defaults.text,
         "tsv": defaults.tsv,
+        "bert_base": defaults.bert_base,
         "omniglot": defaults.omniglot_features,
         "folder": defaults.folder_features,
         "per_example": defaults.per_example_weights,

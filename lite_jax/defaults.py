@@ -371,6 +371,14 @@ def tsv(config: ConfigDict) -> None:
     config.reweight.vocabulary, config.reweight.length = 10_000, 64
 
 
+def bert_base(config: ConfigDict) -> None:
+    """Take a transformer of BERT-base's size, 110 million parameters, for a GPU."""
+    config.reweight.width, config.reweight.depth, config.reweight.heads = 768, 12, 12
+    config.reweight.vocabulary, config.reweight.length = 30_000, 128
+    config.train.batch_size, config.reweight.meta_batch_size = 32, 32
+    config.inner.learning_rate = 1e-4
+
+
 def omniglot_features(config: ConfigDict) -> None:
     """Use features of Omniglot's 106 test characters, two clean ones of each."""
     config.data.dataset = "omniglot"

@@ -18,6 +18,7 @@ from lite_jax.reweight import (
     reweighting_problem,
     run_reweighting,
 )
+from lite_jax.reweight.bench import make_bench
 from lite_jax.reweight.pruning import SCORES, kept_rows
 from lite_jax.reweight.text import generated_texts, read_tsv
 
@@ -327,6 +328,24 @@ def test_texts_and_features_of_images_serve(
 ):
     config = load_config("sama_reweight", variants, **SMALL | changes)
     assert "learned weights" in run_reweighting(config, tmp_path)
+
+
+@pytest.mark.parametrize("data", ["text", "tsv"])
+def test_the_full_size_is_that_of_bert_base(as_users_run_it, tmp_path, data):
+    """Nothing of it is computed: BERT-base has 85 million weights, and embeddings."""
+    lines = [f"{'ab'[i % 2]}\tword{i % 2} w{i}\n" for i in range(30)]
+    root = write_tsv(tmp_path, train="".join(lines), meta=lines[0], test=lines[1])
+    changes = {"data__root": str(root), "reweight__train_size": 30}
+    config = load_config("sama_reweight", f"{data},bert_base", **changes)
+    bench = make_bench(config, make_sets(config))
+    params = jax.eval_shape(bench.init, jax.random.key(0))
+    embeddings = bench.sets.vocabulary * 768
+    count = sum(x.size for x in jax.tree.leaves(params))
+    assert 85e6 < count - embeddings < 86e6
+    assert bench.sets.train.inputs.shape == (30, 128)
+    tokens = jax.ShapeDtypeStruct((2, 128), jnp.int32)
+    logits = jax.eval_shape(bench.logits, params, tokens)
+    assert logits.shape == (2, bench.sets.num_classes)
 
 
 @pytest.mark.parametrize("data", ["omniglot", "folder"])
