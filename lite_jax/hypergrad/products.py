@@ -82,10 +82,8 @@ class Products:
 
     def hessian(self, vector: PyTree) -> PyTree:
         """Return (∂²g/∂θ²) v."""
-        point, meta_params = (
-            trees.once_known(vector, self._inner_params),
-            self._meta_params,
-        )
+        point = trees.once_known(vector, self._inner_params)
+        meta_params = self._meta_params
         if self._mode == "sums":
             found = jax.grad(self._slope)(point, meta_params, vector)
         elif self._mode == "reverse":
