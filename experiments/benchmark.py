@@ -18,8 +18,8 @@ batch normalisation with frozen statistics, chunks of 20 (40 with `--large`). Me
 
 The floor is (N + 2 H + 3 M) forward passes of the backbone (and of the set encoder,
 N + 2 H) at their fastest chunk size, measured in the same run. Seconds are medians over
-rounds, in each of which every method runs once. `--large` is for a GPU, where plain is
-left out if it does not fit.
+rounds, in each of which every method runs once. `--large` is for a GPU. What does not
+fit the memory is left out.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -200,6 +201,9 @@ def methods(
         try:
             program: Any = jax.jit(function).lower(*inputs).compile()
             compiling = time.perf_counter() - start
+            if not on_gpu and budget.program_bytes(program) > host_bytes():
+                print(f"{name}: does not fit", flush=True)
+                continue
             facts = {
                 "compile_seconds": round(compiling, 1),
                 "program_mib": round(budget.program_bytes(program) / 2**20),
@@ -213,6 +217,11 @@ def methods(
             print(f"{name}: does not fit", flush=True)
             continue
         yield name, Method(run, facts)
+
+
+def host_bytes() -> int:
+    """Return the bytes of the machine's memory that nothing uses now."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _waiting(program: Any, inputs: Any) -> Callable[[], Any]:

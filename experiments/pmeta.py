@@ -1,7 +1,8 @@
 """p-Meta beside MAML, ANIL, BOIL and MAML++, and what its parts do: 5-way tasks.
 
     python -m experiments.pmeta [--dataset=digits|omniglot|folder] [--root=FOLDER]
-        [--shot=1] [--steps=300] [--penalty=1] [--only=PART] [--method=ONE] [--smoke]
+        [--shot=1] [--steps=300] [--penalty=1] [--penalty_on=inputs|memory]
+        [--seed=0] [--only=PART] [--method=ONE] [--smoke]
         [--out=experiments/results/pmeta.jsonl]
 
 All methods train on the same tasks, Conv-4 of 32 channels (28 pixels; photographs 42),
@@ -57,6 +58,7 @@ from lite_jax.types import Params
 
 Row = dict[str, Any]
 QUERY = 10
+TOLD = ("dataset", "shot", "steps", "seed", "penalty", "penalty_on")
 FIXED, START = 0.1, 0.02  # step sizes: those that stay, and where learned ones start
 
 
@@ -68,6 +70,8 @@ def main() -> None:
     found.add_argument("--steps", type=int, default=300, help="of meta-training")
     found.add_argument("--tasks", type=int, default=600, help="tested")
     found.add_argument("--penalty", type=float, default=1.0, help="λ of p-Meta")
+    found.add_argument("--penalty_on", default="inputs", help="or memory")
+    found.add_argument("--seed", type=int, default=0, help="of weights and tasks")
     found.add_argument("--only", default="", choices=("", *PARTS), help="one part")
     found.add_argument("--method", choices=METHODS, help="one of them")
     arguments = found.parse_args()
@@ -75,10 +79,9 @@ def main() -> None:
         arguments.steps, arguments.tasks = 2, 3
     for name in [arguments.only] if arguments.only else list(PARTS):
         for row in PARTS[name](arguments):
-            start = {"experiment": "pmeta", "part": name, "dataset": arguments.dataset}
-            start |= {"shot": arguments.shot, "steps": arguments.steps}
-            start |= {"penalty": arguments.penalty}
-            emit(arguments.out, start | rounded(row))
+            told = {setting: getattr(arguments, setting) for setting in TOLD}
+            start = {"experiment": "pmeta", "part": name}
+            emit(arguments.out, start | told | rounded(row))
 
 
 # ------------------------------------------------------------------------ training
@@ -135,7 +138,7 @@ def plan_costs(plan: Plan, examples: int = 1) -> Row:
 def make_config(arguments: argparse.Namespace, rule: str, **inner: Any) -> ConfigDict:
     """Return the configuration of an inner rule."""
     config = few_shot_config(arguments, "test", arguments.shot, QUERY, QUERY)
-    config.learner = "maml"
+    config.learner, config.seed = "maml", arguments.seed
     config.inner.rule, config.inner.learned_head = rule, True
     config.inner.learning_rate = FIXED if rule in ("sgd", "anil", "boil") else START
     config.inner.first_order = arguments.smoke  # compiled in half the time
@@ -170,6 +173,7 @@ def p_meta_config(
         arguments,
         "p_meta",
         penalty=arguments.penalty if penalty is None else penalty,
+        penalty_on=arguments.penalty_on,
         attention=sides[forward is not None, backward is not None],
         attention_forward=forward or 0.0,
         attention_backward=backward or 0.0,

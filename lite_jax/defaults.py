@@ -74,7 +74,8 @@ def base_config() -> ConfigDict:
                 "learning_rate": 0.01,
                 # of maml and policies: sgd | learned_sgd | anil | boil | p_meta
                 "rule": "sgd",
-                "penalty": 1.0,  # of p_meta: λ, on each step size, by layer size
+                "penalty": 1.0,  # of p_meta: λ, on each step size, by layer size,
+                "penalty_on": "inputs",  # inputs | memory: with gradients of weights
                 # of p_meta: none | forward | backward | both, and what share of the
                 # scores each cuts off; over the support as a batch, or each example
                 "attention": "both",

@@ -172,6 +172,7 @@ def _p_meta(inner: ConfigDict) -> inner_rules.InnerRule:
     return inner_rules.p_meta(
         inner.learning_rate,
         penalty=inner.penalty,
+        penalty_on=inner.penalty_on,
         attention=make_attention(inner),
         each=each,
         norm_gradient=inner.norm_gradient,

@@ -286,19 +286,35 @@ def test_every_layer_has_a_step_size_for_each_step_and_the_input_none():
     assert all(x.shape == (2,) for x in jax.tree.leaves(sizes))
 
 
-def test_the_penalty_weighs_layers_by_what_they_store():
-    learner = learner_of(penalty=2.0)
+def test_attention_leaves_the_start_of_all_else_as_it_is():
+    with jax.numpy_dtype_promotion("standard"):
+        plain, looks = (
+            params_of(learner_of(attention=a)) for a in (NO_ATTENTION, BOTH)
+        )
+    assert jax.tree.leaves(looks.pop("attention"))
+    assert jax.tree.structure(looks) == jax.tree.structure(plain)
+    assert all(map(jnp.array_equal, jax.tree.leaves(looks), jax.tree.leaves(plain)))
+
+
+@pytest.mark.parametrize("penalty_on", ["inputs", "memory"])
+def test_the_penalty_weighs_layers_by_what_they_store(penalty_on):
+    learner = learner_of(penalty=2.0, penalty_on=penalty_on)
     with jax.numpy_dtype_promotion("standard"):
         params = params_of(learner)
     task = task_of_images(5)
     sizes = double(params["inner_rule"])
     slope = jax.grad(lambda x: learner.penalty({"inner_rule": x}, task))(sizes)
     layers = conv4((16, 16, 3), 5, width=4, groups=2).layers
-    total = sum(layer.input_size for layer in layers)
+    memory = {x.path: x.input_size for x in layers}
+    if penalty_on == "memory":
+        assert memory["blocks.1/conv"] == 4 * 8 * 8
+        memory = {x.path: memory[x.path] + x.num_weights for x in layers}
+        assert memory["blocks.1/conv"] == 4 * 8 * 8 + 4 * 4 * 9
     for layer in layers:
         tree = slope if layer.path == "head" else slope["backbone"]
         own = at_path(tree, layer.path)
-        np.testing.assert_allclose(own, 2 * layer.input_size / total, rtol=1e-6)
+        share = memory[layer.path] / sum(memory.values())
+        np.testing.assert_allclose(own, 2 * share, rtol=1e-6)
 
 
 def attentive(**options):
@@ -339,6 +355,7 @@ def test_padding_does_not_count():
         ("", {"inner__attention_forward": 1.0}, "attention_forward=1.0"),
         ("", {"inner__attention_backward": -0.1}, "attention_backward=-0.1"),
         ("", {"inner__penalty": -1.0}, "inner.penalty=-1.0"),
+        ("", {"inner__penalty_on": "weights"}, "unknown inner.penalty_on 'weights'"),
         ("", {"inner__attention": "sideways"}, "unknown inner.attention 'sideways'"),
         ("", {"inner__attention_over": "all"}, "unknown inner.attention_over 'all'"),
         ("", {"gradient__estimator": "lite"}, "looks at all of a support at once"),

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lite_jax.architecture import Architecture, layer_at
-from lite_jax.errors import UserError
+from lite_jax.architecture import Architecture, Layer, layer_at
+from lite_jax.errors import UserError, unknown_name
 from lite_jax.partition import split
 from lite_jax.pmeta.attention import NO_ATTENTION, Attention, init_attention
 from lite_jax.pmeta.layers import NormGradient, check_norm_gradient
@@ -116,10 +116,17 @@ def learned_sgd(
     return InnerRule(init, adapts, lambda adapted: (), update)
 
 
+_SIZES: dict[str, Callable[[Layer], int]] = {
+    "inputs": lambda layer: layer.input_size,
+    "memory": lambda layer: layer.input_size + layer.num_weights,
+}
+
+
 def p_meta(
     learning_rate: float = 0.01,
     *,
     penalty: float = 1.0,
+    penalty_on: str = "inputs",
     attention: Attention = NO_ATTENTION,
     each: bool = False,
     norm_gradient: NormGradient = "exact",
@@ -141,6 +148,9 @@ def p_meta(
         learning_rate: α at first.
         penalty: λ. Sizes m_l are shares of all layers' sizes, so that it means the same
             for every network; the paper leaves its unit open.
+        penalty_on: What m_l counts: "inputs", the layer's input, as in the paper, or
+            "memory", its weights as well, whose gradient a device accumulates; with
+            small images that is most of a layer's memory.
         attention: Ratios of meta attention.
         each: Give each example channels of its own, as on a device that accumulates
             gradients example by example; then any operator serves. Otherwise the
@@ -151,8 +161,8 @@ def p_meta(
         adapts: `path -> bool`, which parameters are changed at all.
 
     Raises:
-        UserError: A ratio outside [0, 1), a negative penalty, or another way through
-            norms.
+        UserError: A ratio outside [0, 1), a negative penalty, another name of what it
+            counts, or another way through norms.
 
     References:
         Qu, Zhou, Thiele, "p-Meta: Towards On-device Deep Model Adaptation", KDD 2022.
@@ -160,6 +170,8 @@ def p_meta(
     _positive(learning_rate)
     if penalty < 0:
         raise UserError(f"inner.penalty={penalty}: expected 0 or more")
+    if penalty_on not in _SIZES:
+        raise unknown_name("inner.penalty_on", penalty_on, _SIZES)
     check_norm_gradient(norm_gradient)
     attention.check()
 
@@ -180,7 +192,7 @@ def p_meta(
         return _by_layer(own, adapted, sizes, gradient), state
 
     def lasso(sizes: Params, architecture: Architecture) -> jax.Array:
-        layers = {x.path: x.input_size for x in architecture.layers}
+        layers = {x.path: _SIZES[penalty_on](x) for x in architecture.layers}
         found = {path: layer_at(sizes, path) for path in layers}
         total = sum(layers.values())
         terms = [
@@ -222,18 +234,20 @@ def init_with_rule(
         describe: The network's layers, asked for where attention is learned.
 
     Returns:
-        The parameters with "inner_rule" and "attention" where they are learned.
+        The parameters with "inner_rule" and "attention" where they are learned; the
+        model's own are the same for every rule.
     """
-    attention_key = None
-    if rule.init_attention is not None:
-        key, attention_key = jax.random.split(key)
     params = init(key)
     adapted, _ = split(jax.eval_shape(inner, params), rule.adapts)
     learned = rule.init(adapted, steps)
     params |= {"inner_rule": learned} if jax.tree.leaves(learned) else {}
     if rule.init_attention is None:
         return params
-    return params | {"attention": rule.init_attention(attention_key, describe())}
+    own_key = jax.random.fold_in(key, _OWN)
+    return params | {"attention": rule.init_attention(own_key, describe())}
+
+
+_OWN = 2**31 - 1  # apart from the halves of a model's key, which fold in 0 and 1
 
 
 def check_network(rule: InnerRule, network: Network, known: str) -> None:
