@@ -68,16 +68,30 @@ def test_depthwise_convolution_equals_lax(padding, strides, kernel):
     assert kept <= x.size + w.size
 
 
-def test_canonical_convolution_can_be_differentiated_twice_in_reverse():
+def test_sums_over_images_of_low_precision_are_formed_in_float32():
+    """In bfloat16 the sum of ones would stay at 256."""
+    x, w = jnp.ones((400, 3, 3, 2), jnp.bfloat16), jnp.ones((3, 3, 1, 2), jnp.bfloat16)
+    slope = jax.grad(
+        lambda w: conv_general_dilated(
+            x, w, (1, 1), "VALID", dimension_numbers=LAYOUT, feature_group_count=2
+        ).sum()
+    )
+    found = slope(w)
+    assert found.dtype == jnp.bfloat16 and (found == 400).all()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions_can_be_differentiated_twice_in_reverse(groups):
     rng = np.random.default_rng(0)
     x, w = (
         jnp.array(rng.normal(size=(2, 6, 6, 2))),
-        jnp.array(rng.normal(size=(3, 3, 2, 2))),
+        jnp.array(rng.normal(size=(3, 3, 2 // groups, 2))),
     )
+    options = {"dimension_numbers": LAYOUT, "feature_group_count": groups}
 
     def second(conv):
         def loss(w):
-            return jnp.sin(conv(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)).sum()
+            return jnp.sin(conv(x, w, (1, 1), "SAME", **options)).sum()
 
         return jax.grad(lambda w: (jax.grad(loss)(w) ** 2).sum())(w)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -65,26 +66,19 @@ def conv_general_dilated(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _shift_and_add(strides, padding, images, kernel):
     """Convolve each channel with its own filter, 10 to 40 times as fast as `lax`."""
-    products = [
-        shifted * weights.reshape(1, 1, 1, -1)
-        for shifted, weights in _shifted(strides, padding, images, kernel)
-    ]
-    return functools.reduce(jnp.add, products)
+    views = _views(strides, padding, images, kernel.shape[:2])
+    weights = kernel.reshape(len(views), 1, 1, 1, -1)
+    return functools.reduce(jnp.add, map(jnp.multiply, views, weights))
 
 
-def _shifted(strides, padding, images, kernel):
-    """Return, for each place of the filter, what it sees and its weights."""
+def _views(strides, padding, images, sides):
+    """Return what each place of a filter sees, as arrays of the output's shape."""
     images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-    spans = [
-        size - width + 1
-        for size, width in zip(images.shape[1:3], kernel.shape[:2], strict=True)
-    ]
+    sizes = zip(images.shape[1:3], sides, strict=True)
+    high, wide = (size - side + 1 for size, side in sizes)
     return [
-        (
-            images[:, i : i + spans[0] : strides[0], j : j + spans[1] : strides[1]],
-            kernel[i, j],
-        )
-        for i, j in itertools.product(*map(range, kernel.shape[:2]))
+        images[:, i : i + high : strides[0], j : j + wide : strides[1]]
+        for i, j in itertools.product(*map(range, sides))
     ]
 
 
@@ -95,10 +89,6 @@ def _shift_forward(strides, padding, images, kernel):
 def _shift_backward(strides, padding, residuals, cotangent):
     # Written out, since differentiating the sum would keep every shifted copy.
     images, kernel = residuals
-    places = [
-        jnp.einsum("nhwc,nhwc->c", shifted, cotangent)
-        for shifted, _ in _shifted(strides, padding, images, kernel)
-    ]
     sizes = zip(images.shape[1:3], kernel.shape[:2], padding, strides, strict=True)
     spread = [(0, 0, 0)]
     for axis, (size, width, (low, _), stride) in enumerate(sizes, start=1):
@@ -108,7 +98,27 @@ def _shift_backward(strides, padding, residuals, cotangent):
     zero = jnp.zeros((), cotangent.dtype)
     apart = lax.pad(cotangent, zero, [*spread, (0, 0, 0)])
     image_gradient = _shift_and_add((1, 1), ((0, 0), (0, 0)), apart, kernel[::-1, ::-1])
-    return image_gradient, jnp.stack(places).reshape(kernel.shape)
+    places = _by_place(strides, padding, images, cotangent, kernel.shape[:2])
+    return image_gradient, places.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _by_place(strides, padding, images, cotangent, sides):
+    """Return the gradient with respect to filters, `[places, channels]`.
+
+    Summed over images first, so that all places meet an image while it is in the cache,
+    and no sum waits for its own last term: 2 to 8 times as fast as one reduction.
+    """
+    dtype = jnp.float32 if cotangent.dtype.itemsize < 4 else cotangent.dtype
+
+    def add(sums: list[jax.Array], example: tuple[jax.Array, jax.Array]) -> Any:
+        image, gradient = example
+        views = _views(strides, padding, image[None], sides)
+        terms = [(view[0] * gradient).astype(dtype) for view in views]
+        return list(map(jnp.add, sums, terms)), ()
+
+    zeros = [jnp.zeros(cotangent.shape[1:], dtype)] * math.prod(sides)
+    sums, _ = lax.scan(add, zeros, (images, cotangent))
+    return jnp.stack([x.sum((0, 1)) for x in sums])
 
 
 _shift_and_add.defvjp(_shift_forward, _shift_backward)
