@@ -84,7 +84,7 @@ def _backward(additive, rule, chunks, residuals, cotangent):
         if SCORES in rule.needs
         else None,
     )
-    picked = rule.draw(seed, population)
+    picked = _once_known(cotangent, rule.draw(seed, population))
 
     def pull_back(chunk: PyTree, weights: jax.Array) -> PyTree:
         def summand(varied: PyTree) -> PyTree:
@@ -96,6 +96,20 @@ def _backward(additive, rule, chunks, residuals, cotangent):
     sums = chunked_sum(pull_back, examples, picked, chunks, like=varied)
     gradient = jax.tree.map(lambda x, g: g.astype(jnp.result_type(x)), varied, sums)
     return gradient, None, None, None
+
+
+def _once_known(cotangent: PyTree, draw: Draw) -> Draw:
+    """Return the draw, for passes that are not to begin before the cotangent is there.
+
+    Where the drawn fit one chunk there is no loop, and XLA would compute ahead what
+    their backward pass keeps, which depends on no cotangent, and hold it during the
+    passes that the cotangent comes from. It does not know that 0 · c is 0.
+    """
+    zero = jnp.zeros((), draw.indices.dtype)
+    for leaf in jax.tree.leaves(cotangent):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            zero += (0 * leaf.ravel()[:1].real).sum().astype(zero.dtype)
+    return draw._replace(indices=draw.indices + zero)
 
 
 # Symbolic zeros tell which arguments are differentiated: a frozen backbone among them

@@ -1,8 +1,11 @@
 """The claim in LITE's title, as compile-time facts: bytes that do not grow with N."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.memory import temporary_bytes
+from lite_jax import Examples, Task, budget, episode_grad, lite_sum, nn, simple_cnaps
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
@@ -19,3 +22,32 @@ def test_temporary_bytes_are_under_a_tenth_of_plain_differentiation(operator):
     plain = temporary_bytes("plain jax.grad", 1024)
     assert temporary_bytes(operator, 1024) < 0.1 * plain
     assert plain > 8 * temporary_bytes("plain jax.grad", 64)
+
+
+def test_a_draw_of_one_chunk_takes_no_more_than_one_of_two():
+    """It stands in no loop, and still waits for its cotangent.
+
+    Simple CNAPs has two sums; ahead of time, the set encoder's activations would be
+    held during the backbone's passes.
+    """
+
+    def examples(count):
+        shapes = (
+            ((count, 64, 64, 3), jnp.uint8),
+            ((count,), jnp.int32),
+            ((count,), bool),
+        )
+        return Examples(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+
+    def bytes_of(num_backprop):
+        gradient = episode_grad(
+            learner, lite_sum(num_backprop, 20), query_chunk_size=20
+        )
+        inputs = params, Task(examples(100), examples(40)), key
+        return budget.temporary_bytes(jax.jit(gradient).lower(*inputs).compile())
+
+    learner = simple_cnaps(nn.conv4(16), way=5)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    image = jax.ShapeDtypeStruct((64, 64, 3), jnp.uint8)
+    params = jax.eval_shape(lambda key: learner.init(key, image), key)
+    assert bytes_of(20) < 1.05 * bytes_of(40)
