@@ -12,6 +12,8 @@ shot1      5-way 1-shot; the default is 5-way 5-shot; combines with the above, a
 resnet12   ResNet-12 of 64, 128, 256 and 512 channels in Conv-4's place
 steps_only sparse step sizes without meta attention
 mamlpp     neither: one learned step size a layer and step
+lean       a larger λ, on all the memory that training a layer takes: of nine layers, one
+           to three remain on small images
 each       attention over single examples, as on the device; any estimator serves
 smoke      a few steps and tasks, to see that everything runs; combines with the above
 
@@ -32,6 +34,7 @@ def get_config(arguments=""):
         "resnet12": resnet12,
         "steps_only": steps_only,
         "mamlpp": mamlpp,
+        "lean": lean,
         "each": each,
     }
     return defaults.choose(arguments, variants, start=pmeta)
@@ -90,6 +93,11 @@ def steps_only(config):
 def mamlpp(config):
     """Learn the step sizes, and keep them as they come."""
     config.inner.attention, config.inner.penalty = "none", 0.0
+
+
+def lean(config):
+    """Weigh the gradients of weights as well, and all of it more."""
+    config.inner.penalty, config.inner.penalty_on = 10.0, "memory"
 
 
 def each(config):

@@ -361,7 +361,7 @@ def whole(rows: list[Row]) -> list[Row]:
     return [{k: v for k, v in r.items() if k not in hidden} for r in rows]
 
 
-_PMETA = ("part", "dataset", "shot", "steps", "penalty")
+_PMETA = ("part", "dataset", "shot", "steps", "seed", "penalty", "penalty_on")
 SECTIONS = (
     Section(
         "Unbiased: enumerated",

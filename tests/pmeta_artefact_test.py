@@ -184,7 +184,7 @@ def test_a_plan_without_a_step_is_not_exported(tmp_path):
 
 def test_a_trained_run_is_exported_with_what_its_steps_cost(tmp_path):
     config = load_config(
-        "pmeta", "synthetic,smoke,steps_only,shot1", data__image_size=16,
+        "pmeta", "synthetic,smoke,steps_only,lean,shot1", data__image_size=16,
         backbone__width=8, inner__steps=2, train__steps=2,
     )  # fmt: skip
     train_and_evaluate(config, tmp_path)
