@@ -12,8 +12,8 @@ shot1      5-way 1-shot; the default is 5-way 5-shot; combines with the above, a
 resnet12   ResNet-12 of 64, 128, 256 and 512 channels in Conv-4's place
 steps_only sparse step sizes without meta attention
 mamlpp     neither: one learned step size a layer and step
-lean       a larger λ, on all the memory that training a layer takes: of nine layers, one
-           to three remain on small images
+lean       a larger λ, on all the memory that training a layer takes: on small images
+           one to three layers of nine remain
 each       attention over single examples, as on the device; any estimator serves
 smoke      a few steps and tasks, to see that everything runs; combines with the above
 
