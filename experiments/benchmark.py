@@ -197,26 +197,33 @@ def methods(
         low = make(nn.in_bfloat16(network), way=WAY)
         functions["lite, bfloat16"] = episode_grad(low, lite, **in_chunks)
     for name, function in functions.items():
-        start = time.perf_counter()
-        try:
-            program: Any = jax.jit(function).lower(*inputs).compile()
-            compiling = time.perf_counter() - start
-            if not on_gpu and budget.program_bytes(program) > host_bytes():
-                print(f"{name}: does not fit", flush=True)
-                continue
-            facts = {
-                "compile_seconds": round(compiling, 1),
-                "program_mib": round(budget.program_bytes(program) / 2**20),
-                "temporary_mib": round(budget.temporary_bytes(program) / 2**20),
-            }
-            run = _waiting(program, inputs)
-            run()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+        method = _compiled(function, inputs)
+        if method is None:
             print(f"{name}: does not fit", flush=True)
-            continue
-        yield name, Method(run, facts)
+        else:
+            yield name, method
+
+
+def _compiled(function: Callable[..., Any], inputs: Any) -> Method | None:
+    """Return a method that has run once; None where it does not fit the memory."""
+    start = time.perf_counter()
+    try:
+        program: Any = jax.jit(function).lower(*inputs).compile()
+        facts = {
+            "compile_seconds": round(time.perf_counter() - start, 1),
+            "program_mib": round(budget.program_bytes(program) / 2**20),
+            "temporary_mib": round(budget.temporary_bytes(program) / 2**20),
+        }
+        on_cpu = jax.default_backend() == "cpu"  # which would be killed, not told
+        if on_cpu and budget.program_bytes(program) > host_bytes():
+            return None
+        run = _waiting(program, inputs)
+        run()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+    return Method(run, facts)
 
 
 def host_bytes() -> int:

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.memory import temporary_bytes
-from lite_jax import Examples, Task, budget, episode_grad, lite_sum, nn, simple_cnaps
+from experiments.memory import make_inputs, temporary_bytes
+from lite_jax import budget, episode_grad, lite_sum, nn, simple_cnaps
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
@@ -31,23 +31,15 @@ def test_a_draw_of_one_chunk_takes_no_more_than_one_of_two():
     held during the backbone's passes.
     """
 
-    def examples(count):
-        shapes = (
-            ((count, 64, 64, 3), jnp.uint8),
-            ((count,), jnp.int32),
-            ((count,), bool),
-        )
-        return Examples(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
-
     def bytes_of(num_backprop):
         gradient = episode_grad(
             learner, lite_sum(num_backprop, 20), query_chunk_size=20
         )
-        inputs = params, Task(examples(100), examples(40)), key
-        return budget.temporary_bytes(jax.jit(gradient).lower(*inputs).compile())
+        program = jax.jit(gradient).lower(params, task, key).compile()
+        return budget.temporary_bytes(program)
 
     learner = simple_cnaps(nn.conv4(16), way=5)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    _, task, key = jax.eval_shape(lambda: make_inputs(100, 64))
     image = jax.ShapeDtypeStruct((64, 64, 3), jnp.uint8)
     params = jax.eval_shape(lambda key: learner.init(key, image), key)
     assert bytes_of(20) < 1.05 * bytes_of(40)

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lite_jax.additive import accumulation_dtype
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -108,7 +110,7 @@ def _by_place(strides, padding, images, cotangent, sides):
     Summed over images first, so that all places meet an image while it is in the cache,
     and no sum waits for its own last term: 2 to 8 times as fast as one reduction.
     """
-    dtype = jnp.float32 if cotangent.dtype.itemsize < 4 else cotangent.dtype
+    dtype = accumulation_dtype(cotangent.dtype)
 
     def add(sums: list[jax.Array], example: tuple[jax.Array, jax.Array]) -> Any:
         image, gradient = example
