@@ -25,9 +25,9 @@ from PIL import Image
 
 import lite_jax
 from experiments.rows import emit, parser, rounded
-from experiments.toys import run_config
 from lite_jax.demo.session import Session
 from lite_jax.train import train_and_evaluate
+from tests.toys import run_config
 
 CASES = {
     "ProtoNets, Conv-4": ("protonets", "conv4"),

@@ -37,7 +37,6 @@ import optax
 from ml_collections import ConfigDict
 
 from configs import imaml, maml, mrml, sama_fewshot
-from experiments import bilevel
 from experiments.few_shot import add_data, few_shot_config
 from experiments.rows import emit, parser, rounded
 from experiments.timing import median_seconds
@@ -53,6 +52,7 @@ from lite_jax.hypergrad import (
     unrolled,
 )
 from lite_jax.train import init_state, make_train_step, train_and_evaluate
+from tests import bilevel
 
 Row = dict[str, Any]
 CURVATURE = 0.6043  # the largest of the cleaning problem

@@ -27,12 +27,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import toys
 from experiments.rows import emit, parser
 from lite_jax import factory, models
 from lite_jax.checkpoint import Slot
 from lite_jax.preemption import EXIT_CODE, Preempted
 from lite_jax.train import init_state, train_and_evaluate
+from tests import toys
 
 STEPS = 40
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import jax
 
-from experiments import toys
 from experiments.rows import emit, parser
 from lite_jax.metrics import read_rows
 from lite_jax.train import train_and_evaluate
+from tests import toys
 
 SAMPLES = 20
 _COMPILED = "/jax/core/compile/backend_compile_duration"

@@ -39,7 +39,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import toys
 from experiments.responses import (
     Responses,
     Sketch,
@@ -67,6 +66,7 @@ from lite_jax import (
 from lite_jax.sampling import SAMPLERS, Draw
 from lite_jax.train import init_state, make_train_step
 from lite_jax.types import Params
+from tests import toys
 
 WAY, SHOT, QUERY = 10, 10, 5
 NUM_SUPPORT, NUM_QUERY = WAY * SHOT, WAY * QUERY

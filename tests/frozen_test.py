@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from experiments import toys
 from lite_jax import (
     batched,
     episode_grad,
@@ -15,6 +14,7 @@ from lite_jax import (
     simple_cnaps,
 )
 from lite_jax.train import init_state, make_train_step
+from tests import toys
 
 
 @jax.custom_vjp

@@ -13,7 +13,6 @@ import pytest
 from estimates import cosine, estimate, products_of, relative_error
 from jax.sharding import Mesh, PartitionSpec
 
-from experiments import bilevel
 from lite_jax import UserError, lite_sum, per_example
 from lite_jax.hypergrad import (
     Problem,
@@ -25,6 +24,7 @@ from lite_jax.hypergrad import (
     unrolled,
 )
 from lite_jax.hypergrad.solvers import conjugate_gradient as solve_cg
+from tests import bilevel
 
 # ------------------------------------------------------------------- exact answers
 

@@ -11,7 +11,6 @@ import pytest
 from estimates import estimate
 from learners import gradient, params_of, task_of_images, temporary_bytes
 
-from experiments import toys
 from lite_jax import (
     UserError,
     episode_grad,
@@ -24,6 +23,7 @@ from lite_jax import (
     nn,
 )
 from lite_jax.class_stats import LinearClassifier, linear_logits
+from tests import toys
 
 WAY = 3
 BETA = 2.0

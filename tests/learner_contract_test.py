@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import toys
 from lite_jax import (
     Examples,
     Task,
@@ -23,6 +22,7 @@ from lite_jax import (
     lite_value_and_grad,
     per_example,
 )
+from tests import toys
 
 WAY, NUM_SUPPORT = 3, 6
 CLOSE = {"rtol": 1e-9, "atol": 1e-13}

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import toys
 from lite_jax import Examples, Task, budget, episode_grad, exact_sum
+from tests import toys
 
 
 def params_of(learner):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import toys
 from lite_jax import (
     batched,
     check_additive,
@@ -20,6 +19,7 @@ from lite_jax import (
     subsample_sum,
 )
 from lite_jax.sampling import Sampler, sample_uniform
+from tests import toys
 
 square = per_example(lambda a, x: a * x**2)
 

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import toys
 from lite_jax import (
     Examples,
     Task,
@@ -25,6 +24,7 @@ from lite_jax import (
 )
 from lite_jax.class_stats import LinearClassifier, linear_logits
 from lite_jax.learners import inner_rules
+from tests import toys
 
 WAY = 3
 SPEC = jax.ShapeDtypeStruct((2, 2, 1), jnp.float64)

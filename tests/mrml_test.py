@@ -12,7 +12,6 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from learners import gradient, params_of, task_of_images, temporary_bytes
 
-from experiments import toys
 from lite_jax import (
     Examples,
     Task,
@@ -31,6 +30,7 @@ from lite_jax.learners.linear_head import (
     head_loss,
     no_head,
 )
+from tests import toys
 
 WAY = 3
 CONVERGED = {"steps": 4000, "learning_rate": 0.5, "weight_decay": 0.1}

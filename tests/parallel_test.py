@@ -16,11 +16,11 @@ import optax
 import pytest
 from runs import load_config, tiny_config
 
-from experiments import toys
 from lite_jax import UserError, episode_grad, exact_sum, lite_sum, parallel
 from lite_jax.sampling import SAMPLERS
 from lite_jax.train import init_state, make_train_step, train_and_evaluate
 from lite_jax.workdir import check_hosts_agree
+from tests import toys
 
 ROOT = Path(__file__).parents[1]
 CASES = [(shape, "uniform") for shape in [(8, 1), (1, 8), (1, 3)]]

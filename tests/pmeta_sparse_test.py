@@ -9,7 +9,6 @@ import optax
 import pytest
 from described import NETWORKS, case_of, drawn_anew
 
-from experiments import toys
 from lite_jax import Examples, UserError, budget, exact_sum, maml, nn
 from lite_jax.accounting import count_memory, residual_bytes
 from lite_jax.architecture import layer_at
@@ -28,6 +27,7 @@ from lite_jax.pmeta.plan import (
     make_step,
 )
 from lite_jax.pmeta.sparse import Choice, sparse_features
+from tests import toys
 
 
 def gradient_of(features, params):

@@ -11,7 +11,6 @@ from described import NETWORKS, case_of, double, drawn_anew
 from learners import gradient, task_of_images
 from runs import load_config
 
-from experiments import toys
 from lite_jax import (
     UserError,
     exact_sum,
@@ -39,6 +38,7 @@ from lite_jax.pmeta.layers import (
 )
 from lite_jax.pmeta.masked import mask_gradient, masked_features
 from lite_jax.types import Task
+from tests import toys
 
 BOTH = Attention(0.3, 0.2)
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.toys import flat
 from lite_jax import (
     Examples,
     Task,
@@ -20,6 +19,7 @@ from lite_jax import (
     simple_cnaps,
 )
 from lite_jax.defaults import base_config
+from tests.toys import flat
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 

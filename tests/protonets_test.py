@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import toys
 from lite_jax import UserError, exact_sum, protonets
+from tests import toys
 
 
 def predictions(scale):

@@ -7,11 +7,11 @@ import optax
 import pytest
 from estimates import estimate, products_of, relative_error
 
-from experiments import bilevel
 from experiments.sama import text_encoder_step, texts
 from lite_jax import UserError, budget, exact_sum, hypergrad
 from lite_jax.hypergrad import InnerStep, Problem, identity, sama
 from lite_jax.reweight import per_example, reweighting_problem
+from tests import bilevel
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import toys
 from lite_jax import (
     Pooled,
     UserError,
@@ -32,6 +31,7 @@ from lite_jax.sampling import (
     step_length,
     ticks_of,
 )
+from tests import toys
 
 BY_SIZE = ["stratified", "sensitivity", "stratified_sensitivity"]
 

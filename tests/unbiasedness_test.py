@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import toys
 from experiments.responses import Responses, draw_weights, in_turn, sketched_grad
 from experiments.unbiasedness import errors, squared_bias
 from lite_jax import exact_sum, lite_sum
 from lite_jax.sampling import SAMPLERS, Draw, Population, Sampler
+from tests import toys
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.3])

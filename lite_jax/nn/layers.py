@@ -93,9 +93,14 @@ def pads(kernel_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
 def max_pool(images: jax.Array) -> jax.Array:
     """Return the 2×2 maxima; its backward pass beats `nn.max_pool`'s on CPU.
 
-    A side of one pixel stays as it is.
+    A side of one pixel stays as it is. Pairs are compared, since the gradient of one
+    maximum over all four asks which of them equal it, and divides by their number: none
+    does where XLA computes them again with other rounding, and 0 / 0 is not a number.
     """
-    return windows(images).max((2, 4))
+    pixels = windows(images)
+    for axis in (4, 2):
+        pixels = functools.reduce(jnp.maximum, jnp.unstack(pixels, axis=axis))
+    return pixels
 
 
 def windows(images: jax.Array) -> jax.Array:
