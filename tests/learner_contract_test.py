@@ -1,4 +1,8 @@
-"""What every learner must do; a new learner adds a row to `toys.LEARNERS`."""
+"""What every learner must do; a new learner adds a row to `toys.LEARNERS`.
+
+The properties of a learner share its programs: each is compiled once, for sets of one
+padded size, and a property feeds it tasks, masks, labels and keys.
+"""
 
 import functools
 
@@ -14,18 +18,102 @@ from lite_jax import (
     check_additive,
     episode_grad,
     episode_loss,
-    exact_grad,
     exact_sum,
-    exact_value_and_grad,
-    lite_grad,
     lite_sum,
     lite_value_and_grad,
     per_example,
 )
 from tests import toys
 
-WAY, NUM_SUPPORT = 3, 6
+WAY, NUM_SUPPORT, NUM_QUERY = 3, 6, 4
+ROOM, QUERY_ROOM = 9, 6  # the sizes that sets are padded to
 CLOSE = {"rtol": 1e-9, "atol": 1e-13}
+
+
+class Case:
+    """A learner, its parameters, and its compiled programs.
+
+    All but `plain` and `logits` go through the support and the query in chunks.
+    """
+
+    def __init__(self, name):
+        self.name, self.sum_keys = name, toys.LEARNERS[name][1]
+        self.learner, self.params = toys.make_learner(name, WAY)
+        self.loss_fn = episode_loss(self.learner, query_chunk_size=3)
+        self.traces = 0
+
+    def logits_fn(self, params, support, key, inputs):
+        state = self.learner.adapt(params, support, key, exact_sum())
+        return self.learner.predict(params, state, inputs)
+
+    @functools.cached_property
+    def logits(self):
+        """Logits of the query, by one call of the additive function on all examples."""
+        return jax.jit(self.logits_fn)
+
+    @functools.cached_property
+    def plain(self):
+        """The loss and its gradient without any operator or chunk of ours."""
+
+        def loss(params, task, key):
+            logits = self.logits_fn(params, task.support, key, task.query.inputs)
+            log_probs = jax.nn.log_softmax(logits)
+            loss = -jnp.take_along_axis(log_probs, task.query.labels[:, None], 1).mean()
+            penalty = self.learner.penalty
+            return loss if penalty is None else loss + penalty(params, task)
+
+        return jax.jit(jax.value_and_grad(loss))
+
+    @functools.cached_property
+    def losses(self):
+        """The losses under `exact_sum` and under `lite_sum`, in chunks of 1."""
+
+        def both(params, task, exact_key, lite_key):
+            return (
+                self.loss_fn(params, task, exact_key, set_sum=exact_sum(1)),
+                self.loss_fn(params, task, lite_key, set_sum=lite_sum(1, 1)),
+            )
+
+        return jax.jit(both)
+
+    @functools.cached_property
+    def all(self):
+        """The loss and what is learned of its gradient, with H above every N."""
+        return jax.jit(
+            episode_grad(self.learner, lite_sum(ROOM, 4), query_chunk_size=3)
+        )
+
+    @functools.cached_property
+    def one(self):
+        """The loss and its LITE gradient at H = 1; counts how often it is traced."""
+
+        def loss_fn(*args, set_sum):
+            self.traces += 1
+            return self.loss_fn(*args, set_sum=set_sum)
+
+        lite = lite_value_and_grad(loss_fn, num_backprop=1, chunk_size=1, has_aux=True)
+        return jax.jit(lite)
+
+    @functools.cached_property
+    def sums(self):
+        """The sums that an eager `adapt` forms: (additive, args, examples, total)."""
+        seen = []
+
+        def recording_sum(additive, args, examples, key, mask=None):
+            total = exact_sum()(additive, args, examples, key, mask)
+            seen.append((additive, args, examples, total))
+            return total
+
+        task = toys.task(NUM_SUPPORT)
+        with jax.disable_jit():  # a scan then runs step by step
+            state = self.learner.adapt(
+                self.params, task.support, jax.random.key(0), recording_sum
+            )
+            logits = self.learner.predict(self.params, state, task.query.inputs)
+        return seen, logits
+
+
+made = functools.cache(Case)
 
 
 @pytest.fixture(params=toys.LEARNERS)
@@ -33,259 +121,164 @@ def case(request):
     return made(request.param)
 
 
-@functools.cache
-def made(name):
-    """The learner of a name, its parameters, and the keys of its sums."""
-    return *toys.make_learner(name, WAY), toys.LEARNERS[name][1]
+def padded_task(num_support=NUM_SUPPORT, num_query=NUM_QUERY):
+    task = toys.task(num_support, num_query)
+    return Task(padded(task.support, ROOM), padded(task.query, QUERY_ROOM))
 
 
-@functools.cache
-def sums_of(name):
-    """The sums that `adapt` forms, one by one: (additive, args, examples, total)."""
-    learner, params, _ = made(name)
-    seen = []
+def padded(examples, room):
+    """The examples and others, which the mask leaves out, of huge images."""
+    rows = jnp.arange(room) % len(examples.mask)
+    longer = jax.tree.map(lambda x: x[rows], examples)
+    longer = longer._replace(mask=jnp.arange(room) < len(examples.mask))
+    return rubbish_in_the_padding(longer, 1e6)
 
-    def recording_sum(additive, args, examples, key, mask=None):
-        total = exact_sum()(additive, args, examples, key, mask)
-        seen.append((additive, args, examples, total))
-        return total
 
-    support = toys.task(NUM_SUPPORT).support
-    with jax.disable_jit():  # a scan then runs step by step
-        learner.adapt(params, support, jax.random.key(0), recording_sum)
-    return seen
+def rubbish_in_the_padding(examples, value):
+    mask = examples.mask
+    inputs = jnp.where(mask.reshape(-1, 1, 1, 1), examples.inputs, value)
+    return Examples(inputs, jnp.where(mask, examples.labels, 2), mask)
+
+
+def learned(case, params):
+    return {k: v for k, v in params.items() if k not in case.learner.frozen}
 
 
 def test_mean_gradient_over_all_subsets_is_exact(case, key):
-    learner, params, sum_keys = case
     task = toys.task(NUM_SUPPORT)
-    loss_fn = episode_loss(learner)
-    exact = jax.jit(exact_grad(loss_fn, has_aux=True))(params, task, jax.random.key(1))[
-        0
-    ]
+    _, exact = case.plain(case.params, task, jax.random.key(1))
     mean = toys.mean_over_subsets(
-        lambda *args, set_sum: loss_fn(*args, set_sum=set_sum)[0],
-        (params, task, key), NUM_SUPPORT, 2, sum_keys,
+        lambda *args, set_sum: case.loss_fn(*args, set_sum=set_sum)[0],
+        (case.params, task, key), NUM_SUPPORT, 2, case.sum_keys,
     )  # fmt: skip
     assert toys.relative_error(mean, exact) < 1e-10
 
 
-@pytest.mark.parametrize("name", toys.LEARNERS)
-def test_one_draw_is_not_the_exact_gradient(name, key):
-    learner, params, _ = made(name)
-    args = params, toys.task(NUM_SUPPORT), key
-    loss_fn = episode_loss(learner)
-    drawn = jax.jit(lite_grad(loss_fn, num_backprop=2, has_aux=True))(*args)[0]
-    args = params, toys.task(NUM_SUPPORT), jax.random.key(0)
-    exact = jax.jit(exact_grad(loss_fn, has_aux=True))(*args)[0]
+def test_one_draw_is_not_the_exact_gradient(case, key):
+    task = padded_task()
+    _, drawn = case.one(case.params, task, key)
+    _, exact = case.plain(case.params, toys.task(NUM_SUPPORT), jax.random.key(1))
     error = toys.relative_error(drawn, exact)
-    assert error == 0 if name in toys.BY_VALUE else error > 1e-3
+    assert error < 1e-12 if case.name in toys.BY_VALUE else error > 1e-3
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4])
-def test_all_examples_back_propagated_is_the_plain_gradient(case, key, chunk_size):
-    learner, params, _ = case
+def test_all_examples_back_propagated_is_the_plain_gradient(case, key):
+    """In chunks and on padded sets; what is frozen has no gradient."""
+    (loss, _), grads = case.all(case.params, padded_task(), key)
     task = toys.task(NUM_SUPPORT)
-
-    def plain(params):
-        """The loss without any operator of ours: `exact_sum()` is a plain call."""
-        state = learner.adapt(params, task.support, key_for_plain, exact_sum())
-        logits = learner.predict(params, state, task.query.inputs)
-        log_probs = jax.nn.log_softmax(logits)
-        loss = -jnp.take_along_axis(log_probs, task.query.labels[:, None], 1).mean()
-        return loss if learner.penalty is None else loss + learner.penalty(params, task)
-
-    key_for_plain = jax.random.key(1)
-    full = jax.jit(
-        lite_grad(
-            episode_loss(learner), num_backprop=NUM_SUPPORT, chunk_size=chunk_size,
-            has_aux=True,
-        )
-    )  # fmt: skip
-    assert (
-        toys.relative_error(full(params, task, key)[0], jax.grad(plain)(params)) < 1e-10
-    )
+    expected, exact = case.plain(case.params, task, jax.random.key(1))
+    assert float(loss) == pytest.approx(float(expected), rel=1e-12)
+    assert set(grads) == set(learned(case, case.params))
+    if grads:  # the fine-tuner learns nothing but at test time
+        assert toys.relative_error(grads, learned(case, exact)) < 1e-10
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4])
-def test_loss_under_lite_equals_loss_under_exact(case, chunk_size):
-    learner, params, _ = case
-    loss_fn, task = episode_loss(learner), toys.task(NUM_SUPPORT, support_padding=3)
-
-    def loss(set_sum):
-        bound = functools.partial(loss_fn, set_sum=set_sum)
-        return jax.jit(bound)(params, task, jax.random.key(3))
-
-    chex.assert_trees_all_equal(
-        loss(lite_sum(2, chunk_size)), loss(exact_sum(chunk_size))
-    )
-
-
-def test_loss_beside_the_gradient_equals_loss_under_exact(case):
-    learner, params, _ = case
-    loss_fn, task = episode_loss(learner), toys.task(NUM_SUPPORT)
-    lite = jax.jit(
-        lite_value_and_grad(loss_fn, num_backprop=2, chunk_size=4, has_aux=True)
-    )
-    exact = jax.jit(exact_value_and_grad(loss_fn, chunk_size=4, has_aux=True))
-    (found, _), _ = lite(params, task, jax.random.key(0))
-    (expected, _), _ = exact(params, task, jax.random.key(0))
-    assert found == expected
+def test_loss_under_lite_equals_loss_under_exact(case):
+    """Bit for bit; beside a gradient XLA may compile the same sums in another order."""
+    task, key = padded_task(), jax.random.key
+    exact, lite = case.losses(case.params, task, key(1), key(2))
+    chex.assert_trees_all_equal(lite, exact)
+    (beside, _), _ = case.one(case.params, task, key(3))
+    assert float(beside) == pytest.approx(float(exact[0]), rel=1e-12)
 
 
 def test_chunk_size_changes_nothing(case):
-    learner, params, _ = case
-    task = toys.task(NUM_SUPPORT)
-
-    def gradient(chunk_size, query_chunk_size):
-        loss_fn = episode_loss(learner, query_chunk_size=query_chunk_size)
-        lite = jax.jit(
-            lite_grad(loss_fn, num_backprop=3, chunk_size=chunk_size, has_aux=True)
-        )
-        return lite(params, task, jax.random.key(0))
-
-    for sizes in [(1, 3), (4, 100)]:
-        chex.assert_trees_all_close(gradient(*sizes), gradient(None, None), **CLOSE)
+    """Values in chunks of 1 and of 4 are those of no chunks; gradients: see above."""
+    task, key = padded_task(), jax.random.key
+    expected, _ = case.plain(case.params, toys.task(NUM_SUPPORT), key(0))
+    (by_fours, _), _ = case.all(case.params, task, key(0))
+    (by_ones, _), _ = case.losses(case.params, task, key(1), key(2))
+    chex.assert_trees_all_close((by_fours, by_ones), (expected, expected), **CLOSE)
 
 
-def test_padding_changes_nothing(case):
-    learner, params, _ = case
-    lite = jax.jit(
-        lite_grad(episode_loss(learner), num_backprop=3, chunk_size=2, has_aux=True)
+@pytest.mark.parametrize("program", ["all", "one"])
+def test_padding_changes_nothing(case, program):
+    """Not even one that would make numbers that are not finite."""
+    run, task, key = getattr(case, program), padded_task(), jax.random.key
+    other = Task(*(rubbish_in_the_padding(examples, jnp.nan) for examples in task))
+    chex.assert_trees_all_equal(
+        run(case.params, other, key(0)), run(case.params, task, key(0))
     )
-    plain = lite(params, toys.task(NUM_SUPPORT), jax.random.key(0))
-    task = toys.task(NUM_SUPPORT)
-    padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:1], x[:2]]), task)
-    padded = padded._replace(
-        support=_pad_with_rubbish(padded.support, NUM_SUPPORT),
-        query=_pad_with_rubbish(padded.query, 4),
-    )
-    chex.assert_trees_all_close(lite(params, padded, jax.random.key(0)), plain, **CLOSE)
-
-
-def _pad_with_rubbish(examples, count):
-    mask = jnp.arange(len(examples.mask)) < count
-    image_mask = mask.reshape(-1, 1, 1, 1)
-    inputs = jnp.where(image_mask, examples.inputs, 1e6)
-    return Examples(inputs, examples.labels, mask)
 
 
 def test_order_of_the_support_changes_nothing(case):
-    learner, params, _ = case
-    task = toys.task(NUM_SUPPORT)
-    order = np.random.default_rng(0).permutation(NUM_SUPPORT)
+    task = padded_task()
+    order = np.random.default_rng(0).permutation(ROOM)  # the padding comes between
     shuffled = task._replace(support=jax.tree.map(lambda x: x[order], task.support))
-    exact = jax.jit(
-        exact_value_and_grad(episode_loss(learner), chunk_size=4, has_aux=True)
-    )
     chex.assert_trees_all_close(
-        exact(params, shuffled, jax.random.key(0)),
-        exact(params, task, jax.random.key(0)), **CLOSE,
+        case.all(case.params, shuffled, jax.random.key(0)),
+        case.all(case.params, task, jax.random.key(0)), **CLOSE,
     )  # fmt: skip
 
 
 def test_permuted_labels_permute_the_logits(case):
-    learner, params, _ = case
-    task = toys.task(NUM_SUPPORT)
-    renamed = np.array([2, 0, 1])
+    task, renamed = toys.task(NUM_SUPPORT), np.array([2, 0, 1])
     support = task.support._replace(labels=jnp.array(renamed)[task.support.labels])
 
     def logits(support):
-        state = learner.adapt(params, support, jax.random.key(0), exact_sum())
-        return learner.predict(params, state, task.query.inputs)
+        return case.logits(case.params, support, jax.random.key(0), task.query.inputs)
 
     chex.assert_trees_all_close(
         logits(support)[:, renamed], logits(task.support), **CLOSE
     )
+    assert not np.allclose(logits(support), logits(task.support))
 
 
-@pytest.mark.parametrize("name", toys.LEARNERS)
-def test_what_the_learner_sums_is_additive(name):
-    for additive, args, examples, _ in sums_of(name):
+def test_what_the_learner_sums_is_additive(case):
+    sums, _ = case.sums
+    for additive, args, examples, _ in sums:
         check_additive(additive, args, examples, rtol=1e-10)
-    if name not in toys.BY_VALUE:  # those share one key
-        sum_keys = toys.LEARNERS[name][1]
-        assert len(sums_of(name)) == len(list(sum_keys(jax.random.key(0))))
+    if case.name not in toys.BY_VALUE:  # those share one key
+        assert len(sums) == len(list(case.sum_keys(jax.random.key(0))))
 
 
-@pytest.mark.parametrize("name", toys.LEARNERS)
-def test_encode_gives_the_terms_of_the_last_sum(name):
-    _, args, examples, total = sums_of(name)[-1]
-    encode = made(name)[0].encode
+def test_encode_gives_the_terms_of_the_last_sum(case):
+    _, args, examples, total = case.sums[0][-1]
+    encode = case.learner.encode
     from_encode = exact_sum()(per_example(encode), args, examples, None)
     chex.assert_trees_all_close(from_encode, total, **CLOSE)
 
 
 def test_one_back_propagated_example_is_finite(case, key):
-    learner, params, _ = case
-    lite = jax.jit(
-        lite_grad(episode_loss(learner), num_backprop=1, chunk_size=1, has_aux=True)
-    )
-    grads, _ = lite(params, toys.task(NUM_SUPPORT, support_padding=2), key)
+    _, grads = case.one(case.params, padded_task(), key)
     chex.assert_tree_all_finite(grads)
     assert any(jnp.any(g != 0) for g in jax.tree.leaves(grads))
 
 
 def test_jit_equals_eager(case):
-    learner, params, _ = case
-    lite = lite_value_and_grad(
-        episode_loss(learner, query_chunk_size=3), num_backprop=2, chunk_size=2,
-        has_aux=True,
-    )  # fmt: skip
-    task = toys.task(NUM_SUPPORT, support_padding=1)
-    eager = lite(params, task, jax.random.key(0))
-    chex.assert_trees_all_close(
-        jax.jit(lite)(params, task, jax.random.key(0)), eager, **CLOSE
+    """`adapt` and `predict`; `operator_contract_test` has the gradients' operators."""
+    task = toys.task(NUM_SUPPORT)
+    jitted = case.logits(
+        case.params, task.support, jax.random.key(0), task.query.inputs
     )
+    chex.assert_trees_all_close(jitted, case.sums[1], **CLOSE)
 
 
 def test_one_compilation_serves_all_task_sizes(case):
-    learner, params, _ = case
-    lite = jax.jit(
-        lite_grad(episode_loss(learner), num_backprop=2, chunk_size=2, has_aux=True)
-    )
-    traces = []
-
-    @jax.jit
-    def traced(*args):
-        traces.append(args)
-        return lite(*args)
-
     for support, query in [(6, 4), (4, 2), (3, 6), (9, 1)]:
-        task = toys.task(
-            support, query, support_padding=9 - support, query_padding=6 - query
-        )
-        grads, _ = traced(params, task, jax.random.key(support))
+        task = padded_task(support, query)
+        _, grads = case.one(case.params, task, jax.random.key(support))
         chex.assert_tree_all_finite(grads)
-    assert len(traces) == 1
+    assert case.traces == 1
 
 
 def test_absent_class_gets_no_probability_and_no_nan(case, key):
-    learner, params, _ = case
-    support = toys.task(NUM_SUPPORT).support
-    support = support._replace(mask=support.labels != 1)
+    def without_class_1(examples):
+        return examples._replace(mask=examples.mask & (examples.labels != 1))
+
     task = toys.task(NUM_SUPPORT)
-    query = task.query._replace(mask=task.query.labels != 1)
-    state = learner.adapt(params, support, key, exact_sum())
-    logits = learner.predict(params, state, query.inputs)
-    assert jnp.all(logits[:, 1] == -jnp.inf) and jnp.all(
-        jnp.isfinite(logits[:, [0, 2]])
-    )
-    lite = lite_value_and_grad(
-        episode_loss(learner, query_chunk_size=2), num_backprop=2, has_aux=True
-    )
-    chex.assert_tree_all_finite(lite(params, Task(support, query), jax.random.key(1)))
+    support = without_class_1(task.support)
+    logits = case.logits(case.params, support, key, task.query.inputs)
+    assert jnp.all(logits[:, 1] == -jnp.inf)
+    assert jnp.all(jnp.isfinite(logits[:, [0, 2]]))
+    task = Task(*(without_class_1(examples) for examples in padded_task()))
+    chex.assert_tree_all_finite(case.one(case.params, task, jax.random.key(1)))
 
 
 def test_shapes_are_as_documented(case):
-    learner, params, _ = case
     task = toys.task(NUM_SUPPORT, num_query=5)
-    state = jax.eval_shape(
-        lambda p, s, k: learner.adapt(p, s, k, exact_sum()),
-        params, task.support, jax.random.key(0),
-    )  # fmt: skip
-    logits = jax.eval_shape(learner.predict, params, state, task.query.inputs)
-    assert logits.shape == (5, WAY)
+    inputs = case.params, task.support, jax.random.key(0), task.query.inputs
+    assert jax.eval_shape(case.logits_fn, *inputs).shape == (5, WAY)
 
 
 @pytest.mark.parametrize("way", [-1, 0, 1])
@@ -293,18 +286,3 @@ def test_shapes_are_as_documented(case):
 def test_fewer_than_two_classes_are_refused(name, way):
     with pytest.raises(ValueError, match=f"way={way}"):
         toys.LEARNERS[name][0](way)
-
-
-def test_frozen_parameters_have_no_gradient_and_the_others_the_plain_one(case, key):
-    learner, params, _ = case
-    task = toys.task(NUM_SUPPORT)
-    operator = lite_sum(NUM_SUPPORT, chunk_size=2)
-    learned = {k: v for k, v in params.items() if k not in learner.frozen}
-    if not learned:
-        pytest.skip("the fine-tuner learns nothing but at test time")
-    (loss, _), grads = episode_grad(learner, operator)(params, task, key)
-    exact = jax.jit(exact_value_and_grad(episode_loss(learner), has_aux=True))
-    (expected, _), every = exact(params, task, jax.random.key(1))
-    assert set(grads) == set(learned)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-12)
-    chex.assert_trees_all_close(grads, {name: every[name] for name in learned}, **CLOSE)
