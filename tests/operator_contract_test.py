@@ -1,5 +1,7 @@
 """What every set-sum operator must do; a new operator adds a row to `OPERATORS`."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -46,7 +48,10 @@ def problem():
     return args, examples
 
 
-def expected_sum(args, examples, mask):
+@functools.partial(jax.jit, static_argnames="mask")
+def expected_sum(args, examples, mask=(True,) * N):
+    """The sum of the examples in the mask, one by one."""
+
     def term(n):
         return encode(args, jax.tree.map(lambda x: x[n], examples))
 
@@ -54,42 +59,76 @@ def expected_sum(args, examples, mask):
     return jax.tree.map(lambda *x: sum(x), *kept)
 
 
-def loss_of(set_sum, mask=None):
-    def loss(w, args, examples, key):
+def loss_of(set_sum):
+    def loss(w, args, examples, key, mask=None):
         total = set_sum(per_example(encode), {**args, "w": w}, examples, key, mask)
-        return jnp.exp(total["wave"].mean()) + total["scaled"].sum()
+        return jnp.exp(total["wave"].mean()) + total["scaled"].sum(), total
 
     return loss
 
 
+def gradient_of(set_sum):
+    """`(w, args, examples, key, mask) -> ((loss, sum), gradient)`."""
+    return jax.value_and_grad(loss_of(set_sum), has_aux=True)
+
+
+@functools.cache
+def compiled(name, num_backprop):
+    make, *_ = OPERATORS[name]
+    return jax.jit(gradient_of(make(num_backprop)))
+
+
+def first(count):
+    return jnp.arange(N) < count
+
+
 @rows
-@pytest.mark.parametrize("masked", [False, True])
-def test_value_is_the_masked_sum(name, masked, problem):
-    make, value_is_exact, _ = OPERATORS[name]
+def test_value_is_the_sum(name, problem):
     args, examples = problem
-    mask = jnp.arange(N) % 3 != 1 if masked else jnp.ones(N, bool)
-    num_backprop = 2 if value_is_exact else N
-    found = make(num_backprop)(
-        per_example(encode), args, examples, jax.random.key(0), mask if masked else None
+    (_, found), _ = compiled(name, N)(args["w"], args, examples, jax.random.key(0))
+    chex.assert_trees_all_close(found, expected_sum(args, examples), rtol=1e-12)
+
+
+@rows
+def test_value_is_the_sum_of_what_the_mask_holds(name, problem):
+    value_is_exact = OPERATORS[name][1]
+    args, examples = problem
+    kept = [0, 2, 3, 5] if value_is_exact else [2, 5]  # H = 2 are all
+    mask = tuple(n in kept for n in range(N))
+    (_, found), _ = compiled(name, 2)(
+        args["w"], args, examples, jax.random.key(0), jnp.array(mask)
     )
     chex.assert_trees_all_close(found, expected_sum(args, examples, mask), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in OPERATORS if n.startswith("lite")])
+def test_value_beside_the_gradient_is_that_of_the_exact_sum_bit_for_bit(name, problem):
+    chunked = name not in ("lite", "lite by sensitivity")
+    args, examples = problem
+    inputs = args["w"], args, examples
+    found, _ = compiled(name, N)(*inputs, jax.random.key(0))
+    exact = compiled("exact chunked" if chunked else "exact", N)
+    expected, _ = exact(*inputs, jax.random.key(0))
+    chex.assert_trees_all_equal(found, expected)
 
 
 @rows
 @pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
 def test_gradient_at_h_equal_n(name, make_key, problem):
-    make, _, exact_at_n = OPERATORS[name]
+    exact_at_n = OPERATORS[name][2]
     args, examples = problem
 
+    @jax.jit
+    @jax.grad
     def plain(w):
-        total = expected_sum({**args, "w": w}, examples, [True] * N)
+        total = expected_sum({**args, "w": w}, examples)
         return jnp.exp(total["wave"].mean()) + total["scaled"].sum()
 
-    found = jax.grad(loss_of(make(N)))(args["w"], args, examples, make_key(0))
+    _, found = compiled(name, N)(args["w"], args, examples, make_key(0))
     if exact_at_n:
-        chex.assert_trees_all_close(found, jax.grad(plain)(args["w"]), rtol=1e-10)
+        chex.assert_trees_all_close(found, plain(args["w"]), rtol=1e-10)
     else:
-        assert not np.allclose(found, jax.grad(plain)(args["w"]), rtol=1e-3)
+        assert not np.allclose(found, plain(args["w"]), rtol=1e-3)
 
 
 @rows
@@ -98,6 +137,7 @@ def test_gradient_is_linear_in_the_cotangent(name, problem):
     make, *_ = OPERATORS[name]
     args, examples = problem
 
+    @jax.jit
     def pull_back(cotangent):
         _, vjp = jax.vjp(
             lambda w: make(3)(
@@ -119,19 +159,20 @@ def test_gradient_is_linear_in_the_cotangent(name, problem):
 def test_jit_and_vmap_equal_eager(name, problem):
     make, *_ = OPERATORS[name]
     args, examples = problem
-    masks = jnp.arange(N)[None, :] < jnp.array([7, 4, 1])[:, None]
+    run, masks = gradient_of(make(2)), jnp.stack([first(7), first(4), first(1)])
 
-    def gradient(mask, key):
-        return jax.grad(loss_of(make(2), mask))(args["w"], args, examples, key)
+    def gradient(program, mask, key):
+        return program(args["w"], args, examples, key, mask)[1]
 
     def keys():
         return jax.random.split(jax.random.key(0), 3)
 
-    eager = jnp.stack([gradient(m, k) for m, k in zip(masks, keys(), strict=True)])
-    jitted = jax.jit(gradient)
-    one_by_one = jnp.stack([jitted(m, k) for m, k in zip(masks, keys(), strict=True)])
-    chex.assert_trees_all_close(one_by_one, eager, rtol=1e-10)
-    chex.assert_trees_all_close(jax.vmap(gradient)(masks, keys()), eager, rtol=1e-10)
+    jitted = functools.partial(gradient, compiled(name, 2))
+    one_by_one = jnp.stack([jitted(*pair) for pair in zip(masks, keys(), strict=True)])
+    eager = gradient(run, masks[1], keys()[1])
+    chex.assert_trees_all_close(one_by_one[1], eager, rtol=1e-10)
+    together = jax.jit(jax.vmap(functools.partial(gradient, run)))(masks, keys())
+    chex.assert_trees_all_close(together, one_by_one, rtol=1e-10)
 
 
 @rows
@@ -139,7 +180,9 @@ def test_gradient_of_a_mean_over_tasks_is_the_mean_gradient(name, problem):
     make, *_ = OPERATORS[name]
     args, examples = problem
     tasks = jax.tree.map(lambda x: jnp.stack([x, x[::-1], x]), examples)
-    loss = loss_of(make(3))
+
+    def loss(w, args, examples, key):
+        return loss_of(make(N - 1))(w, args, examples, key)[0]
 
     def keys():
         return jax.random.split(jax.random.key(0), 3)
@@ -156,9 +199,11 @@ def test_gradient_of_a_mean_over_tasks_is_the_mean_gradient(name, problem):
     def task(i):
         return jax.tree.map(lambda x: x[i], tasks)
 
-    each = [jax.grad(loss)(args["w"], args, task(i), k) for i, k in enumerate(keys())]
-    chex.assert_trees_all_close(jax.grad(by_vmap)(args["w"]), sum(each) / 3, rtol=1e-10)
-    chex.assert_trees_all_close(jax.grad(by_scan)(args["w"]), sum(each) / 3, rtol=1e-10)
+    one = jax.jit(jax.grad(loss))
+    each = [one(args["w"], args, task(i), k) for i, k in enumerate(keys())]
+    for mean in (by_vmap, by_scan):
+        found = jax.jit(jax.grad(mean))(args["w"])
+        chex.assert_trees_all_close(found, sum(each) / 3, rtol=1e-10)
 
 
 @rows
@@ -173,9 +218,12 @@ def test_sums_are_in_float32_at_least(name):
         additive = batched(lambda w, terms: w.astype(dtype) * terms["x"].astype(dtype))
         return make(N)(additive, w, terms, jax.random.key(0))
 
-    assert total(jnp.bfloat16(1), jnp.bfloat16).dtype == jnp.float32
-    assert jax.grad(total)(jnp.bfloat16(1), jnp.bfloat16).dtype == jnp.bfloat16
-    assert total(jnp.float64(1), jnp.float64).dtype == jnp.float64
+    def dtype_of(fun, dtype):
+        return jax.eval_shape(lambda w: fun(w, dtype), dtype(1)).dtype
+
+    assert dtype_of(total, jnp.bfloat16) == jnp.float32
+    assert dtype_of(jax.grad(total), jnp.bfloat16) == jnp.bfloat16
+    assert dtype_of(total, jnp.float64) == jnp.float64
 
 
 @rows
@@ -185,26 +233,22 @@ def test_examples_get_no_gradient(name, problem):
     args, examples = problem
 
     def loss(x):
-        return loss_of(make(2))(
-            args["w"], args, {**examples, "x": x}, jax.random.key(0)
-        )
+        changed = {**examples, "x": x}
+        return loss_of(make(2))(args["w"], args, changed, jax.random.key(0))[0]
 
-    assert not jnp.any(jax.grad(loss)(examples["x"]))
+    assert not jnp.any(jax.jit(jax.grad(loss))(examples["x"]))
 
 
 @rows
 def test_rubbish_in_the_padding_does_not_count(name, problem):
-    make, *_ = OPERATORS[name]
     args, examples = problem
-    mask = jnp.arange(N) < 4
-    rubbish = jnp.where(mask[:, None], examples["x"], jnp.nan)
+    rubbish = jnp.where(first(4)[:, None], examples["x"], jnp.nan)
 
     def both(x):
-        return jax.value_and_grad(loss_of(make(4), mask))(
-            args["w"], args, {**examples, "x": x}, jax.random.key(0)
-        )
+        changed = {**examples, "x": x}
+        return compiled(name, 2)(args["w"], args, changed, jax.random.key(0), first(4))
 
-    chex.assert_trees_all_close(both(rubbish), both(examples["x"]), rtol=1e-12)
+    chex.assert_trees_all_equal(both(rubbish), both(examples["x"]))
 
 
 @pytest.mark.parametrize("name", [n for n in OPERATORS if not n.startswith("exact")])
@@ -220,4 +264,4 @@ def test_second_use_of_a_key_is_found(name, problem):
         ].sum()
 
     with pytest.raises(jax.errors.KeyReuseError):
-        jax.jit(jax.grad(nested))(args["w"], jax.random.key(0))
+        jax.jit(jax.grad(nested)).trace(args["w"], jax.random.key(0))
