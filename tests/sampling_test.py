@@ -43,10 +43,14 @@ def population(mask, way=3):
     return Population(mask, rows % way, scores)
 
 
+@functools.partial(jax.jit, static_argnames=["sampling", "num_backprop", "count"])
 def draws(sampling, mask, num_backprop, count=6000):
     keys = jax.random.split(jax.random.key(0), count)
     draw = SAMPLERS[sampling].draw
     return jax.vmap(lambda key: draw(key, population(mask), num_backprop))(keys)
+
+
+draw_at = jax.jit(draw_from, static_argnames="num_backprop")
 
 
 # ------------------------------------------------------------ uniform, as in the paper
@@ -119,11 +123,16 @@ def mean_weights(order, chances, num_backprop):
     ends = np.cumsum(np.asarray(ticks[order], np.int64)) % step
     starts = np.unique(np.append(0, ends))
     after = np.append(starts[1:], step)
-    at = jax.jit(lambda first: draw_from(first, order, ticks, count, num_backprop))
+
+    def at(first):
+        return draw_at(
+            jnp.uint32(first), order, ticks, count, num_backprop=num_backprop
+        )
+
     mean = np.zeros(order.size)
     for start, end in zip(starts, after, strict=True):
-        draw = at(jnp.uint32(start))
-        chex.assert_trees_all_equal(draw, at(jnp.uint32(end - 1)))
+        draw = at(start)
+        chex.assert_trees_all_equal(draw, at(end - 1))
         np.add.at(mean, draw.indices, np.asarray(draw.weights) * (end - start) / step)
     return mean
 
@@ -176,7 +185,7 @@ def test_every_class_gives_its_share(num_backprop):
         population=Population(jnp.ones(12, bool), labels),
         num_backprop=num_backprop,
     )
-    picked = jax.vmap(lambda key: draw(key))(keys)
+    picked = jax.jit(jax.vmap(lambda key: draw(key)))(keys)
     counts = np.stack([(labels[picked.indices] == k).sum(1) for k in range(3)], 1)
     shares = num_backprop * np.array([1, 3, 8]) / 12
     assert np.all(counts >= np.floor(shares)) and np.all(counts <= np.ceil(shares))
@@ -246,14 +255,22 @@ def test_scores_are_the_derivatives_by_the_features():
 LEARNERS = ("protonets", "cnaps", "simple_cnaps")
 
 
-@pytest.mark.parametrize("chunk_size", [None, 2])
-@pytest.mark.parametrize("sampling", BY_SIZE)
-@pytest.mark.parametrize("name", LEARNERS)
-def test_gradients_of_learners_are_unbiased(name, sampling, chunk_size):
-    """The mean of 3000 draws is as far from exact as their own deviation says."""
+@functools.cache
+def exact_of(name):
+    """A learner's loss, its inputs, and the exact gradient and accuracy."""
     learner, params = toys.make_learner(name)
     loss, task = episode_loss(learner), toys.task(9, support_padding=2)
-    exact, aux = exact_grad(loss, has_aux=True)(params, task, jax.random.key(0))
+    exact = jax.jit(exact_grad(loss, has_aux=True))
+    return loss, params, task, exact(params, task, jax.random.key(0))
+
+
+@pytest.mark.parametrize("sampling", BY_SIZE)
+@pytest.mark.parametrize(
+    "name,chunk_size", [("protonets", None), *((name, 2) for name in LEARNERS)]
+)
+def test_gradients_of_learners_are_unbiased(name, sampling, chunk_size):
+    """The mean of 3000 draws is as far from exact as their own deviation says."""
+    loss, params, task, (exact, aux) = exact_of(name)
     gradient = lite_grad(
         loss, num_backprop=3, chunk_size=chunk_size, sampling=sampling, has_aux=True
     )
@@ -272,7 +289,13 @@ def test_gradients_of_learners_are_unbiased(name, sampling, chunk_size):
     np.testing.assert_allclose(found["accuracy"], float(aux["accuracy"]))
 
 
-def loss_under(operator, task):
+@functools.cache
+def loss_under(sampling, chunk_size):
+    """The loss beside its gradient; `sampling` None stands for the exact sum."""
+    task = toys.task(9, support_padding=2)
+    operator = (
+        exact_sum(chunk_size) if sampling is None else lite_sum(3, chunk_size, sampling)
+    )
     learner = protonets(toys.network(), way=3)
     params = learner.init(jax.random.key(1), task.support.inputs[0])
     fun = functools.partial(episode_loss(learner), set_sum=operator)
@@ -282,11 +305,8 @@ def loss_under(operator, task):
 
 @pytest.mark.parametrize("sampling", BY_SIZE)
 def test_value_is_that_of_the_exact_sum_bit_for_bit(sampling):
-    task = toys.task(9, support_padding=2)
     for chunk_size in (None, 2):
-        operators = exact_sum(chunk_size), lite_sum(3, chunk_size, sampling)
-        exact, lite = (loss_under(operator, task) for operator in operators)
-        assert exact == lite
+        assert loss_under(sampling, chunk_size) == loss_under(None, chunk_size)
 
 
 def test_sensitivity_by_class_halves_the_variance_of_the_paper():
@@ -304,7 +324,8 @@ def test_sensitivity_by_class_halves_the_variance_of_the_paper():
         def gradient(key):
             return jax.grad(lambda a: operator(pooled, a, examples, key))(1.0)
 
-        return jax.vmap(gradient)(jax.random.split(jax.random.key(0), 2000)).var()
+        keys = jax.random.split(jax.random.key(0), 2000)
+        return jax.jit(jax.vmap(gradient))(keys).var()
 
     assert spread("stratified_sensitivity") < 0.5 * spread("with_replacement")
 
