@@ -21,6 +21,8 @@ from lite_jax import (
 from lite_jax.sampling import Sampler, sample_uniform
 from tests import toys
 
+pytestmark = pytest.mark.optimised
+
 square = per_example(lambda a, x: a * x**2)
 
 # ------------------------------------------------------------------- unbiasedness

@@ -7,7 +7,7 @@ import pytest
 from experiments.memory import make_inputs, temporary_bytes
 from lite_jax import budget, episode_grad, lite_sum, nn, simple_cnaps
 
-pytestmark = pytest.mark.usefixtures("as_users_run_it")
+pytestmark = [pytest.mark.usefixtures("as_users_run_it"), pytest.mark.optimised]
 
 
 @pytest.mark.parametrize("operator", ["lite", "exact, chunked"])

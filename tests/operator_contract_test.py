@@ -10,6 +10,8 @@ import pytest
 
 from lite_jax import batched, exact_sum, lite_sum, per_example, subsample_sum
 
+pytestmark = pytest.mark.optimised
+
 N = 7
 OPERATORS = {
     # name: (operator at a given H, is the value exact?, is it exact at H = N?)

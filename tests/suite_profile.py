@@ -1,9 +1,9 @@
 """Measure where the suite's seconds go: a pytest plugin, and a command that runs it.
 
-    python -m tests.suite_profile
+    python -m tests.suite_profile [PYTEST'S ARGUMENTS]
 
-runs the suite and writes a row for each test to `experiments/results/suite.jsonl`. As
-a plugin, `-p tests.suite_profile --profile=FILE` does the same for any selection.
+runs the README's test command, and writes a row for each file of tests and for each of
+the slowest tests to `tests/suite.jsonl`, and the page `docs/suite.md` from these rows.
 
 JAX reports the phases of a test through `jax.monitoring`: tracing, lowering to MLIR,
 compiling in XLA. To these come waiting for other processes, and the rest, which runs
@@ -14,11 +14,14 @@ a function traces those that it calls. The time of an inner phase counts for it 
 from __future__ import annotations
 
 import collections
+import datetime
 import functools
 import json
+import os
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -26,7 +29,9 @@ from pathlib import Path
 import jax
 import pytest
 
-ROWS = Path(__file__).parents[1] / "experiments/results/suite.jsonl"
+ROOT = Path(__file__).parents[1]
+ROWS, PAGE = ROOT / "tests/suite.jsonl", ROOT / "docs/suite.md"
+SLOWEST = 30
 PHASES = {
     "/jax/core/compile/jaxpr_trace_duration": "trace",
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower",
@@ -163,7 +168,7 @@ def cpu_seconds():
 
 def pytest_addoption(parser):
     """Add the option that names the file of rows."""
-    parser.addoption("--profile", default=str(ROWS), help="the file to append rows to")
+    parser.addoption("--profile", required=True, help="the file to append rows to")
 
 
 def pytest_configure(config):
@@ -171,13 +176,143 @@ def pytest_configure(config):
     config.pluginmanager.register(Profile(config), "suite-profile")
 
 
+# ---------------------------------------------------------------------------- page
+
+
+def summary(measured):
+    """Return the rows to commit: the run, its files of tests, its slowest tests."""
+    tests = [row for row in measured if "test" in row]
+    imports = [row for row in measured if "file" in row]
+    workers = len({row["worker"] for row in imports})
+    files = collections.defaultdict(collections.Counter)
+    for row in imports:
+        files[row["file"]]["import"] += row["wall"] / workers
+    for row in tests:
+        of_file = files[row["test"].split("::")[0]]
+        of_file.update(numbers_of(row), tests=1)
+    slowest = sorted(tests, key=lambda row: -row["wall"])[:SLOWEST]
+    return [
+        {"date": datetime.date.today().isoformat(), "jax": jax.__version__,
+         "cores": os.cpu_count(), "workers": workers},
+        *({"file": name, **rounded(files[name])} for name in by_wall(files)),
+        *({"test": row["test"], **rounded(numbers_of(row))} for row in slowest),
+    ]  # fmt: skip
+
+
+def numbers_of(row):
+    """Return a test's seconds by phase, which add up to `wall`, and its counts."""
+    seconds, counts = row["seconds"], row["counts"]
+    rest = max(0.0, row["wall"] - sum(seconds.values()))
+    compiled = counts.get("compile", 0) - counts.get("cached", 0)
+    numbers = {"wall": row["wall"], "cpu": row["cpu"], **seconds, "rest": rest}
+    return collections.Counter(numbers, compilations=compiled)
+
+
+def by_wall(files):
+    """Return the names of the files, the slowest first."""
+    return sorted(files, key=lambda name: -files[name]["wall"])
+
+
+def rounded(numbers):
+    """Return numbers with two digits after the point."""
+    return {name: round(value, 2) for name, value in numbers.items()}
+
+
+def page(rows):
+    """Return the page of the committed rows."""
+    run, *rows = rows
+    files = [row for row in rows if "file" in row]
+    tests = [row for row in rows if "test" in row]
+    columns = ("tests", "wall", "cpu", "import", "trace", "lower", "compile", "wait",
+               "rest", "compilations")  # fmt: skip
+    total = collections.Counter()
+    for row in files:
+        total.update({name: row.get(name, 0) for name in columns})
+    return PAGE_TEXT.format(
+        **run, count=total["tests"], minutes=total["wall"] / run["workers"] / 60,
+        files=table("file", columns, [{"file": "all", **total}, *files]),
+        slowest=table("test", [*columns[1:3], *columns[4:]], tests),
+    )  # fmt: skip
+
+
+PAGE_TEXT = """# Where the tests' time goes
+
+This page is for contributors. `python -m tests.suite_profile` runs the README's test
+command and writes the page anew. The run shown: {date}, {cores} cores, jax {jax},
+{count} tests in {workers} workers, {minutes:.1f} minutes of tests in each.
+
+`wall` is the sum of the next phases, in seconds. JAX reports `trace`, `lower` and
+`compile`; `wait` is for other processes; `rest` is Python and running programs.
+`import` is the time of importing the file, as the mean of the workers. `cpu` counts all
+threads, and child processes that have ended. `compilations` counts programs of XLA: an
+eager operation on a new shape is one, too.
+
+A slow test is a design fault. What helps, in this order:
+
+1. Hand what varies to a compiled function as an argument: parameters, images, masks,
+   keys. What it closes over is a constant, which XLA folds for seconds.
+2. Let properties share programs, as `tests/learner_contract_test.py` does.
+3. Take the least network, image and way that show the property.
+4. Where only shapes or dtypes matter, `jax.eval_shape` compiles nothing.
+5. Call a program's `main` in the test's own process.
+
+The tests run XLA's cheapest code (`tests/conftest.py`), which takes a tenth of the time
+to compile. Tests of compiled code itself, of its memory and its rounding, are marked
+`optimised`: CI runs them again in the code that users run, with
+`XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"`.
+Tests marked `slow` run in CI's second step, by `python -m pytest -n 2 -m slow`:
+browsers, kills, fuzzing, two processes, parity with other libraries.
+
+## By file
+
+{files}
+
+## The slowest tests
+
+{slowest}
+"""
+
+
+def table(name, columns, rows):
+    """Return a Markdown table, with names in code."""
+    lines = [f"| {name} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        cells = [written(row.get(column, 0)) for column in columns]
+        lines.append(f"| `{row[name].removeprefix('tests/')}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def written(number):
+    """Return a number as the page shows it: whole, or with one digit."""
+    return str(number) if isinstance(number, int) else f"{number:.1f}"
+
+
+def read(path):
+    """Return the rows of a file."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
 def main():
-    """Profile the whole suite; further arguments go to pytest."""
-    ROWS.unlink(missing_ok=True)
-    pytest_command = [sys.executable, "-m", "pytest", "-n", "2"]
-    plugin = ["-p", "tests.suite_profile", f"--profile={ROWS}"]
-    sys.exit(subprocess.run([*pytest_command, *plugin, *sys.argv[1:]]).returncode)
+    """Profile the suite and write the rows and the page; return pytest's status."""
+    with tempfile.TemporaryDirectory() as folder:
+        measured = Path(folder) / "tests.jsonl"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n",
+            "2",
+            "-p",
+            "tests.suite_profile",
+        ]
+        found = subprocess.run(
+            [*command, f"--profile={measured}", *sys.argv[1:]], cwd=ROOT
+        )
+        rows = summary(read(measured))
+    ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    PAGE.write_text(page(rows))
+    return found.returncode
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
