@@ -2,35 +2,40 @@
 
 Write a loss over a support set with one `set_sum` in it; `lite_grad` gives its
 unbiased gradient at the memory of one chunk of examples. See `lite_jax.lite`.
+
+Names are loaded when they are asked for (PEP 562): `from lite_jax import lite_grad`
+imports the gradient's own modules, which need JAX and NumPy alone.
 """
 
-from lite_jax.classify import load
-from lite_jax.errors import UserError
-from lite_jax.learners import (
-    cnaps,
-    finetuner,
-    imaml,
-    maml,
-    mrml,
-    protonets,
-    simple_cnaps,
-)
-from lite_jax.lite import (
-    Pooled,
-    Sampler,
-    batched,
-    check_additive,
-    exact_grad,
-    exact_sum,
-    exact_value_and_grad,
-    lite_grad,
-    lite_sum,
-    lite_value_and_grad,
-    per_example,
-    subsample_sum,
-)
-from lite_jax.objectives import episode_grad, episode_loss
-from lite_jax.types import Examples, GradFn, Learner, Network, SetSum, Task
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors; a test compares it with `_MODULES`
+    from lite_jax.classify import load
+    from lite_jax.errors import UserError
+    from lite_jax.learners.cnaps import cnaps, simple_cnaps
+    from lite_jax.learners.finetuner import finetuner
+    from lite_jax.learners.imaml import imaml
+    from lite_jax.learners.maml import maml
+    from lite_jax.learners.mrml import mrml
+    from lite_jax.learners.protonets import protonets
+    from lite_jax.lite import (
+        Pooled,
+        Sampler,
+        batched,
+        check_additive,
+        exact_grad,
+        exact_sum,
+        exact_value_and_grad,
+        lite_grad,
+        lite_sum,
+        lite_value_and_grad,
+        per_example,
+        subsample_sum,
+    )
+    from lite_jax.objectives import episode_grad, episode_loss
+    from lite_jax.types import Examples, GradFn, Learner, Network, SetSum, Task
 
 __version__ = "0.1.0"
 
@@ -65,3 +70,37 @@ __all__ = [
     "simple_cnaps",
     "subsample_sum",
 ]
+
+_MODULES = {
+    "classify": ["load"],
+    "errors": ["UserError"],
+    "learners.cnaps": ["cnaps", "simple_cnaps"],
+    "learners.finetuner": ["finetuner"],
+    "learners.imaml": ["imaml"],
+    "learners.maml": ["maml"],
+    "learners.mrml": ["mrml"],
+    "learners.protonets": ["protonets"],
+    "lite": ["Pooled", "Sampler", "batched", "check_additive", "exact_grad",
+             "exact_sum", "exact_value_and_grad", "lite_grad", "lite_sum",
+             "lite_value_and_grad", "per_example", "subsample_sum"],
+    "objectives": ["episode_grad", "episode_loss"],
+    "types": ["Examples", "GradFn", "Learner", "Network", "SetSum", "Task"],
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name, or a module of the package, where it is first asked for."""
+    if name in _MODULE_OF:
+        module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
+        globals()[name] = getattr(module, name)
+        return globals()[name]
+    full_name = f"{__name__}.{name}"
+    if name.startswith("_") or importlib.util.find_spec(full_name) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(full_name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -1,25 +1,19 @@
-"""The command `lite-jax`: adapt to photographs and predict, train, look and report."""
+"""The command `lite-jax`: adapt to photographs and predict, train, look and report.
+
+A command imports what it runs, so that help and mistakes are told at once.
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lite_jax.classify import load, load_classifier
-from lite_jax.classify.predictions import (
-    FORMATS,
-    check_sheet,
-    draw_predictions,
-    predict_files,
-)
-from lite_jax.doctor import examine
 from lite_jax.errors import UserError
-from lite_jax.metrics import write_atomically
-from lite_jax.progress import tell_on_stderr
 
 
 def run() -> None:
@@ -45,8 +39,21 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(130)
 
 
+def tell_on_stderr() -> None:
+    """Write what the package logs, such as unreadable files, to stderr, a line each."""
+    logger = logging.getLogger("lite_jax")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not logger.handlers:  # a command may run another
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lite-jax", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="lite-jax", description=__doc__.split("\n\n")[0]
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(run: Callable[[argparse.Namespace], None], text: str):
@@ -67,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     predict = add(_predict, "classify images by an adapted classifier")
     predict.add_argument("--classifier", required=True, help="what adapt wrote")
     predict.add_argument("paths", nargs="+", metavar="PATH", help="images, or folders")
-    predict.add_argument("--format", default="table", choices=sorted(FORMATS))
+    predict.add_argument("--format", default="table", choices=_FORMATS)
     predict.add_argument("--out", help="write there in place of printing")
     predict.add_argument("--sheet", help="a .png of all images by predicted class")
     demo = add(_demo, "serve a page that learns classes as photographs are dropped")
@@ -80,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _adapt(arguments: argparse.Namespace) -> None:
+    from lite_jax.classify import load
+
     out = Path(arguments.out).expanduser()
     _check_replaceable(out)
     learner = load(arguments.checkpoint)
@@ -105,6 +114,8 @@ def _check_place(out: Path) -> None:
 
 def _check_replaceable(out: Path) -> None:
     """Raise where a file stands that no classifier is lost with."""
+    from lite_jax.classify import load_classifier
+
     _check_place(out)
     if out.exists():
         try:
@@ -116,6 +127,15 @@ def _check_replaceable(out: Path) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    from lite_jax.classify import load_classifier
+    from lite_jax.classify.predictions import (
+        FORMATS,
+        check_sheet,
+        draw_predictions,
+        predict_files,
+    )
+    from lite_jax.metrics import write_atomically
+
     if arguments.sheet:
         check_sheet(Path(arguments.sheet))
     if arguments.out:
@@ -148,6 +168,8 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
+    from lite_jax.doctor import examine
+
     del arguments
     print(examine())
 
@@ -180,6 +202,7 @@ def _run_module(name: str, argv: list[str]) -> None:
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
+_FORMATS = ("csv", "json", "table")  # those of `lite_jax.classify.predictions`
 _PASSED_ON = {"describe": _describe, "eval": _eval, "report": _report, "train": _train}
 _TEXTS = {
     "describe": "count a data set, and draw an episode (python -m lite_jax.data)",

@@ -1,5 +1,7 @@
 """The command line: flags, and one call.
 
+A program is imported once the flags are right, so that mistakes are told at once.
+
 python -m lite_jax.main --config=configs/protonets.py[:VARIANT,…] [--workdir=FOLDER]
     [--mode=train|eval|export] [--hosts=auto|ADDRESS:PORT,COUNT,INDEX]
     [--config.KEY=VALUE …]
@@ -17,16 +19,9 @@ import absl.logging
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from lite_jax import parallel
-from lite_jax.benchmarks import run_benchmark
-from lite_jax.deploy import export_run
+from lite_jax.cli import tell_on_stderr
 from lite_jax.errors import UserError, unknown_name
-from lite_jax.evaluate import evaluate_checkpoint, format_results
 from lite_jax.preemption import EXIT_CODE, Preempted
-from lite_jax.progress import tell_on_stderr
-from lite_jax.reweight import run_reweighting
-from lite_jax.rl import evaluate_policy, run_policy
-from lite_jax.train import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Python file with get_config, as FILE or FILE:ARGUMENTS."
@@ -58,17 +53,26 @@ def main(argv: Sequence[str]) -> None:
         print(alone(config, workdir))
         print(f"workdir: {workdir}")
         return
+    from lite_jax import parallel
+
     if _HOSTS.value is not None:
         parallel.connect(_HOSTS.value)
         if not parallel.is_main():
             logging.getLogger("lite_jax").setLevel(logging.WARNING)
     if _MODE.value == "eval" and config.benchmark.name:
+        from lite_jax.benchmarks import run_benchmark
+
         print(run_benchmark(config, workdir))
         print(f"rows: {workdir / config.benchmark.name}.jsonl")
         return
     if _MODE.value == "export":
+        from lite_jax.deploy import export_run
+
         print(export_run(config, workdir))
         return
+    from lite_jax.evaluate import evaluate_checkpoint, format_results
+    from lite_jax.train import train_and_evaluate
+
     run = {"train": train_and_evaluate, "eval": evaluate_checkpoint}[_MODE.value]
     results = run(config, workdir)
     if parallel.is_main():
@@ -82,9 +86,9 @@ def _alone(config: ConfigDict) -> Callable[[ConfigDict, Path], str] | None:
     Raises:
         UserError: It is asked for what it does not do.
     """
-    runs: dict[str, dict[str, Callable[[ConfigDict, Path], str]]] = {
-        "reweight.job": {"train": run_reweighting},
-        "rl.environment": {"train": run_policy, "eval": evaluate_policy},
+    runs = {
+        "reweight.job": {"train": _run_reweighting},
+        "rl.environment": {"train": _run_policy, "eval": _evaluate_policy},
     }
     for setting, modes in runs.items():
         if not operator.attrgetter(setting)(config):
@@ -101,6 +105,24 @@ def _alone(config: ConfigDict) -> Callable[[ConfigDict, Path], str] | None:
             )
         return modes[_MODE.value]
     return None
+
+
+def _run_reweighting(config: ConfigDict, workdir: Path) -> str:
+    from lite_jax.reweight import run_reweighting
+
+    return run_reweighting(config, workdir)
+
+
+def _run_policy(config: ConfigDict, workdir: Path) -> str:
+    from lite_jax.rl import run_policy
+
+    return run_policy(config, workdir)
+
+
+def _evaluate_policy(config: ConfigDict, workdir: Path) -> str:
+    from lite_jax.rl import evaluate_policy
+
+    return evaluate_policy(config, workdir)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -18,17 +18,6 @@ _logger = logging.getLogger(__name__)
 _SHOWN = ("loss", "accuracy", "return")  # beside the bar
 
 
-def tell_on_stderr() -> None:
-    """Write what the package logs, such as unreadable files, to stderr, a line each."""
-    logger = logging.getLogger("lite_jax")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    if not logger.handlers:  # a command may run another
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-
-
 class Reporter:
     """Writes each step's metrics one step late, so that reading never waits."""
 

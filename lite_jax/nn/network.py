@@ -45,9 +45,9 @@ def make_network(
 
     def init(key: Any, example_spec: Any) -> Any:
         _check_size(name, example_spec.shape[:2], least_size, multiple)
-        images = jnp.zeros((1, *example_spec.shape), jnp.float32)
+        images = jax.ShapeDtypeStruct((1, *example_spec.shape), jnp.float32)
         channels = example_spec.shape[2]
-        params = module.init(key, images).get("params", {})
+        params = module.lazy_init(key, images).get("params", {})
         statistics = {"mean": _fill(mean, channels), "std": _fill(std, channels)}
         return {INPUT: statistics, **params}
 

@@ -1,0 +1,119 @@
+"""A gradient loads its own modules alone; help and mistakes load nothing heavy."""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lite_jax
+from lite_jax import cli
+from lite_jax.classify.predictions import FORMATS
+
+ROOT = Path(__file__).parents[1]
+GRADIENT = {
+    "lite_jax", "lite_jax.additive", "lite_jax.chunks", "lite_jax.errors",
+    "lite_jax.lite", "lite_jax.partition", "lite_jax.recompute", "lite_jax.sampling",
+    "lite_jax.types",
+}  # fmt: skip
+
+
+def loaded(code):
+    """The modules that each line of the code adds, in a process of its own."""
+    program = """
+import json, sys
+added, before = [], set(sys.modules)
+for line in sys.argv[1].splitlines():
+    try:
+        exec(line)
+    except SystemExit:
+        pass
+    added.append(sorted(set(sys.modules) - before))
+    before = set(sys.modules)
+print("\\n" + json.dumps(added))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program, code],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [set(names) for names in json.loads(found.stdout.splitlines()[-1])]
+
+
+def roots(names):
+    return {name.split(".")[0] for name in names}
+
+
+def test_the_gradient_needs_jax_numpy_and_its_own_modules():
+    _, added, rest = loaded(
+        "import jax, jax.numpy, numpy\n"
+        "from lite_jax import lite_grad\n"
+        "from lite_jax import protonets"
+    )
+    assert {name for name in added if name.startswith("lite_jax")} == GRADIENT
+    assert roots(added) - set(sys.stdlib_module_names) <= {"jax", "numpy", "lite_jax"}
+    assert "flax" in roots(rest)  # so the list above could be longer
+
+
+HEAVY = {"jax", "flax", "orbax", "optax", "scipy", "PIL", "tensorboardX"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], [], ["--config=configs/nope.py"],
+     ["--config=configs/protonets.py", "--config.foo=1"],
+     ["--config=configs/protonets.py:digts"]],
+    ids=["help", "no config", "no such file", "unknown setting", "unknown variant"],
+)  # fmt: skip
+def test_help_and_mistakes_of_a_run_load_nothing_heavy(arguments):
+    _, added = loaded(
+        f"import sys; sys.argv = ['main', *{arguments}]\n"
+        "import runpy; runpy.run_module('lite_jax.main', run_name='__main__')"
+    )
+    assert "ml_collections" in roots(added)
+    assert not HEAVY & roots(added)
+
+
+def test_help_of_the_command_loads_nothing_heavy():
+    _, *added = loaded(
+        "import lite_jax.cli\n"
+        + "\n".join(
+            f"lite_jax.cli.main({arguments})"
+            for arguments in (["--help"], ["adapt", "--help"], ["predict", "--help"])
+        )
+    )
+    assert len(added) == 3 and not any(HEAVY & roots(names) for names in added)
+
+
+def test_formats_of_the_help_are_those_that_can_be_written():
+    assert tuple(sorted(FORMATS)) == cli._FORMATS
+
+
+def test_every_public_name_is_loaded_when_asked_for():
+    for name, module in lite_jax._MODULE_OF.items():
+        whole = importlib.import_module(f"lite_jax.{module}")
+        assert getattr(lite_jax, name) is getattr(whole, name)
+        assert callable(getattr(lite_jax, name))
+    assert set(lite_jax.__all__) <= set(dir(lite_jax))
+    assert sorted(lite_jax._MODULE_OF) == sorted(lite_jax.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'lite_gard'"):
+        lite_jax.lite_gard  # noqa: B018
+
+
+def test_modules_are_attributes():
+    _, added = loaded("import lite_jax\nlite_jax.nn.conv4; lite_jax.data.folder")
+    assert {"lite_jax.nn", "lite_jax.data"} <= added
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse((ROOT / "lite_jax/__init__.py").read_text())
+    typed = {
+        alias.name: node.module.removeprefix("lite_jax.")
+        for branch in tree.body
+        if isinstance(branch, ast.If)
+        for node in branch.body
+        for alias in node.names
+    }
+    assert typed == lite_jax._MODULE_OF
