@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def stepper(config: ConfigDict) -> Callable[[], None]:
     return step
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train once for each seed and method, and emit a row a run."""
     found = parser("accuracy under different gradients after equal time")
     found.add_argument(
@@ -117,7 +117,7 @@ def main() -> None:
     found.add_argument("--steps", type=int, default=300, help="of the exact gradient")
     found.add_argument("--seeds", type=int, default=3)
     found.add_argument("--equal-steps", action="store_true", help="not equal time")
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     names = ["exact", "small tasks"] if arguments.smoke else list(METHODS)
     seconds = seconds_a_step({name: make_config(arguments, 0, name) for name in names})
     for seed in range(1 if arguments.smoke else arguments.seeds):

@@ -16,7 +16,7 @@ import io
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,12 @@ CASES = {
 SIZE = 84
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit a row for each learner."""
     found = parser("seconds until a classifier is adapted, and until it answers")
     found.add_argument("--classes", type=int, default=10)
     found.add_argument("--photographs", type=int, default=5, help="of each class")
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     chosen = list(CASES)[:1] if arguments.smoke else list(CASES)
     for name in chosen:
         for photographs in (1, 2) if arguments.smoke else (arguments.photographs,):

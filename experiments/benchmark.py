@@ -29,7 +29,7 @@ import importlib
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,7 +88,7 @@ class Method(NamedTuple):
     facts: dict[str, Any]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit a row for each learner, backbone, size and method."""
     found = parser("speed and memory of one gradient")
     found.add_argument("--learner", choices=LEARNERS, help="one only")
@@ -96,7 +96,7 @@ def main() -> None:
     found.add_argument("--sizes", help="N,M,H,pixels: one only")
     found.add_argument("--large", action="store_true", help="the sizes of a GPU")
     found.add_argument("--rounds", type=int, default=5)
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     sizes = [Sizes(*s) for s in (GPU_SIZES if arguments.large else CPU_SIZES)]
     if arguments.sizes:
         sizes = [Sizes(*map(int, arguments.sizes.split(",")))]

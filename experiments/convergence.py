@@ -21,7 +21,7 @@ Parts of the rows:
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -36,9 +36,9 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 Tasks = dict[str, jax.Array]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit the rows of every part, in float64."""
-    arguments = parser("convergence of MRML").parse_args()
+    arguments = parser("convergence of MRML").parse_args(argv)
     with jax.enable_x64(True):
         for row in convergence(arguments.smoke):
             emit(arguments.out, {"experiment": "convergence"} | row)

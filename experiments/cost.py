@@ -12,7 +12,7 @@ adaptation has one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -48,11 +48,11 @@ LEARNERS: dict[str, tuple[Callable[[Network], Learner], int]] = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit a row for each learner."""
     found = parser("cost of adapting to a task")
     found.add_argument("--full", action="store_true", help="EfficientNet-B0 at 224")
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     size = 224 if arguments.full else 84
     name = "efficientnet_b0" if arguments.full else "resnet18"
     if arguments.smoke:

@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -357,11 +357,11 @@ def json_like(whole: Any) -> st.SearchStrategy[Any]:
 # ------------------------------------------------------------------------------ main
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit a row for each reader."""
     found = parser("readers given broken files")
     found.add_argument("--examples", type=int, default=20_000, help="of each kind")
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     examples = 20 if arguments.smoke else arguments.examples
     for name in READERS:
         row = {"experiment": "fuzz", "reader": name, "examples": examples}

@@ -1,6 +1,6 @@
 """Readers under coverage-guided fuzzing: libFuzzer, by Atheris.
 
-    pip install -e '.[test,fuzz]'
+    pip install -e '.[test]'
     python -m experiments.fuzz_guided [--runs=100000] [--smoke]
         [--out=experiments/results/fuzz_guided.jsonl]
 

@@ -26,7 +26,7 @@ import argparse
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,14 @@ CURVATURE = 0.6043  # the largest of the cleaning problem
 OUTER_STEPS, INNER_STEPS, INNER_RATE = 300, 10, 1 / CURVATURE
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit the rows of every part."""
     found = parser("hypergradient estimators")
     add_data(found)
     found.add_argument("--steps", type=int, default=400, help="of few-shot training")
     found.add_argument("--only", choices=PARTS, help="one part")
     found.add_argument("--method", choices=METHODS, help="one of the few-shot part")
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     if arguments.smoke:
         arguments.steps = 2
     for name, part in PARTS.items():

@@ -20,6 +20,7 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,11 +56,11 @@ class Count(NamedTuple):
     identical: int
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit a row for each signal."""
     found = parser("runs killed at random moments")
     found.add_argument("--kills", type=int, default=100, help="of each kind")
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     kills = 1 if arguments.smoke else arguments.kills
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/compiled"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -78,14 +79,14 @@ def adaptation_macs(config: ConfigDict) -> int:
     return count_macs(adapt, params, support, jax.random.key(0))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train and test each learner, and emit a row for each."""
     found = parser("accuracy and cost of learners on one pretrained backbone")
     found.add_argument("--root", default="", help="folder of photographs")
     found.add_argument("--weights", default="", help="of the backbone")
     found.add_argument("--steps", type=int, default=200, help="of meta-training")
     found.add_argument("--tasks", type=int, default=600, help="of each kind of test")
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     for learner in LEARNERS:
         config = make_config(arguments, learner)
         macs = adaptation_macs(config)

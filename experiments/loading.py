@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,11 @@ def in_a_process(case: dict[str, Any]) -> dict[str, float]:
     return json.loads(found.stdout)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Make the records and the cache, and emit a row a case."""
     found = parser("loading episodes")
     found.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     if arguments.measure:
         print(json.dumps(measure(arguments.measure)))
         return

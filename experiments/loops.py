@@ -19,7 +19,7 @@ Seconds are medians over rounds in which every variant runs once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,12 +39,12 @@ NUM_IMAGES, SIZE, CHUNK = 120, 84, 20
 Run = Callable[[], Any]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit a row for each backbone, H and variant."""
     found = parser("loops over chunks")
     found.add_argument("--backbone", choices=BACKBONES, help="one only")
     found.add_argument("--rounds", type=int, default=5)
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     count, rounds, names = NUM_IMAGES, arguments.rounds, list(BACKBONES)
     if arguments.smoke:
         count, rounds, names = 3 * CHUNK, 1, ["conv4"]

@@ -12,7 +12,7 @@ both called in turn, and temporary bytes as compiled.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,8 @@ def by_inverses(features, labels, mask, queries, targets, way):
     """The loss by explicit inverses, class by class, all in one batched call."""
     size = features.shape[1]
     weights = mask.astype(features.dtype)
-    centred = features - (weights @ features) / weights.sum()
+    centre = (weights @ features) / weights.sum()
+    centred = features - centre[None, :]
     members = jax.nn.one_hot(labels, way).T * weights[None, :]
     counts = members.sum(1)
     means = members @ centred / counts[:, None]
@@ -47,7 +48,7 @@ def by_inverses(features, labels, mask, queries, targets, way):
         return jnp.linalg.inv(share * own + (1 - share) * task + jnp.eye(size))
 
     precisions = jax.vmap(precision)(members, counts, means)
-    apart = (queries - (weights @ features) / weights.sum())[None] - means[:, None]
+    apart = (queries - centre[None, :])[None] - means[:, None]
     distances = jnp.einsum("kmd,kde,kme->mk", apart, precisions, apart)
     return _loss(-distances, targets)
 
@@ -72,10 +73,10 @@ def make_problem(num_support: int, size: int, way: int, num_query: int):
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Compile both, run them in turn, and emit a row for each N."""
     found = parser("Mahalanobis heads: factors of the smaller side against inverses")
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     size, way, num_query = (64, 5, 8) if arguments.smoke else (1280, 50, 40)
     for num_support in (20, 80) if arguments.smoke else (100, 500):
         problem = make_problem(num_support, size, way, num_query)

@@ -23,7 +23,7 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -184,12 +184,12 @@ def compiled_cases(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield case | {"num_backprop": num_backprop}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit a row for each case, compiled and measured."""
     found = parser("memory of a gradient")
     found.add_argument("--full", action="store_true", help="224-pixel images too")
     found.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     if arguments.measure:
         print(measure(*arguments.measure))
         return

@@ -62,7 +62,7 @@ TOLD = ("dataset", "shot", "steps", "seed", "penalty", "penalty_on")
 FIXED, START = 0.1, 0.02  # step sizes: those that stay, and where learned ones start
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit the rows of every part."""
     found = parser("p-Meta beside other inner rules, and its ablations")
     add_data(found)
@@ -74,7 +74,7 @@ def main() -> None:
     found.add_argument("--seed", type=int, default=0, help="of weights and tasks")
     found.add_argument("--only", default="", choices=("", *PARTS), help="one part")
     found.add_argument("--method", choices=METHODS, help="one of them")
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     if arguments.smoke:
         arguments.steps, arguments.tasks = 2, 3
     for name in [arguments.only] if arguments.only else list(PARTS):
@@ -141,7 +141,9 @@ def make_config(arguments: argparse.Namespace, rule: str, **inner: Any) -> Confi
     config.learner, config.seed = "maml", arguments.seed
     config.inner.rule, config.inner.learned_head = rule, True
     config.inner.learning_rate = FIXED if rule in ("sgd", "anil", "boil") else START
-    config.inner.first_order = arguments.smoke  # compiled in half the time
+    if arguments.smoke:  # what compiles and runs fast
+        config.inner.first_order, config.inner.steps = True, 2
+        config.backbone.width = 8
     config.inner.update(inner)
     config.gradient.estimator = "plain"
     config.optimizer.learning_rate = 2e-3

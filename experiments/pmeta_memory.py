@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -62,11 +62,11 @@ class Case(NamedTuple):
         return [layer.path for layer in self.architecture.layers]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit the rows of every network."""
     found = parser("memory of adaptation plans")
     found.add_argument("--network", choices=NETWORKS, help="one only")
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     names = [arguments.network] if arguments.network else list(NETWORKS)
     for name in names[-1:] if arguments.smoke else names:
         case = make_case(*NETWORKS[name])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,12 @@ METHODS = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit a row for each method."""
     found = parser("policies after adaptation, by inner rule")
     found.add_argument("--environment", default="navigation")
     found.add_argument("--full", action="store_true", help="the paper's sizes")
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     chosen = list(METHODS)[-2:] if arguments.smoke else list(METHODS)
     for name in chosen:
         emit(arguments.out, row_of(arguments, name))

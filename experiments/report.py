@@ -15,7 +15,7 @@ import base64
 import html
 import io
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -710,13 +710,13 @@ img{max-width:100%}code{background:#f3f3f3;padding:.1rem .3rem}.origin{color:#66
 # ---------------------------------------------------------------------------- page
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Write the page, and the figures beside it if asked."""
     parser = argparse.ArgumentParser(description="one page from all rows")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=Path("report.html"))
     parser.add_argument("--figures", type=Path, help="folder for PNG files")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if not arguments.results.is_dir():
         parser.error(f"--results={arguments.results}: no such folder of .jsonl files")
     arguments.out.write_text(page(arguments.results, arguments.figures))

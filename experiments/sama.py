@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,12 @@ BATCH, LENGTH, VOCABULARY = 16, 32, 1000
 OPTIMIZER = optax.adam(1e-3)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit the rows of every part."""
     found = parser("learned weights of training examples")
     found.add_argument("--seeds", type=int, default=3)
     found.add_argument("--only", choices=PARTS, help="one part")
-    arguments = found.parse_args()
-    jax.config.update("jax_num_cpu_devices", 4)
+    arguments = found.parse_args(argv)
     for name, part in PARTS.items():
         if arguments.only in (None, name):
             for row in part(arguments):
@@ -218,4 +217,5 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 4)
     main()

@@ -13,6 +13,7 @@ told.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,10 +38,9 @@ WAY, SIZE, CHUNK, NUM_SUPPORT, NUM_QUERY = 16, 84, 16, 128, 32
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit a row for each axis and number of devices."""
-    arguments = parser("collectives of a step").parse_args()
-    jax.config.update("jax_num_cpu_devices", 8)
+    arguments = parser("collectives of a step").parse_args(argv)
     for axis in (parallel.TASKS, parallel.EXAMPLES):
         for devices in (1, 2) if arguments.smoke else (1, 2, 4, 8):
             row = {"experiment": "scaling", "axis": axis, "devices": devices}
@@ -121,4 +121,5 @@ def _size(dtype: str, shape: str) -> int:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
     main()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ SAMPLES = 20
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit a row a sample."""
     found = parser("does anything grow in a long run")
     found.add_argument("--steps", type=int, default=10_000)
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     steps = 40 if arguments.smoke else arguments.steps
     compiled: list[float] = []
 

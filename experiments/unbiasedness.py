@@ -31,7 +31,7 @@ of 16, the mean cosine, and the image passes of a draw (a backward pass counts t
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -79,7 +79,7 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
 Source = data.ClassSource
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit the rows of both parts."""
     found = parser("bias and deviation of gradient estimators")
     found.add_argument("--dataset", default="digits", choices=("digits", "omniglot"))
@@ -87,7 +87,7 @@ def main() -> None:
     found.add_argument("--draws", type=int, default=1000)
     found.add_argument("--small-draws", type=int, default=200)
     found.add_argument("--steps", type=int, default=300, help="of training")
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     sizes: tuple[int, ...] = HS
     if arguments.smoke:
         arguments.draws, arguments.small_draws, arguments.steps = 100, 20, 0

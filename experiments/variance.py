@@ -25,7 +25,7 @@ with three draws: uniform, by class, by class and sensitivity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -59,7 +59,7 @@ Terms = dict[str, np.ndarray]
 """Block of the backbone → the examples' own gradients `[n, k]`."""
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Emit a row for each rule, draw and state."""
     found = parser("ways to lower the variance of a draw")
     found.add_argument("--dataset", default="digits", choices=("digits", "omniglot"))
@@ -67,7 +67,7 @@ def main() -> None:
     found.add_argument("--draws", type=int, default=1000)
     found.add_argument("--tasks", type=int, default=4)
     found.add_argument("--steps", type=int, default=300, help="of training")
-    arguments = found.parse_args()
+    arguments = found.parse_args(argv)
     if arguments.smoke:
         arguments.draws, arguments.tasks, arguments.steps = 100, 2, 0
     source = make_source(arguments.dataset, arguments.root)

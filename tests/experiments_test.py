@@ -1,5 +1,6 @@
 """Every experiment runs in its smoke size and leaves rows with their origin."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -15,23 +16,49 @@ from lite_jax import nn
 
 ROOT = Path(__file__).parents[1]
 MAINS = [p.stem for p in ROOT.glob("experiments/*.py") if "__main__" in p.read_text()]
-NAMES = [name for name in MAINS if name != "report"]  # it reads rows, and leaves none
+NAMES = sorted(set(MAINS) - {"report"})  # it reads rows, and leaves none
+AS_COMMANDS = {"cost", "fuzz", "fuzz_guided", "kills", "soak"}
+SLOW = {"fuzz", "fuzz_guided", "kills", "soak"}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_smoke_run_leaves_rows(name, tmp_path):
+def rows_of(name, out, printed):
+    """The rows that an experiment left, which are those that it printed."""
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == len(printed.splitlines()) > 1
+    assert all(row["experiment"] == name and row["device"] for row in rows)
+    assert all(row["versions"]["jax"] for row in rows)
+    return rows
+
+
+def marked(names):
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in names
+    ]
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("name", marked(n for n in NAMES if n not in AS_COMMANDS))
+def test_smoke_run_leaves_rows(name, tmp_path, capsys):
+    settings = jax.config.values.copy()
+    out = tmp_path / "rows.jsonl"
+    experiment = importlib.import_module(f"experiments.{name}")
+    experiment.main(["--smoke", f"--out={out}"])
+    rows_of(name, out, capsys.readouterr().out)
+    assert jax.config.values == settings
+
+
+@pytest.mark.parametrize("name", marked(sorted(AS_COMMANDS)))
+def test_smoke_run_as_a_command_leaves_rows(name, tmp_path):
     if name == "fuzz_guided":
-        pytest.importorskip("atheris", reason="the extra fuzz is not installed")
+        pytest.importorskip("atheris", reason="atheris is for Linux")
     out = tmp_path / "rows.jsonl"
     command = [sys.executable, "-m", f"experiments.{name}", "--smoke", f"--out={out}"]
     found = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert found.returncode == 0, found.stderr
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(rows) == len(found.stdout.splitlines()) > 1
-    assert all(row["experiment"] == name and row["device"] for row in rows)
-    assert all(row["versions"]["jax"] for row in rows)
+    rows_of(name, out, found.stdout)
 
 
 @pytest.mark.parametrize(
