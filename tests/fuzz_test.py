@@ -33,6 +33,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 @QUICK
 @given(data=st.data())
@@ -41,6 +42,7 @@ def test_a_damaged_file_is_read_or_refused(name, data, folder):
     run(name, data.draw(damaged(whole)), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, r in READERS.items() if r.is_json])
 @QUICK
 @given(data=st.data())

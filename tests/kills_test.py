@@ -2,9 +2,12 @@
 
 import signal
 
+import pytest
+
 from experiments.kills import kill
 
 
+@pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path, monkeypatch):
     # What is compiled is kept apart: a kill may leave half of a file there too.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))

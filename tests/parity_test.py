@@ -12,6 +12,7 @@ import pytest
 from lite_jax import nn
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("as_users_run_it"),
     pytest.mark.filterwarnings("default"),
 ]
