@@ -3,10 +3,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 from jax import lax
 
 from lite_jax import UserError, batched, check_additive
-from lite_jax.nn import conv4, pixels
+from lite_jax.nn import conv4, layers, pixels
 from lite_jax.nn.convolution import conv_general_dilated
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -201,3 +202,25 @@ def test_too_small_an_image_is_refused():
 def test_groups_must_divide_the_width(width, groups):
     with pytest.raises(UserError, match=f"={groups} does not divide {width}"):
         conv4(width, norm_groups=groups).init(jax.random.key(0), spec())
+
+
+@pytest.mark.parametrize("sides", [(4, 6), (5, 4), (1, 2), (1, 1)])
+def test_max_pool_is_flax_s(sides):
+    images = jnp.array(np.random.default_rng(0).normal(size=(2, *sides, 3)))
+    window = tuple(min(side, 2) for side in sides)
+    expected = linen.max_pool(images, window, window)
+    chex.assert_trees_all_equal(layers.max_pool(images), expected)
+
+
+def test_equal_maxima_share_the_gradient():
+    images = jnp.array([[1.0, 3.0], [3.0, 3.0]]).reshape(1, 2, 2, 1)
+    gradient = jax.grad(lambda x: layers.max_pool(x).sum())(images)
+    np.testing.assert_array_equal(gradient.ravel(), [0, 0.5, 0.25, 0.25])
+
+
+def test_gradient_of_max_pool_divides_by_no_count_of_equals():
+    """The count is 0 where the images are computed again with other rounding."""
+    pooled = jax.grad(lambda x: layers.max_pool(x).sum())
+    twice = jax.grad(lambda x: (pooled(x) * x).sum())
+    program = str(jax.make_jaxpr(twice)(jnp.ones((1, 4, 4, 2))))
+    assert "max" in program and " div " not in program
