@@ -93,14 +93,22 @@ def pads(kernel_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
 def max_pool(images: jax.Array) -> jax.Array:
     """Return the 2×2 maxima; its backward pass beats `nn.max_pool`'s on CPU.
 
-    A side of one pixel stays as it is. Pairs are compared, since the gradient of one
-    maximum over all four asks which of them equal it, and divides by their number: none
-    does where XLA computes them again with other rounding, and 0 / 0 is not a number.
+    A side of one pixel stays as it is. Of equal maxima one takes the gradient.
     """
     pixels = windows(images)
     for axis in (4, 2):
-        pixels = functools.reduce(jnp.maximum, jnp.unstack(pixels, axis=axis))
+        pixels = functools.reduce(_larger, jnp.unstack(pixels, axis=axis))
     return pixels
+
+
+def _larger(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return the larger of two numbers, x of equals, and one that is not a number.
+
+    The gradient of `jnp.maximum` asks which of them equals the maximum, that of
+    `jnp.max` also divides by how many do. None does where XLA computes x and y again
+    with other rounding: the gradient is lost there, or 0 / 0.
+    """
+    return jnp.where((x >= y) | jnp.isnan(x), x, y)
 
 
 def windows(images: jax.Array) -> jax.Array:
@@ -124,7 +132,7 @@ def overlapping_max_pool(images: jax.Array) -> jax.Array:
         images[:, i : ends[0] + i : 2, j : ends[1] + j : 2]
         for i, j in itertools.product(range(3), repeat=2)
     ]
-    return functools.reduce(jnp.maximum, windows)
+    return functools.reduce(_larger, windows)
 
 
 def global_average(images: jax.Array) -> jax.Array:

@@ -221,7 +221,7 @@ def _survivors(scores: jax.Array, ratio: float) -> jax.Array | None:
 def _pool(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the 2×2 maxima, and each one's place as two planes of bits.
 
-    Of equal maxima the first takes the gradient, which `max_pool` shares out.
+    Of equal maxima the first takes the gradient.
     """
     seen = windows(x)
     best = seen.max((2, 4))
