@@ -64,8 +64,10 @@ HEAVY = {"jax", "flax", "orbax", "optax", "scipy", "PIL", "tensorboardX"}
     "arguments",
     [["--help"], [], ["--config=configs/nope.py"],
      ["--config=configs/protonets.py", "--config.foo=1"],
+     ["--config=configs/protonets.py", "--config.train.steps=many"],
      ["--config=configs/protonets.py:digts"]],
-    ids=["help", "no config", "no such file", "unknown setting", "unknown variant"],
+    ids=["help", "no config", "no such file", "unknown setting", "bad value",
+         "unknown variant"],
 )  # fmt: skip
 def test_help_and_mistakes_of_a_run_load_nothing_heavy(arguments):
     _, added = loaded(
@@ -81,10 +83,17 @@ def test_help_of_the_command_loads_nothing_heavy():
         "import lite_jax.cli\n"
         + "\n".join(
             f"lite_jax.cli.main({arguments})"
-            for arguments in (["--help"], ["adapt", "--help"], ["predict", "--help"])
+            for arguments in (
+                ["--help"],
+                ["adapt", "--help"],
+                ["predict", "--help"],
+                ["doctor", "--help"],
+                ["train", "--help"],
+            )
         )
     )
-    assert len(added) == 3 and not any(HEAVY & roots(names) for names in added)
+    assert len(added) == 5 and not any(HEAVY & roots(names) for names in added)
+    assert "absl" in roots(added[-1])  # the flags of `lite_jax.main` were read
 
 
 def test_formats_of_the_help_are_those_that_can_be_written():
@@ -96,14 +105,20 @@ def test_every_public_name_is_loaded_when_asked_for():
         whole = importlib.import_module(f"lite_jax.{module}")
         assert getattr(lite_jax, name) is getattr(whole, name)
         assert callable(getattr(lite_jax, name))
-    assert set(lite_jax.__all__) <= set(dir(lite_jax))
+    names: dict = {}
+    exec("from lite_jax import *", names)
+    assert set(lite_jax.__all__) <= set(names)
     assert sorted(lite_jax._MODULE_OF) == sorted(lite_jax.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lite_gard'"):
         lite_jax.lite_gard  # noqa: B018
 
 
-def test_modules_are_attributes():
-    _, added = loaded("import lite_jax\nlite_jax.nn.conv4; lite_jax.data.folder")
+def test_modules_are_attributes_and_names_are_listed_before_they_are_loaded():
+    first, added = loaded(
+        "import lite_jax; assert set(lite_jax.__all__) <= set(dir(lite_jax))\n"
+        "lite_jax.nn.conv4; lite_jax.data.folder"
+    )
+    assert {name for name in first if name.startswith("lite_jax")} == {"lite_jax"}
     assert {"lite_jax.nn", "lite_jax.data"} <= added
 
 
