@@ -221,14 +221,13 @@ def test_descriptions_name_the_weights_of_the_networks(
 ):
     spec = jax.ShapeDtypeStruct(image, jnp.float32)
     params = jax.eval_shape(lambda key: network.init(key, spec), jax.random.key(0))
-    params = {name: x for name, x in params.items() if name != "input"}
+    learned = {name: x for name, x in params.items() if name != "input"}
     sizes: dict = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(learned)[0]:
         name = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
         sizes[name] = sizes.get(name, 0) + leaf.size
     described = {x.path: x.num_weights for x in architecture.layers[:-1]}
     assert described == sizes
-    params = network.init(jax.random.key(0), spec)
     inputs = jax.ShapeDtypeStruct((1, *image), jnp.float32)
     features = jax.eval_shape(network.apply, params, inputs)
     assert features.shape[1] == architecture.head.inputs[0]

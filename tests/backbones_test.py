@@ -15,88 +15,133 @@ from safetensors.numpy import save_file
 
 from lite_jax import UserError, batched, check_additive, nn
 from lite_jax.nn import layers, weights
+from lite_jax.nn.network import make_network
+from lite_jax.nn.resnet import BasicBlock, ResNet
+from lite_jax.nn.vit import ViT
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 BACKBONES = {  # name: (factory, image size, features)
     "conv4": (functools.partial(nn.conv4, 8, norm_groups=4), 16, 8),
     "resnet12": (functools.partial(nn.resnet12, (8, 8, 16, 16)), 16, 16),
-    "resnet18": (nn.resnet18, 32, 512),
+    "resnet18": (nn.resnet18, 48, 512),
     "resnet18 with GroupNorm": (functools.partial(nn.resnet18, norm="group"), 32, 512),
-    "resnet50": (nn.resnet50, 32, 2048),
-    "efficientnet_b0": (nn.efficientnet_b0, 32, 1280),
-    "vit_s": (nn.vit_s, 32, 384),
+    "resnet50": (nn.resnet50, 48, 2048),
+    "efficientnet_b0": (nn.efficientnet_b0, 48, 1280),
+    "vit_s": (nn.vit_s, 48, 384),
 }
-LEAST = {name: size for name, (_, size, _) in BACKBONES.items()} | {"vit_s": 16}
+LEAST = dict.fromkeys(BACKBONES, 32) | {"conv4": 16, "resnet12": 16, "vit_s": 16}
 
 
 def spec(size):
     return jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)
 
 
+# Tracing a network is what takes the time. A function that `jax.jit` is given again is
+# not traced again, so tests of a network hand the same functions the same shapes: two
+# images of a size with no FiLM, or one image with it.
+
+
+@functools.cache
+def made(make):
+    """The network of a factory, with an `init` that is traced once for each size."""
+    net = make()
+    return net._replace(init=jax.jit(net.init, static_argnums=1))
+
+
+@functools.cache
+def shapes(make, size):
+    return jax.eval_shape(lambda key: made(make).init(key, spec(size)), some_key())
+
+
+@functools.cache
+def identity_film(make):
+    return made(make).identity_film()
+
+
+def some_key():
+    return jax.random.key(0)
+
+
 @functools.cache
 def network(name):
     """The network of a name with parameters filled in by NumPy (drawing is slow)."""
     make, size, _ = BACKBONES[name]
-    net = make()
-    shapes = jax.eval_shape(lambda key: net.init(key, spec(size)), jax.random.key(0))
+    gain = 1.8 if name.startswith("efficientnet") else 1.0
+    return made(make), filled_in(shapes(make, size), gain)
+
+
+def filled_in(shapes, gain=1.0):
+    def tensor(place, leaf):
+        name = weights._name(place)
+        found = made_weights.tensor(name, weights._flipped(leaf.shape), gain)
+        return weights._to_ours(name, found, leaf.shape)
+
     rest = {k: v for k, v in shapes.items() if k != "input"}
-    filled, gain = {}, 1.8 if name.startswith("efficientnet") else 1.0
-    for key, (place, shape) in weights._flatten(rest).items():
-        tensor = made_weights.tensor(key, weights._flipped(shape), gain)
-        filled[place] = weights._to_ours(key, tensor, shape)
-    statistics = {"mean": jnp.full(3, 0.5), "std": jnp.full(3, 0.3)}
-    return net, {"input": statistics, **weights._unflatten(filled)}
+    mean, std = np.full(3, 0.5, np.float32), np.full(3, 0.3, np.float32)
+    params = jax.tree_util.tree_map_with_path(tensor, rest)
+    return jax.device_put({"input": {"mean": mean, "std": std}, **params})
 
 
-def images(size):
-    return made_weights.images(size, count=4)
+images = made_weights.images
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_features_of_an_image_do_not_depend_on_the_others(name):
     (net, params), (_, size, width) = network(name), BACKBONES[name]
-    features = jax.jit(net.apply)(params, images(size))
-    assert features.shape == (4, width)
-    assert float(features.std(0).max()) > 0.01  # else nothing is tested
-    check_additive(jax.jit(batched(net.apply)), params, images(size), rtol=1e-4)
+    rows = {}  # of the images of each content, in a batch filled up with black ones
+
+    def features(params, some):
+        filled = np.zeros((2, size, size, 3), np.uint8)
+        filled[: len(some)] = some
+        content = np.asarray(some).tobytes()
+        if content not in rows:
+            rows[content] = jax.jit(net.apply)(params, filled)[: len(some)]
+        return rows[content]
+
+    found = features(params, images(size))
+    assert found.shape == (2, width)
+    assert float(found.std(0).max()) > 0.01  # else nothing is tested
+    check_additive(batched(features), params, images(size), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_film_is_the_identity_until_it_is_changed_and_matters_everywhere(name):
-    (net, params), (_, size, _) = network(name), BACKBONES[name]
-    identity = net.identity_film()
+    """Features of one image are compared with those of two, so their number with it."""
+    (net, params), (make, size, _) = network(name), BACKBONES[name]
+
+    @jax.jit
+    def run(params, film, images):
+        features, pull_back = jax.vjp(
+            lambda film: jax.jit(net.apply)(params, images, film), film
+        )
+        return features, *pull_back(2 * features)  # of the sum of squares
+
+    features, gradient = run(params, identity_film(make), images(size)[:1])
     plain = jax.jit(net.apply)(params, images(size))
-    chex.assert_trees_all_close(
-        jax.jit(net.apply)(params, images(size), identity), plain, rtol=1e-5, atol=1e-6
-    )
-    gradient = jax.jit(
-        jax.grad(lambda film: jnp.square(net.apply(params, images(size), film)).sum())
-    )(identity)
+    chex.assert_trees_all_close(features, plain[:1], rtol=1e-4, atol=1e-4)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert jnp.abs(leaf).max() > 1e-6, jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize(
-    "make, count, places, numbers",
+    "make, size, count, places, numbers",
     [
-        (nn.efficientnet_b0, 4_007_548, 18, 20_544),
-        (nn.resnet18, 11_176_512, 16, 7_680),
-        (nn.resnet50, 23_508_032, 32, 15_104),
-        (nn.resnet12, 12_424_320, 12, 7_104),
-        (nn.vit_s, 21_596_544, 25, 19_200),
+        (nn.efficientnet_b0, 48, 4_007_548, 18, 20_544),
+        (nn.resnet18, 48, 11_176_512, 16, 7_680),
+        (nn.resnet50, 48, 23_508_032, 32, 15_104),
+        (nn.resnet12, 16, 12_424_320, 12, 7_104),
+        (nn.vit_s, 64, 21_596_544, 25, 19_200),
     ],
 )
-def test_parameter_counts(make, count, places, numbers):
+def test_parameter_counts(make, size, count, places, numbers):
     """As timm's networks without their classifiers (4,007,548 also in LITE's code)."""
-    net = make()
-    shapes = jax.eval_shape(lambda key: net.init(key, spec(64)), jax.random.key(0))
     learned = [
         leaf.size
-        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes(make, size))
         if path[0].key != "input" and path[-1].key not in ("mean", "var")
     ]
-    film = jax.tree.leaves(net.identity_film())
+    film = jax.tree.leaves(identity_film(make))
     assert sum(learned) == count
     assert (len(film) / 2, sum(x.size for x in film)) == (places, numbers)
 
@@ -114,19 +159,44 @@ def test_vit_takes_multiples_of_its_patches_alone():
         nn.vit_s().init(jax.random.key(0), spec(84))
 
 
-@pytest.mark.parametrize("name", ["conv4", "resnet12", "resnet18", "vit_s"])
+def shallow(module, *options, multiple=1):
+    """The factory of a network with few of a module's blocks."""
+    return lambda *, remat: make_network(
+        module(*options, remat), mean=0.5, std=0.3, least_size=16, multiple=multiple
+    )
+
+
+SHALLOW = {
+    "conv4": functools.partial(nn.conv4, 8),
+    "resnet12": functools.partial(nn.resnet12, (8, 8)),
+    "resnet18": shallow(ResNet, BasicBlock, (1, 1), "batch", 32),
+    "vit_s": shallow(ViT, 24, 2, 2, multiple=16),
+}
+
+
+@pytest.mark.parametrize("name", SHALLOW)
 def test_remat_changes_what_is_kept_and_nothing_else(name):
-    (net, params), (make, size, _) = network(name), BACKBONES[name]
+    plain, remat = (SHALLOW[name](remat=x) for x in (False, True))
+    init = functools.partial(plain.init, example_spec=spec(32))
+    params = filled_in(jax.eval_shape(init, some_key()))
 
     def gradient(net):
-        loss = lambda params: jnp.square(net.apply(params, images(size))).sum()  # noqa: E731
-        return jax.jit(jax.grad(loss))(params)
+        def loss(params, images):
+            return jnp.square(net.apply(params, images)).sum()
 
-    chex.assert_trees_all_close(
-        gradient(make(remat=True)), gradient(net), rtol=1e-3, atol=1e-4
+        return jax.jit(jax.grad(loss))(params, images(32))
+
+    chex.assert_trees_all_close(gradient(remat), gradient(plain), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+def test_remat_keeps_block_boundaries_alone(name):
+    make, size, _ = BACKBONES[name]
+    (net, params), remat = network(name), make(remat=True)
+    traced, plain = (
+        str(jax.jit(x.apply).trace(params, images(size)).jaxpr) for x in (remat, net)
     )
-    traced = jax.make_jaxpr(make(remat=True).apply)(params, images(size))
-    assert "remat" in str(traced) or "checkpoint" in str(traced)
+    assert "remat2[" in traced and "remat2[" not in plain
 
 
 def test_frozen_batch_norm_is_the_formula_and_keeps_its_statistics():
@@ -154,14 +224,17 @@ def test_overlapping_max_pool_is_flax_s(size):
 
 def test_statistics_of_the_input_are_parameters_without_gradient():
     net = nn.conv4(8, mean=(0.1, 0.2, 0.3), std=0.5)
-    params = net.init(jax.random.key(0), spec(16))
-    np.testing.assert_allclose(params["input"]["mean"], [0.1, 0.2, 0.3], rtol=1e-6)
-    np.testing.assert_allclose(params["input"]["std"], [0.5] * 3, rtol=1e-6)
-    pixels = images(16)
-    gradient = jax.grad(lambda p: net.apply(p, pixels).sum())(params)
+    found = jax.jit(lambda key: net.init(key, spec(16))["input"])(some_key())
+    np.testing.assert_allclose(found["mean"], [0.1, 0.2, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(found["std"], [0.5] * 3, rtol=1e-6)
+    net, params = network("conv4")
+    loss = lambda p, x: jnp.square(jax.jit(net.apply)(p, x)).sum()  # noqa: E731
+    value_and_gradient = jax.jit(jax.value_and_grad(loss))
+    value, gradient = value_and_gradient(params, images(16))
     assert not any(jnp.any(x) for x in jax.tree.leaves(gradient["input"]))
-    other = params | {"input": {"mean": jnp.zeros(3), "std": jnp.ones(3)}}
-    assert jnp.any(net.apply(other, pixels) != net.apply(params, pixels))
+    assert all(jnp.any(x) for x in jax.tree.leaves(gradient["blocks.0"]))
+    moved, _ = value_and_gradient(params | {"input": found}, images(16))
+    assert moved != value
 
 
 # ------------------------------------------------------------------------ weights
@@ -190,10 +263,10 @@ RECORDED = {  # timm 1.0.31 with the weights and images of `made_weights`
 }  # fmt: skip
 
 
-def write_file(path, net, size, gain=1.0, **changes):
+def write_file(path, make, size, gain=1.0, **changes):
     """Write a file in timm's layout, with tensors made from their names."""
-    shapes = jax.eval_shape(lambda key: net.init(key, spec(size)), jax.random.key(0))
-    names = weights._flatten({k: v for k, v in shapes.items() if k != "input"})
+    found = {k: v for k, v in shapes(make, size).items() if k != "input"}
+    names = weights._flatten(found)
     tensors = {
         name: made_weights.tensor(name, weights._flipped(shape), gain)
         for name, (_, shape) in names.items()
@@ -208,24 +281,30 @@ def write_file(path, net, size, gain=1.0, **changes):
 def test_features_are_those_that_timm_computes(name, tmp_path):
     """Names and layouts included: a tensor's content depends on its name in timm."""
     make, size, gain, first, last, norm = RECORDED[name]
-    path = write_file(tmp_path / "w.safetensors", make(), size, gain)
-    net = nn.pretrained(make(), str(path))
-    params = net.init(jax.random.key(0), spec(size))
+    path = write_file(tmp_path / "w.safetensors", make, size, gain)
+    net = nn.pretrained(made(make), str(path))
+    params = net.init(some_key(), spec(size))
     found = np.asarray(jax.jit(net.apply)(params, made_weights.images(size)))
     np.testing.assert_allclose(found[0, :4], first, atol=1e-5)
     np.testing.assert_allclose(found[1, -2:], last, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found), norm, rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def resnet18_file(tmp_path_factory, as_users_run_it):
+    folder = tmp_path_factory.mktemp("resnet18")
+    return write_file(folder / "model.safetensors", nn.resnet18, 48)
+
+
 def test_weights_that_do_not_fit_are_listed_in_one_error(tmp_path):
     wrong = np.zeros((1, 2), np.float32)
     path = write_file(
-        tmp_path / "w.safetensors", nn.resnet18(), 32,
+        tmp_path / "w.safetensors", nn.resnet18, 48,
         **{"conv1.weight": wrong, "bn1.bias": None, "extra.weight": wrong},
     )  # fmt: skip
-    net = nn.pretrained(nn.resnet18(), str(path))
+    net = nn.pretrained(made(nn.resnet18), str(path))
     with pytest.raises(UserError) as error:
-        net.init(jax.random.key(0), spec(32))
+        net.init(some_key(), spec(48))
     for part in (
         "1 missing (bn1.bias)",
         "1 extra (extra.weight)",
@@ -234,23 +313,22 @@ def test_weights_that_do_not_fit_are_listed_in_one_error(tmp_path):
         assert part in str(error.value)
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path):
-    path = write_file(tmp_path / "w.safetensors", nn.resnet18(), 32)
-    net = nn.pretrained(nn.resnet50(), str(path))
+def test_weights_of_another_architecture_are_refused(resnet18_file):
+    net = nn.pretrained(made(nn.resnet50), str(resnet18_file))
     with pytest.raises(UserError, match="missing .* more.*backbone.name"):
-        net.init(jax.random.key(0), spec(32))
+        net.init(some_key(), spec(48))
+    make, size, _ = BACKBONES["resnet18 with GroupNorm"]
+    net = nn.pretrained(made(make), str(resnet18_file))
     with pytest.raises(UserError, match="extra .*running_mean.*backbone.norm"):
-        nn.pretrained(nn.resnet18(norm="group"), str(path)).init(
-            jax.random.key(0), spec(32)
-        )
+        net.init(some_key(), spec(size))
 
 
-def test_statistics_come_with_the_weights(tmp_path):
-    path = write_file(tmp_path / "model.safetensors", nn.resnet18(), 32)
+def test_statistics_come_with_the_weights(resnet18_file, tmp_path):
+    (tmp_path / "model.safetensors").symlink_to(resnet18_file)
 
     def check(mean, std):
-        net = nn.pretrained(nn.resnet18(), str(tmp_path))
-        found = net.init(jax.random.key(0), spec(32))["input"]
+        net = nn.pretrained(made(nn.resnet18), str(tmp_path))
+        found = net.init(some_key(), spec(48))["input"]
         np.testing.assert_allclose(found["mean"], mean, rtol=1e-6)
         np.testing.assert_allclose(found["std"], std, rtol=1e-6)
 
@@ -258,7 +336,6 @@ def test_statistics_come_with_the_weights(tmp_path):
     hub = '{"pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}}'
     (tmp_path / "config.json").write_text(hub)
     check([0.1, 0.2, 0.3], [0.5, 0.5, 0.5])
-    assert path.is_file()
 
 
 @pytest.mark.parametrize("name", ["conv4", "resnet18 with GroupNorm", "vit_s"])
@@ -266,7 +343,7 @@ def test_saved_weights_are_read_back_exactly(name, tmp_path):
     (net, params), (_, size, _) = network(name), BACKBONES[name]
     path = tmp_path / "backbone.safetensors"
     nn.save_weights(path, params)
-    found = nn.pretrained(net, str(path)).init(jax.random.key(0), spec(size))
+    found = nn.pretrained(net, str(path)).init(some_key(), spec(size))
     chex.assert_trees_all_equal(found, params)
     assert [p.name for p in tmp_path.iterdir()] == ["backbone.safetensors"]
 
@@ -314,8 +391,8 @@ def fake_hub(monkeypatch, download):
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
 
 
-def test_weights_come_from_the_hub_by_name(tmp_path, monkeypatch):
-    write_file(tmp_path / "model.safetensors", nn.resnet18(), 32)
+def test_weights_come_from_the_hub_by_name(resnet18_file, tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").symlink_to(resnet18_file)
     (tmp_path / "config.json").write_text('{"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}')
     asked = []
 
@@ -324,9 +401,9 @@ def test_weights_come_from_the_hub_by_name(tmp_path, monkeypatch):
         return str(tmp_path / file)
 
     fake_hub(monkeypatch, download)
-    net = nn.pretrained(nn.resnet18(), "hub:timm/resnet18.a1_in1k")
+    net = nn.pretrained(made(nn.resnet18), "hub:timm/resnet18.a1_in1k")
     assert {name for name, _ in asked} == {"timm/resnet18.a1_in1k"}
-    params = net.init(jax.random.key(0), spec(32))
+    params = net.init(some_key(), spec(48))
     np.testing.assert_allclose(params["input"]["mean"], [0.1, 0.2, 0.3], rtol=1e-6)
 
 
@@ -342,11 +419,11 @@ def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch):
         nn.pretrained(nn.resnet18(), "hub:a/b")
 
 
-def test_weights_for_a_backbone_without_parameters_are_refused(tmp_path):
-    path = write_file(tmp_path / "w.safetensors", nn.resnet18(), 32)
+def test_weights_for_a_backbone_without_parameters_are_refused(resnet18_file, tmp_path):
     with pytest.raises(UserError, match="no parameters"):
-        nn.pretrained(nn.pixels(), str(path)).init(jax.random.key(0), spec(32))
+        nn.pretrained(nn.pixels(), str(resnet18_file)).init(some_key(), spec(48))
     nn.save_weights(tmp_path / "none.safetensors", {})
+    assert (tmp_path / "none.safetensors").is_file()
 
 
 @pytest.mark.parametrize("make", [nn.resnet12, nn.resnet18])

@@ -8,9 +8,9 @@ import pytest
 from made_orbit import orbit
 from made_records import meta_dataset
 from made_vtab import SUPPORT, vtab
-from runs import load_config
+from runs import load_config, one_block
 
-from lite_jax import UserError, published
+from lite_jax import UserError, models, published
 from lite_jax.benchmarks import run_benchmark, vtab_md
 from lite_jax.benchmarks.jobs import learner_of
 from lite_jax.benchmarks.predictor import Predictor
@@ -29,10 +29,19 @@ TINY = {
     "gradient__num_backprop": 5,
     "gradient__chunk_size": 16,
     "train__steps": 1,
-    "train__tasks_per_step": 2,
+    "train__tasks_per_step": 1,
     "valid__tasks": 1,
-    "test__tasks": 2,
+    "test__tasks": 1,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_network(as_users_run_it):
+    """One block in place of Conv-4's four."""
+    _, settings = models._BACKBONES["conv4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models._BACKBONES, "conv4", (one_block, settings))
+        yield
 
 
 def tiny(name, variant, root, **changes):
@@ -46,7 +55,7 @@ def roots(tmp_path_factory):
     return {
         "meta_dataset": meta_dataset(root / "records"),
         "vtab": vtab(root / "tfds"),
-        "orbit": orbit(root / "orbit"),
+        "orbit": orbit(root / "orbit", frames=24),
     }
 
 
@@ -75,15 +84,20 @@ def trained(roots, tmp_path_factory, as_users_run_it):
     return folder
 
 
+@pytest.fixture(scope="module")
+def scored(roots, trained):
+    """The report of the benchmark; its rows lie in the workdir."""
+    return run_benchmark(vtab_md_config(roots), trained)
+
+
 def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_vtab_md_is_scored_and_resumed_data_set_by_data_set(
-    roots, trained, monkeypatch, as_users_run_it
+    roots, trained, scored, monkeypatch, as_users_run_it
 ):
-    config, path = vtab_md_config(roots), trained / "vtab_md.jsonl"
-    report = run_benchmark(config, trained)
+    config, path, report = vtab_md_config(roots), trained / "vtab_md.jsonl", scored
     rows = rows_of(path)
     assert [row["dataset"] for row in rows] == [*SOURCES, *VTAB]
     for row in rows:
@@ -121,7 +135,8 @@ def rows_of_text(text):
     return {row["dataset"]: row for row in map(json.loads, text.splitlines())}
 
 
-def test_results_of_other_settings_are_not_mixed(roots, trained, as_users_run_it):
+@pytest.mark.usefixtures("scored", "as_users_run_it")
+def test_results_of_other_settings_are_not_mixed(roots, trained):
     config = vtab_md_config(roots, benchmark__only="svhn", benchmark__vtab_support=10)
     with pytest.raises(UserError, match="'support': 20.* and this run has.* 10"):
         run_benchmark(config, trained)

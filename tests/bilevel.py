@@ -211,13 +211,13 @@ def newton(
     """Return the inner solution by Newton's method with the dense Hessian."""
     flat, unravel = ravel_pytree(start)
 
-    def loss(x):
-        return problem.inner(unravel(x), meta, batch, set_sum=None)
-
     @jax.jit
-    def step(x):
+    def step(x, meta, batch):
+        def loss(x):
+            return problem.inner(unravel(x), meta, batch, set_sum=None)
+
         return x - jnp.linalg.solve(jax.hessian(loss)(x), jax.grad(loss)(x))
 
     for _ in range(steps):
-        flat = step(flat)
+        flat = step(flat, meta, batch)
     return unravel(flat)

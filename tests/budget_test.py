@@ -6,9 +6,10 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
-from runs import load_config, tiny_config
+from ml_collections import ConfigDict
+from runs import load_config, one_block, tiny_config
 
-from lite_jax import UserError, budget, factory, train
+from lite_jax import UserError, budget, defaults, factory, models, train
 from lite_jax.evaluate import evaluate_checkpoint
 from lite_jax.feed import Feed
 from lite_jax.train import train_and_evaluate
@@ -78,10 +79,10 @@ def test_chunk_sizes_that_are_none(value):
 def needs(config, chunk_size):
     """Bytes of the training step at a chunk size."""
     sources = factory.make_sources(config)
-    learner = train.models.make_learners(config, sources).trained
+    learner = models.make_learners(config, sources).trained
     config = factory.with_chunk_size(config, chunk_size)
     optimizer = factory.make_optimizer(config)
-    params = train.models.init_params(config, learner, sources)
+    params = models.init_params(config, learner, sources)
     step = train.make_train_step(factory.make_grad_fn(config, learner), optimizer)
     state = train.init_state(optimizer, params, learner.frozen)
     tasks = Feed(config, sources("train")).step(1)
@@ -89,15 +90,30 @@ def needs(config, chunk_size):
     return budget.program_bytes(lowered.compile())
 
 
-@pytest.mark.usefixtures("as_users_run_it")
-def test_a_run_takes_the_largest_chunk_within_its_budget(tmp_path, caplog):
-    config = tiny_config(gradient__chunk_size="auto", backbone__width=32)
-    sizes = {size: needs(config, size) for size in (4, 6)}
-    assert sizes[4] < sizes[6]
-    config.gradient.memory_budget_gb = (sizes[4] + sizes[6]) / 2 / budget.GB
+@pytest.fixture
+def small_config(monkeypatch, as_users_run_it):
+    """Chunks to be chosen among 1 to 3 images, for one block and small episodes."""
+    _, settings = models._BACKBONES["conv4"]
+    monkeypatch.setitem(models._BACKBONES, "conv4", (one_block, settings))
+    config = tiny_config(
+        gradient__chunk_size="auto", gradient__num_backprop=2,
+        train__episode=defaults.episode((3, 3), (1, 1), 1), train__steps=1,
+        valid__tasks=0, test__tasks=1,
+    )  # fmt: skip
+    config.test.episodes = ConfigDict({"test": config.train.episode})
+    return config
+
+
+def test_a_run_takes_the_largest_chunk_within_its_budget(
+    small_config, tmp_path, caplog
+):
+    config = small_config
+    sizes = {size: needs(config, size) for size in (2, 3)}
+    assert sizes[2] < sizes[3]
+    config.gradient.memory_budget_gb = (sizes[2] + sizes[3]) / 2 / budget.GB
     with caplog.at_level("INFO", "lite_jax"):
         results = train_and_evaluate(config, tmp_path / "run")
-    assert f"chunks of 4 images, a step of which needs {sizes[4] / 1e9:.3g} GB" in (
+    assert f"chunks of 2 images, a step of which needs {sizes[2] / 1e9:.3g} GB" in (
         caplog.text
     )
     saved = json.loads((tmp_path / "run/config.json").read_text())
@@ -105,11 +121,10 @@ def test_a_run_takes_the_largest_chunk_within_its_budget(tmp_path, caplog):
     assert evaluate_checkpoint(config, tmp_path / "run").keys() == results.keys()
 
 
-@pytest.mark.usefixtures("as_users_run_it")
-def test_a_budget_that_nothing_fits_stops_before_the_workdir(tmp_path):
-    config = tiny_config(gradient__chunk_size="auto", gradient__memory_budget_gb=1e-6)
+def test_a_budget_that_nothing_fits_stops_before_the_workdir(small_config, tmp_path):
+    small_config.gradient.memory_budget_gb = 1e-6
     with pytest.raises(UserError, match="images one at a time need"):
-        train_and_evaluate(config, tmp_path / "run")
+        train_and_evaluate(small_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

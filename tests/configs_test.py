@@ -1,9 +1,14 @@
 """Every config file: loads, locks, builds and trains in its smoke size."""
 
-import pytest
-from runs import CONFIGS, load_config
+import functools
 
-from lite_jax import UserError, defaults
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+from runs import CONFIGS, load_config, one_block
+
+from lite_jax import UserError, defaults, evaluate, models, train
 from lite_jax.reweight import run_reweighting
 from lite_jax.rl import run_policy
 from lite_jax.train import train_and_evaluate
@@ -22,42 +27,84 @@ def test_config_is_locked_and_complete(name):
 
 
 REWEIGHTING = [name for name in NAMES if load_config(name).reweight.job]
+POLICIES = [name for name in NAMES if load_config(name).rl.environment]
+LEARNERS = sorted(set(NAMES) - {*REWEIGHTING, *POLICIES})
 
 
 @pytest.mark.parametrize("name", REWEIGHTING)
 def test_smoke_variant_of_a_reweighting_job_runs(name, tmp_path, as_users_run_it):
-    table = run_reweighting(load_config(name, "smoke"), tmp_path)
+    config = load_config(
+        name, "smoke", train__steps=2, reweight__keep="0.5", reweight__train_size=50,
+    )  # fmt: skip
+    table = run_reweighting(config, tmp_path)
     assert "learned weights" in table
     assert (tmp_path / "weights.npy").is_file()
 
 
-POLICIES = [name for name in NAMES if load_config(name).rl.environment]
-
-
 @pytest.mark.parametrize("name", POLICIES)
 def test_smoke_variant_of_a_policy_runs(name, tmp_path, as_users_run_it):
-    assert "after adaptation" in run_policy(load_config(name, "maml,smoke"), tmp_path)
+    config = load_config(name, "maml,smoke", train__steps=2, rl__depth=1)
+    assert "after adaptation" in run_policy(config, tmp_path)
     assert (tmp_path / "checkpoints/best").is_dir()
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {*REWEIGHTING, *POLICIES}))
-def test_smoke_variant_runs_on_synthetic_data(name, tmp_path, as_users_run_it):
+@pytest.mark.parametrize("name", LEARNERS)
+def test_backbone_of_a_config_takes_its_images(name, as_users_run_it):
+    config = load_config(name, "synthetic")
+    backbone, size = models.make_backbone(config.backbone), config.data.image_size
+    image = jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)
+    params = jax.eval_shape(lambda key: backbone.init(key, image), jax.random.key(0))
+    assert set(params) == {"input", *(f"blocks.{i}" for i in range(4))}
+
+
+@pytest.fixture(scope="module")
+def small_runs(as_users_run_it):
+    """One block in place of four in Conv-4, and of five in CNAPs' set encoder.
+
+    What scores tasks is compiled once for a learner, and once for raw pixels.
+    """
+    _, settings = models._BACKBONES["conv4"]
+    pixels = models.make_baseline(load_config())
+    scorer = functools.cache(evaluate.make_scorer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models._BACKBONES, "conv4", (one_block, settings))
+        encoder = functools.partial(one_block, film=False)
+        patch.setattr(models.nn, "set_encoder", encoder)
+        patch.setattr(models, "make_baseline", lambda config: pixels)
+        patch.setattr(train, "make_scorer", scorer)
+        patch.setattr(evaluate, "make_scorer", scorer)
+        yield
+
+
+def train_a_step(name, variants, workdir):
+    """Train by a config for one step, on one task; test on a task of each kind."""
+    episode = defaults.episode((2, 2), (1, 1), 1)
     config = load_config(
-        name, "synthetic,smoke",
-        data__image_size=16, backbone__width=8, inner__steps=2, train__batch_size=8,
+        name, variants,
+        data__image_size=8, backbone__width=8, inner__steps=1, hypergrad__steps=1,
+        gradient__num_backprop=1, train__tasks_per_step=1, train__batch_size=4,
+        train__episode=episode, valid__tasks=1, valid__episode=episode, test__tasks=1,
     )  # fmt: skip
-    results = train_and_evaluate(config, tmp_path)
-    assert set(results) == set(config.test.episodes)
-    assert (tmp_path / "backbone.safetensors").is_file()
+    config.train.steps = min(config.train.steps, 1)
+    config.test.episodes = ConfigDict(dict.fromkeys(config.test.episodes, episode))
+    results = train_and_evaluate(config, workdir)
+    assert results and set(results) == set(config.test.episodes)
+    for found in results.values():
+        assert set(found) == {config.learner, "raw pixels"}
+        assert all(0 <= x.mean <= 1 and x.num_tasks == 1 for x in found.values())
+    assert (workdir / "backbone.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.usefixtures("small_runs")
+def test_smoke_variant_runs_on_synthetic_data(name, tmp_path):
+    train_a_step(name, "synthetic,smoke", tmp_path)
 
 
 @pytest.mark.parametrize("variant", ["anil", "boil", "mamlpp", "fomaml"])
-def test_inner_rules_run(variant, tmp_path, as_users_run_it):
-    config = load_config(
-        "maml", f"synthetic,{variant},smoke",
-        data__image_size=16, backbone__width=8, inner__steps=2,
-    )  # fmt: skip
-    assert set(train_and_evaluate(config, tmp_path)) == set(config.test.episodes)
+@pytest.mark.usefixtures("small_runs")
+def test_inner_rules_run(variant, tmp_path):
+    train_a_step("maml", f"synthetic,{variant},smoke", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cnaps", "protonets", "simple_cnaps"])

@@ -88,7 +88,7 @@ def test_every_kind_of_source_is_described(tmp_path, capsys):
         "--splits=test", "--shot=1", "--query=1", f"--out={tmp_path / 'b.png'}",
     )  # fmt: skip
     assert out[1].split()[-1] == "3"  # two alphabets, and aircraft
-    videos = orbit(tmp_path / "orbit", users=(3,))
+    videos = orbit(tmp_path / "orbit", users=(3,), clutter=1)
     out = described(
         capsys, f"--source={videos}", "--shot=2", f"--out={tmp_path / 'c.png'}",
     )  # fmt: skip

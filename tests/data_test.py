@@ -3,7 +3,6 @@
 import functools
 import logging
 import threading
-import time
 import types
 from pathlib import Path
 
@@ -288,21 +287,54 @@ def test_ink_is_bright_whatever_the_polarity_of_the_files(tmp_path):
     np.testing.assert_array_equal(dark, bright)
 
 
+@pytest.mark.parametrize("cache_gb", [2.0, 0.0])
+def test_drawings_keep_their_number_and_their_share_of_ink(tmp_path, cache_gb):
+    """Drawer d's ink is (30 − d) × 30 of 105 × 105 pixels."""
+    drawings(tmp_path / "small1", ["Greek", "Latin"])
+    drawings(tmp_path / "small2", ["Greek", "Tagalog", "Tifinagh"])
+    options = {"without": tmp_path / "small1", "cache_gb": cache_gb}
+    new = omniglot_folder(tmp_path / "small2", **options)
+    assert len(new.class_names) == 4 and set(new.class_sizes) == {3}
+    for label in range(4):
+        ink = new.read(label, range(3)).mean((1, 2, 3)) / 255
+        expected = (30 - np.arange(3)) * 30 / 105**2
+        np.testing.assert_allclose(ink, expected, rtol=0.01)
+
+
 @needs_real_images
 def test_real_omniglot_has_its_known_size():
-    root = REAL / "omniglot"
-    small1 = omniglot_folder(root / "images_background_small1")
+    """Its own files in its own layout, beside the made ones above."""
+    first, second = (REAL / f"omniglot/images_background_small{i}" for i in (1, 2))
+    small1 = omniglot_folder(first, cache_gb=0.0)
     assert len(small1.class_names) == 136 and set(small1.class_sizes) == {20}
-    new = omniglot_folder(
-        root / "images_background_small2", without=root / "images_background_small1"
-    )
+    new = omniglot_folder(second, without=first, cache_gb=0.0)
     assert len(new.class_names) == 156 - 50
     ink = np.mean([new.read(c, range(20)).mean() / 255 for c in range(10)])
     assert 0.03 < ink < 0.15
 
 
+@pytest.mark.parametrize("cache_gb", [2.0, 0.0])
+def test_photographs_of_all_sizes_keep_their_class_and_place(tmp_path, cache_gb):
+    sizes = {"train": 4, "valid": 2, "test": 3}
+    for split, classes in sizes.items():
+        for label in range(classes):
+            for i in range(3):
+                path = tmp_path / split / f"{split}{label}" / f"{i}.jpg"
+                size = 30 + 7 * i, 40 - 5 * label
+                picture(path, size, level=40 * i + 10 * label, quality=95)
+    for split, classes in sizes.items():
+        source = folder(tmp_path, split, 16, cache_gb=cache_gb)
+        assert source.class_names == [f"{split}{label}" for label in range(classes)]
+        assert list(source.class_sizes) == [3] * classes
+        for label in range(classes):
+            levels = source.read(label, [2, 0, 1]).mean((1, 2, 3))
+            expected = np.array([80, 0, 40]) + 10 * label
+            np.testing.assert_allclose(levels, expected, atol=2)
+
+
 @needs_real_images
 def test_real_photographs_have_their_known_size():
+    """A camera's own JPEGs, beside the made ones above."""
     sizes = {"train": 40, "valid": 8, "test": 12}
     for split, classes in sizes.items():
         source = folder(REAL / "caltech101", split, 16, cache_gb=0.0)
@@ -460,19 +492,27 @@ def test_spec_phrases():
 
 
 def test_results_come_in_order_and_ahead_but_not_far():
-    started, release = [], threading.Event()
+    """What is taken to be made is what may be held: `depth` beyond the result asked."""
+    taken, made = [], [threading.Event() for _ in range(100)]
+    together = threading.Barrier(3, timeout=60)
+
+    def items():
+        for item in range(100):
+            taken.append(item)
+            yield item
 
     def make(item):
-        started.append(item)
-        release.wait(5)
+        if item < 3:
+            together.wait()  # three workers are at it at the same time
+        made[item].set()
         return item**2
 
-    results = run_ahead(make, iter(range(100)), depth=3, workers=3)
-    release.set()
-    assert next(results) == 0
-    time.sleep(0.2)
-    assert len(started) <= 1 + 3 + 1
-    assert list(results) == [i**2 for i in range(1, 100)]
+    results = run_ahead(make, items(), depth=3, workers=3)
+    for item in range(5):
+        assert next(results) == item**2
+        assert taken == list(range(item + 1 + 3))
+        assert all(event.wait(60) for event in made[: item + 1 + 3])  # unasked
+    assert list(results) == [i**2 for i in range(5, 100)]
 
 
 def test_exception_of_a_worker_is_raised_in_turn():
@@ -491,6 +531,7 @@ def test_closing_stops_the_workers():
     before = threading.active_count()
     results = run_ahead(lambda i: i, iter(int, 1))
     next(results)
+    assert threading.active_count() > before
     results.close()
     assert threading.active_count() == before
 

@@ -128,7 +128,7 @@ def test_what_is_no_image_is_refused_and_changes_nothing(taught, content):
 
 def test_decompression_bombs_are_refused(taught):
     file = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(file, "png")
+    Image.new("1", (13_400, 13_400)).save(file, "png", compress_level=1)
     with pytest.raises(UserError, match="no readable image"):
         taught.add("moss", "bomb.png", file.getvalue())
 
@@ -318,6 +318,7 @@ def drop(page, selector, *contents):
     page.evaluate(DROP, [selector, files])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
 def test_a_person_teaches_asks_and_corrects(run, tmp_path):
     requests = []
@@ -370,6 +371,7 @@ def test_a_person_teaches_asks_and_corrects(run, tmp_path):
     assert [x for x in requests if not x.startswith(own)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
 def test_the_page_goes_on_while_answers_are_under_way(run):
     with served(run) as address, browsed(address, []) as page:

@@ -1,5 +1,7 @@
 """Running hypergradient estimators in tests, and how far they are off."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -7,14 +9,19 @@ from lite_jax import exact_sum
 from lite_jax.hypergrad import Products
 
 
+@functools.cache
+def program(estimator, problem):
+    """The estimator's program for a problem; all else is an argument."""
+
+    def hypergrad(solution, meta, batches, state, options):
+        return estimator.hypergrad(problem, solution, meta, batches, state, **options)
+
+    return jax.jit(hypergrad)
+
+
 def estimate(estimator, problem, solution, meta, batches, state=None, **options):
     state = estimator.init(solution, meta) if state is None else state
-    run = jax.jit(
-        lambda solution, meta, batches, state: estimator.hypergrad(
-            problem, solution, meta, batches, state, **options
-        )
-    )
-    return run(solution, meta, batches, state)
+    return program(estimator, problem)(solution, meta, batches, state, options)
 
 
 def relative_error(found, exact):

@@ -12,6 +12,7 @@ from lite_jax import (
     check_additive,
     exact_grad,
     exact_sum,
+    exact_value_and_grad,
     lite_grad,
     lite_sum,
     lite_value_and_grad,
@@ -270,3 +271,31 @@ def test_sums_of_large_terms_are_right_when_compiled(features):
     weights = rng.random(25).astype(np.float32)
     total = jax.jit(batched(lambda args, x: x))(None, terms, jnp.array(weights))
     np.testing.assert_allclose(total, np.einsum("n,nkd->kd", weights, terms), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        exact_grad,
+        exact_value_and_grad,
+        functools.partial(lite_grad, num_backprop=4),
+        functools.partial(lite_value_and_grad, num_backprop=4),
+    ],
+    ids=["exact", "exact value", "lite", "lite value"],
+)
+def test_transforms_pass_the_chunk_size_on(transform):
+    """No encoder sees more examples at once, forward or backward."""
+    seen = []
+
+    def fun(a, x, key, *, set_sum):
+        def encode(a, x):
+            seen.append(len(x))
+            return a * x
+
+        return set_sum(batched(encode), a, x, key)
+
+    x = jnp.arange(5.0)
+    transform(fun, chunk_size=2)(1.0, x, jax.random.key(0))
+    assert max(seen) == 2
+    transform(fun)(1.0, x, jax.random.key(0))
+    assert max(seen) == 5

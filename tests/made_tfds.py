@@ -6,8 +6,11 @@ import logging
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
+from tensorflow_datasets.core import shuffle
 
 from lite_jax.data.tfrecord import write_records
+
+shuffle.BUCKETS_NUMBER = 1  # files to sort through; few examples fit into memory
 
 
 def prepare(root, name, features, splits, version="1.0.0", config=None, shuffled=True):

@@ -1,5 +1,7 @@
 """Mahalanobis distances against NumPy in float64, at both shapes of factor."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,11 @@ SHAPES = {  # (examples, features, scale, offset)
     "far from the origin": (60, 200, 1, 50),
     "unequal scales": (60, 200, 30, 5),
 }
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def logits_of(features, labels, mask, queries, way=WAY):
+    return mahalanobis_logits(fit_mahalanobis(features, labels, mask, way), queries)
 
 
 def problem(num_support, size, scale, offset, dtype=np.float32):
@@ -57,8 +64,7 @@ def test_single_precision_agrees_with_double(name):
     expected = by_inverses(
         np, features.astype(float), labels, mask, queries.astype(float), np.linalg.inv
     )
-    state = fit_mahalanobis(*map(jnp.array, (features, labels, mask)), WAY)
-    found = np.asarray(mahalanobis_logits(state, jnp.array(queries)))
+    found = np.asarray(logits_of(*map(jnp.array, (features, labels, mask, queries))))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -66,36 +72,38 @@ def test_single_precision_agrees_with_double(name):
 @pytest.mark.parametrize("name", ["few features", "many features"])
 def test_gradient_is_that_of_the_formula(name):
     features, labels, mask, queries = problem(*SHAPES[name], dtype=np.float64)
-    real = [0, 1, 3, 4]
+    real = jnp.array([0, 1, 3, 4])
 
     def formula(features, queries):
         found = by_inverses(jnp, features, labels, mask, queries, jnp.linalg.inv)
         return jnp.sin(found[:, real]).sum()
 
     def ours(features, queries):
-        state = fit_mahalanobis(features, jnp.array(labels), jnp.array(mask), WAY)
-        return jnp.sin(mahalanobis_logits(state, queries)[:, real]).sum()
+        found = logits_of(features, jnp.array(labels), jnp.array(mask), queries)
+        return jnp.sin(found[:, real]).sum()
 
-    features, queries = features / 30, queries / 30  # sines of moderate distances
-    args = jnp.array(features), jnp.array(queries)
-    chex.assert_trees_all_close(
-        jax.jit(jax.grad(ours, (0, 1)))(*args),
-        jax.grad(formula, (0, 1))(*args),
-        rtol=1e-8, atol=1e-10,
-    )  # fmt: skip
+    @jax.jit
+    def gradients(features, queries):
+        return [jax.grad(way, (0, 1))(features, queries) for way in (ours, formula)]
+
+    # sines of moderate distances
+    found, expected = gradients(jnp.array(features / 30), jnp.array(queries / 30))
+    chex.assert_trees_all_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["few features", "many features"])
 def test_an_absent_class_never_wins_and_leaves_no_nan(name):
-    features, labels, mask, queries = map(jnp.array, problem(*SHAPES[name]))
+    features, *others = map(jnp.array, problem(*SHAPES[name]))
 
-    def loss(features):
-        state = fit_mahalanobis(features, labels, mask, WAY)
-        return jax.nn.logsumexp(mahalanobis_logits(state, queries) / 100, axis=1).sum()
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(features, others):
+        found = logits_of(features, *others)
+        return jax.nn.logsumexp(found / 100, axis=1).sum(), found
 
-    state = fit_mahalanobis(features, labels, mask, WAY)
-    assert jnp.all(mahalanobis_logits(state, queries)[:, 2] == -jnp.inf)
-    assert jnp.all(jnp.isfinite(jax.grad(loss)(features)))
+    (_, found), gradient = jax.tree.map(np.asarray, loss(features, others))
+    assert np.all(found[:, 2] == -np.inf)
+    assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
 
 
 @pytest.mark.parametrize("size", [3, 30])
@@ -106,19 +114,28 @@ def test_a_class_of_one_example_has_the_task_covariance_alone(size):
     query = rng.normal(size=(1, size))
     precision = np.linalg.inv(0.5 * np.cov(features.T) + np.eye(size))
     apart = query[0] - features[0]
-    state = fit_mahalanobis(
-        jnp.array(features), jnp.array(labels), jnp.ones(7, bool), way=2
-    )
-    found = mahalanobis_logits(state, jnp.array(query))[0, 0]
+    given = map(jnp.array, (features, labels, np.ones(7, bool), query))
+    found = float(logits_of(*given, 2)[0, 0])
     assert found == pytest.approx(-apart @ precision @ apart, rel=1e-10)
 
 
 def test_factors_are_as_small_as_they_can_be():
     shapes = {}
     for name in ("few features", "many features"):
-        features, labels, mask, _ = map(jnp.array, problem(*SHAPES[name]))
-        shapes[name] = fit_mahalanobis(features, labels, mask, WAY).factors.shape
+        given = map(jnp.array, problem(*SHAPES[name])[:3])
+        fit = functools.partial(fit_mahalanobis, way=WAY)
+        shapes[name] = jax.eval_shape(fit, *given).factors.shape
     assert shapes == {"few features": (5, 12, 12), "many features": (5, 15, 15)}
+
+
+def loss_of_itself(features, labels, mask):
+    """The loss of a support's own classes, each of one image."""
+    found = logits_of(features, labels, mask, features, 50)
+    likelihood = jax.nn.log_softmax(found)
+    return -jnp.take_along_axis(likelihood, labels[:, None], 1).mean()
+
+
+graded = jax.jit(jax.value_and_grad(loss_of_itself))
 
 
 @pytest.mark.parametrize(
@@ -128,31 +145,24 @@ def test_factors_are_as_small_as_they_can_be():
 def test_one_image_of_fifty_classes_in_bfloat16(scale, tolerance):
     """A covariance of rank 3 and rounding, far from the origin."""
     rng = np.random.default_rng(2)
-    directions = rng.normal(size=(3, 1280))
+    directions = rng.normal(size=(3, 640))
 
     def drawn(count):
         found = 5 + rng.normal(size=(count, 3)) @ directions
         return jnp.asarray(scale * found, jnp.bfloat16)
 
-    features, queries = drawn(50), drawn(20)
+    features, queries = drawn(50), drawn(8)
     labels, mask = jnp.arange(50, dtype=jnp.int32), jnp.ones(50, bool)
 
-    def logits(features, queries):
-        state = fit_mahalanobis(features, labels, mask, 50)
-        return mahalanobis_logits(state, queries)
-
-    found = logits(features, queries)
+    found = logits_of(features, labels, mask, queries, 50)
     assert found.dtype == jnp.float32
     own, asked = (np.asarray(x, np.float64) for x in (features, queries))
-    precision = np.linalg.inv(0.5 * np.cov(own.T) + np.eye(1280))
+    precision = np.linalg.inv(0.5 * np.cov(own.T) + np.eye(640))
     apart = asked[:, None] - own[None]
     expected = -np.einsum("qkd,qkd->qk", apart @ precision, apart)
     np.testing.assert_allclose(found, expected, rtol=tolerance)
-    best = expected[np.arange(20), np.asarray(found.argmax(1))]
+    best = expected[np.arange(8), np.asarray(found.argmax(1))]
     np.testing.assert_allclose(best, expected.max(1), rtol=tolerance)
 
-    def loss(features):
-        likelihood = jax.nn.log_softmax(logits(features, features))
-        return -jnp.take_along_axis(likelihood, labels[:, None], 1).mean()
-
-    assert jnp.isfinite(loss(features)) and jnp.isfinite(jax.grad(loss)(features)).all()
+    loss, gradient = graded(features, labels, mask)
+    assert np.isfinite(loss) and np.isfinite(np.asarray(gradient, np.float32)).all()

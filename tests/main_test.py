@@ -1,17 +1,24 @@
 """The command line as a user meets it: one message, exit code 1, no traceback."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
 from ml_collections import ConfigDict
 from runs import tiny_config
 
+from lite_jax import main
 from lite_jax.main import _setting_names
 
+pytestmark = [
+    pytest.mark.usefixtures("as_users_run_it"),
+    pytest.mark.filterwarnings("ignore:the load_module.*:DeprecationWarning"),
+]
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "--config.data.image_size=16", "--config.backbone.width=8",
@@ -20,18 +27,41 @@ SMALL = [
 ]  # fmt: skip
 
 
-def lite_jax(*arguments, cwd=ROOT):
+def as_process(*arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-m", "lite_jax.main", *arguments],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=600,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 
-def test_the_command_trains_evaluates_and_leaves_a_workdir(tmp_path):
+@pytest.fixture
+def lite_jax(capsys, monkeypatch):
+    """The command as a call in this process: what it prints, and its exit code."""
+    loggers = logging.root, logging.getLogger("lite_jax")
+    kept = [(x.level, x.propagate, x.handlers[:]) for x in loggers]
+
+    def run(*arguments, cwd=ROOT):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["lite_jax.main", *arguments])
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
+            main.run()
+        printed, code = capsys.readouterr(), stop.value.code
+        if isinstance(code, str):  # as Python ends a process with a message
+            printed, code = printed._replace(err=f"{printed.err}{code}\n"), 1
+        return subprocess.CompletedProcess(arguments, code or 0, *printed)
+
+    yield run
+    for logger, (level, propagate, handlers) in zip(loggers, kept, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers[:] = propagate, handlers
+
+
+def test_the_command_trains_evaluates_and_leaves_a_workdir(lite_jax, tmp_path):
+    """It trains in a process of its own, and evaluates in this one."""
     arguments = ["--config=configs/protonets.py:synthetic,smoke", *SMALL]
     arguments.append(f"--workdir={tmp_path / 'run'}")
-    trained = lite_jax(*arguments)
+    trained = as_process(*arguments)
     assert trained.returncode == 0, trained.stderr
     header, rule, one_shot, five_shot, workdir = trained.stdout.splitlines()
     assert header.split() == ["test", "episodes", "protonets", "raw", "pixels", "tasks"]
@@ -47,21 +77,20 @@ def test_the_command_trains_evaluates_and_leaves_a_workdir(tmp_path):
 
 
 def test_help_lists_the_flags():
-    found = lite_jax("--help")
+    found = as_process("--help")
     assert "--workdir" in found.stdout and "<train|eval|export>" in found.stdout
 
 
-def test_default_workdir_is_named_after_the_run(tmp_path):
+def test_default_workdir_is_named_after_the_run(lite_jax, tmp_path):
     config = f"--config={ROOT / 'configs/protonets.py'}:synthetic,smoke"
     small = [
-        "--config.train.steps=1",
-        "--config.valid.tasks=0",
-        "--config.test.tasks=1",
-    ]
+        "--config.backbone.name=pixels", "--config.train.steps=0",
+        "--config.valid.tasks=0", "--config.test.tasks=1",
+    ]  # fmt: skip
     found = lite_jax(config, *SMALL, *small, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     path = tmp_path / "runs/protonets_synthetic_smoke/config.json"
-    assert json.loads(path.read_text())["train"]["steps"] == 1
+    assert json.loads(path.read_text())["train"]["steps"] == 0
 
 
 CONFIG = "--config=configs/protonets.py:synthetic,smoke"
@@ -104,13 +133,20 @@ POLICY = "--config=configs/pmeta_rl.py"
         ([POLICY, "--mode=eval"], "holds no checkpoint"),
     ],
 )
-def test_mistake_is_one_message_and_exit_code_1(arguments, message, tmp_path):
+def test_mistake_is_one_message_and_exit_code_1(lite_jax, arguments, message, tmp_path):
     found = lite_jax(*arguments, f"--workdir={tmp_path / 'run'}")
     assert found.returncode == 1, found.stdout + found.stderr
     assert "Traceback" not in found.stderr and found.stdout == ""
     (error,) = [x for x in found.stderr.splitlines() if x.startswith("error: ")]
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_process_ends_by_a_mistake_as_a_call_does(lite_jax):
+    arguments = [CONFIG, "--config.train.stepz=3"]
+    call, process = lite_jax(*arguments), as_process(*arguments)
+    assert process.returncode == call.returncode == 1
+    assert process.stderr == call.stderr and process.stdout == call.stdout == ""
 
 
 def test_setting_names_are_dotted():

@@ -38,9 +38,12 @@ def agrees_with_lax(kernel, strides, padding, **options):
 
         return lambda x, w: jnp.sin(call(x, w)).sum()
 
-    expected = jax.value_and_grad(loss(lax.conv_general_dilated), (0, 1))(x, w)
-    found = jax.value_and_grad(loss(conv_general_dilated), (0, 1))(x, w)
-    chex.assert_trees_all_close(found, expected, rtol=1e-10)
+    @jax.jit
+    def both(x, w):
+        convolutions = conv_general_dilated, lax.conv_general_dilated
+        return [jax.value_and_grad(loss(conv), (0, 1))(x, w) for conv in convolutions]
+
+    chex.assert_trees_all_close(*both(x, w), rtol=1e-10)
     return x, w
 
 
@@ -58,13 +61,13 @@ def test_depthwise_convolution_equals_lax(padding, strides, kernel):
     """What is kept for the backward pass is the inputs alone, not shifted copies."""
     depthwise = {"feature_group_count": 3}
     x, w = agrees_with_lax((*kernel, 1, 3), strides, padding, **depthwise)
-    _, pull_back = jax.vjp(
-        lambda x, w: conv_general_dilated(
+
+    def convolve(x, w):
+        return conv_general_dilated(
             x, w, strides, padding, dimension_numbers=LAYOUT, **depthwise
-        ),
-        x,
-        w,
-    )
+        )
+
+    _, pull_back = jax.eval_shape(lambda x, w: jax.vjp(convolve, x, w), x, w)
     kept = sum(leaf.size for leaf in jax.tree.leaves(pull_back))
     assert kept <= x.size + w.size
 
@@ -77,7 +80,7 @@ def test_sums_over_images_of_low_precision_are_formed_in_float32():
             x, w, (1, 1), "VALID", dimension_numbers=LAYOUT, feature_group_count=2
         ).sum()
     )
-    found = slope(w)
+    found = jax.jit(slope)(w)
     assert found.dtype == jnp.bfloat16 and (found == 400).all()
 
 
@@ -90,15 +93,19 @@ def test_convolutions_can_be_differentiated_twice_in_reverse(groups):
     )
     options = {"dimension_numbers": LAYOUT, "feature_group_count": groups}
 
-    def second(conv):
+    def second(conv, x, w):
         def loss(w):
             return jnp.sin(conv(x, w, (1, 1), "SAME", **options)).sum()
 
         return jax.grad(lambda w: (jax.grad(loss)(w) ** 2).sum())(w)
 
-    chex.assert_trees_all_close(
-        second(conv_general_dilated), second(lax.conv_general_dilated), rtol=1e-10
-    )
+    @jax.jit
+    def both(x, w):
+        return [
+            second(f, x, w) for f in (conv_general_dilated, lax.conv_general_dilated)
+        ]
+
+    chex.assert_trees_all_close(*both(x, w), rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +127,12 @@ def test_other_convolutions_are_passed_on(options):
     def loss(conv):
         return lambda x, w: jnp.sin(conv(x, w, (1, 1), pads, **options)).sum()
 
-    chex.assert_trees_all_close(
-        jax.grad(loss(conv_general_dilated), (0, 1))(x, w),
-        jax.grad(loss(lax.conv_general_dilated), (0, 1))(x, w), rtol=1e-12,
-    )  # fmt: skip
+    @jax.jit
+    def both(x, w):
+        convolutions = conv_general_dilated, lax.conv_general_dilated
+        return [jax.grad(loss(conv), (0, 1))(x, w) for conv in convolutions]
+
+    chex.assert_trees_all_close(*both(x, w), rtol=1e-12)
 
 
 @pytest.mark.parametrize("size, features", [(16, 64), (28, 64), (84, 1600)])
@@ -139,23 +148,28 @@ def test_conv4_has_the_dimensions_of_the_literature(size, features):
     assert found.shape == (5, features) and found.dtype == jnp.float32
 
 
-def test_conv4_features_of_an_image_ignore_the_others():
-    network = conv4(width=16)
-    params = network.init(jax.random.key(0), spec())
-    check_additive(batched(network.apply), params, images(), rtol=1e-5)
-    one = network.apply(params, images()[2:3])
+@pytest.fixture(scope="module")
+def small_conv4():
+    """Conv-4 of 8 channels, compiled, and parameters off their start."""
+    network = conv4(width=8, norm_groups=2, mean=0.4, std=0.5)
+    params = jax.jit(lambda key: network.init(key, spec(17, 3)))(jax.random.key(0))
+    moved = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), params)
+    return jax.jit(network.apply), moved | {"input": params["input"]}
+
+
+def test_conv4_features_of_an_image_ignore_the_others(small_conv4):
+    apply, params = small_conv4
+    two = images(17, 3, count=2)
+    check_additive(batched(apply), params, two, rtol=1e-5)
     np.testing.assert_allclose(
-        one[0], network.apply(params, images())[2], rtol=1e-4, atol=1e-5
+        apply(params, two[1:])[0], apply(params, two)[1], rtol=1e-4, atol=1e-5
     )
 
 
-def test_conv4_is_the_written_out_network():
+def test_conv4_is_the_written_out_network(small_conv4):
     """Four times convolution, GroupNorm of 4 channels each, ReLU, 2×2 maxima."""
-    network = conv4(width=8, norm_groups=2, mean=0.4, std=0.5)
-    params = network.init(jax.random.key(0), spec(17, 3))
-    statistics = params.pop("input")
-    params = jax.tree.map(lambda x: x + jnp.float32(0.1), params)  # off the identity
-    x = (np.asarray(images(17, 3), np.float64) / 255 - 0.4) / 0.5
+    apply, params = small_conv4
+    x = (np.asarray(images(17, 3, count=2), np.float64) / 255 - 0.4) / 0.5
     for i in range(4):
         kernel = np.asarray(params[f"blocks.{i}"]["conv"]["kernel"], np.float64)
         count, height, width, _ = x.shape
@@ -171,17 +185,15 @@ def test_conv4_is_the_written_out_network():
         x = np.maximum(x * norm["scale"] + norm["bias"], 0)
         height, width = height // 2 * 2, width // 2 * 2
         x = np.max([x[:, a:height:2, b:width:2] for a in (0, 1) for b in (0, 1)], 0)
-    found = network.apply(params | {"input": statistics}, images(17, 3))
-    np.testing.assert_allclose(found, x.reshape(5, -1), rtol=2e-3, atol=2e-4)
+    found = apply(params, images(17, 3, count=2))
+    np.testing.assert_allclose(found, x.reshape(2, -1), rtol=2e-3, atol=2e-4)
 
 
-def test_uint8_and_unit_floats_give_the_same_features():
-    network = conv4(width=8)
-    params = network.init(jax.random.key(0), spec())
-    as_float = jnp.float32(images()) / 255
-    chex.assert_trees_all_close(
-        network.apply(params, images()), network.apply(params, as_float), rtol=1e-4
-    )
+def test_uint8_and_unit_floats_give_the_same_features(small_conv4):
+    apply, params = small_conv4
+    two = images(17, 3, count=2)
+    as_float = np.asarray(two, np.float32) / 255
+    chex.assert_trees_all_close(apply(params, two), apply(params, as_float), rtol=1e-4)
 
 
 def test_pixels_are_the_scaled_pixels():

@@ -1,9 +1,9 @@
 """ORBIT's users, clips, protocols, padded tasks and scores."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from learners import filled, first_blocks
 from made_orbit import orbit, write_video
 
 from lite_jax import UserError, nn
@@ -262,14 +262,18 @@ def test_an_unreadable_frame_is_named(tmp_path):
 
 
 def test_a_clips_features_are_the_mean_of_its_frames():
-    frames = nn.conv4(8)
+    frames = first_blocks(nn.conv4(8), 1)
     clips = nn.over_clips(frames)
-    inputs = jnp.asarray(rng().integers(0, 256, (5, 3, 16, 16, 3)), jnp.uint8)
+    inputs = rng().integers(0, 256, (5, 3, 16, 16, 3)).astype(np.uint8)
     spec = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
-    params = clips.init(jax.random.key(0), spec)
-    each = [frames.apply(params, inputs[:, i]) for i in range(3)]
-    found = clips.apply(params, inputs)
+    params = filled(
+        jax.eval_shape(lambda key: clips.init(key, spec), jax.random.key(0))
+    )
+    apply = jax.jit(frames.apply)
+    each = [np.asarray(apply(params, inputs[:, i])) for i in range(3)]
+    found = jax.jit(clips.apply)(params, inputs)
     np.testing.assert_allclose(found, sum(each) / 3, rtol=1e-4, atol=1e-5)
+    assert np.abs(each[0] - each[1]).max() > 0.1
 
 
 # ------------------------------------------------------------------------- scores

@@ -1,5 +1,6 @@
 """Many devices give what one gives: 8 in this process, and two processes."""
 
+import functools
 import json
 import os
 import re
@@ -24,74 +25,63 @@ from tests import toys
 
 ROOT = Path(__file__).parents[1]
 CASES = [(shape, "uniform") for shape in [(8, 1), (1, 8), (1, 3)]]
-CASES += [((2, 4), sampling) for sampling in (None, *SAMPLERS)]
+CASES += [((2, 4), sampling) for sampling in ("all", *SAMPLERS)]
+CASES += [((1, 4), "at once")]  # a set without a chunk size
 
 
 def stacked_tasks(count):
     tasks = [
         toys.task(support_padding=1, query_padding=2, seed=i) for i in range(count)
     ]
-    return jax.tree.map(lambda *x: jnp.stack(x), *tasks)
+    return jax.tree.map(lambda *x: np.stack(x), *tasks)
 
 
-def mean_gradient(learner, make_sum, mesh, params, tasks):
-    axis = parallel.EXAMPLES if mesh is not None else None
+made_learner = functools.cache(toys.make_learner)
+
+
+def operator_of(axis, sampling):
+    """Sampling by its name, "all" for an exact sum in chunks, "at once" without."""
+    if sampling == "at once":
+        return exact_sum(axis_name=axis)
+    if sampling == "all":
+        return exact_sum(2, axis_name=axis)
+    return lite_sum(4, 2, sampling, axis_name=axis)
+
+
+def mean_gradient(name, sampling, shape, count):
+    """The mean gradient of tasks on a mesh, or without one."""
+    mesh = None if shape is None else parallel.make_mesh(*shape)
+    axis = None if shape is None else parallel.EXAMPLES
+    learner, params = made_learner(name)
     grad_fn = episode_grad(
-        learner, make_sum(axis), query_chunk_size=1 if mesh else 2, axis_name=axis
+        learner,
+        operator_of(axis, sampling),
+        query_chunk_size=1 if mesh else None,
+        axis_name=axis,
     )
     mean = jax.jit(parallel.mean_over_tasks(grad_fn, mesh))
-    return mean(params, tasks, jax.random.key(3))
+    return mean(params, stacked_tasks(count), jax.random.key(3))
+
+
+on_one_device = functools.cache(functools.partial(mean_gradient, shape=None))
 
 
 @pytest.mark.parametrize(("shape", "sampling"), CASES)
 def test_devices_share_a_step_and_its_draws(shape, sampling):
-    learner, params = toys.make_learner("simple_cnaps")
-    tasks = stacked_tasks(8)
-
-    def make_sum(axis):
-        if sampling is None:
-            return exact_sum(2, axis_name=axis)
-        return lite_sum(4, 2, sampling, axis_name=axis)
-
-    one, many = (
-        mean_gradient(learner, make_sum, mesh, params, tasks)
-        for mesh in (None, parallel.make_mesh(*shape))
-    )
+    one = on_one_device("protonets", sampling, count=8)
+    many = mean_gradient("protonets", sampling, shape, count=8)
     chex.assert_trees_all_close(many, one, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", toys.LEARNERS)
 def test_every_learner_can_be_shared_out(name):
-    learner, params = toys.make_learner(name)
-    tasks = stacked_tasks(2)
-
-    def make_sum(axis):
-        return lite_sum(3, 1, axis_name=axis)
-
-    one, many = (
-        mean_gradient(learner, make_sum, mesh, params, tasks)
-        for mesh in (None, parallel.make_mesh(2, 2))
-    )
-    chex.assert_trees_all_close(many, one, rtol=1e-9, atol=1e-12)
-
-
-def test_a_set_without_a_chunk_size_is_shared_out_too():
-    learner, params = toys.make_learner("protonets")
-    one, many = (
-        mean_gradient(
-            learner,
-            lambda axis: exact_sum(axis_name=axis),
-            mesh,
-            params,
-            stacked_tasks(1),
-        )
-        for mesh in (None, parallel.make_mesh(1, 4))
-    )
+    one = on_one_device(name, "uniform", count=2)
+    many = mean_gradient(name, "uniform", (2, 2), count=2)
     chex.assert_trees_all_close(many, one, rtol=1e-9, atol=1e-12)
 
 
 def compiled_step(mesh, num_support=32):
-    learner, params = toys.make_learner("protonets")
+    learner, params = made_learner("protonets")
     axis = parallel.EXAMPLES if mesh is not None else None
     operator = exact_sum(1, axis_name=axis)
     grad_fn = episode_grad(learner, operator, query_chunk_size=1, axis_name=axis)
@@ -117,7 +107,7 @@ def test_loops_hold_no_collective():
 
 
 def test_a_step_on_a_mesh_learns_as_on_one_device():
-    learner, params = toys.make_learner("protonets")
+    learner, params = made_learner("protonets")
     optimizer = optax.sgd(0.1, momentum=0.9)
     tasks = jax.device_get(stacked_tasks(4))
     ends = []
@@ -136,6 +126,9 @@ def test_a_step_on_a_mesh_learns_as_on_one_device():
 # --------------------------------------------------------------------------- runs
 
 
+SHORT = {"train__steps": 2, "valid__tasks": 0, "test__tasks": 1}
+
+
 def loss_curve(workdir):
     rows = (workdir / "metrics.jsonl").read_text().splitlines()
     return [r["loss"] for r in map(json.loads, rows) if r["split"] == "train"]
@@ -145,9 +138,10 @@ def loss_curve(workdir):
 def test_a_run_on_eight_devices_is_that_of_one(tmp_path):
     curves = []
     for tasks, examples in ((1, 1), (2, 4)):
-        config = tiny_config(devices__tasks=tasks, devices__examples=examples)
+        config = tiny_config(devices__tasks=tasks, devices__examples=examples, **SHORT)
         train_and_evaluate(config, tmp_path / str(tasks))
         curves.append(loss_curve(tmp_path / str(tasks)))
+    assert len(curves[0]) == 2
     np.testing.assert_allclose(*curves, rtol=1e-3)
 
 
@@ -166,6 +160,10 @@ config = tiny_config(
     devices__examples=2,
     seed=int(seed),
     optimizer__schedule="constant",
+    train__steps=3,
+    train__valid_every=1,
+    valid__tasks=2,
+    test__tasks=2,
 )
 stop = int(steps)
 if stop:
@@ -219,15 +217,18 @@ def two_processes(workdirs, seeds=(0, 0), stop_after=0):
     return outputs
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_users_run_it")
 def test_two_hosts_train_as_one_and_resume(tmp_path):
     config = tiny_config(
-        devices__tasks=2, devices__examples=2, optimizer__schedule="constant"
-    )
+        devices__tasks=2, devices__examples=2, optimizer__schedule="constant",
+        train__steps=3, train__valid_every=1, valid__tasks=2, test__tasks=2,
+    )  # fmt: skip
     results = train_and_evaluate(config, tmp_path / "one")
     workdirs = tmp_path / "both", tmp_path / "unused"
-    stopped = two_processes(workdirs, stop_after=3)
+    stopped = two_processes(workdirs, stop_after=2)
     assert all("stopped" in out for out in stopped)
+    assert len(loss_curve(tmp_path / "both")) == 2
     first, second = two_processes(workdirs)
     first, second = (out.splitlines()[-1] for out in (first, second))
     assert first == second, "hosts disagree"
@@ -238,6 +239,7 @@ def test_two_hosts_train_as_one_and_resume(tmp_path):
     assert not workdirs[1].exists(), "the second host wrote to its workdir"
 
 
+@pytest.mark.slow
 def test_hosts_of_different_configs_all_stop(tmp_path):
     for out in two_processes((tmp_path / "a", tmp_path / "b"), seeds=(0, 7)):
         assert "seed is 0 on host 0 and 7 on host 1" in out

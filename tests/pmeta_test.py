@@ -7,9 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from described import NETWORKS, case_of, double, drawn_anew
-from learners import gradient, task_of_images
+from described import NETWORKS
+from learners import (
+    filled,
+    first_blocks,
+    flat,
+    gradient,
+    relative_error,
+    task_of_images,
+)
 from runs import load_config
+from scipy import special
 
 from lite_jax import (
     UserError,
@@ -38,43 +46,81 @@ from lite_jax.pmeta.layers import (
 )
 from lite_jax.pmeta.masked import mask_gradient, masked_features
 from lite_jax.types import Task
-from tests import toys
 
 BOTH = Attention(0.3, 0.2)
+FEW_BLOCKS = {
+    "conv4": (first_blocks(NETWORKS["conv4"][0], 2), NETWORKS["conv4"][1]),
+    "resnet12": (first_blocks(NETWORKS["resnet12"][0], 1), NETWORKS["resnet12"][1]),
+    "mlp": NETWORKS["mlp"],
+}
+
+
+def described(network, shape):
+    """Description, parameters, four inputs, and modules of attention."""
+    architecture = network.describe(shape, 5)
+    with jax.numpy_dtype_promotion("standard"):
+        params = shapes_of(network, shape)
+    modules = jax.eval_shape(
+        lambda key: init_attention(key, architecture, BOTH), jax.random.key(0)
+    )
+    inputs = jax.ShapeDtypeStruct((4, *shape), float)
+    return (
+        architecture,
+        filled(params, 0, float),
+        filled(inputs, 1),
+        filled(modules, 2, spread=0.6),
+    )
+
+
+def shapes_of(initialised, shape, dtype="float32"):
+    """The shapes of a network's or a learner's parameters."""
+    spec = jax.ShapeDtypeStruct(shape, dtype)
+    return jax.eval_shape(lambda key: initialised.init(key, spec), jax.random.key(0))
 
 
 # ------------------------------------------------------------------------ attention
 
 
+RATIOS = (0.0, 0.1, 0.3, 0.5, 0.99)
+
+
+@jax.jit
+def clipped(scores):
+    """Scores `[n, c]` cut at each of the ratios."""
+    return [
+        jax.vmap(functools.partial(clip_and_normalise, ratio=ratio))(scores)
+        for ratio in RATIOS
+    ]
+
+
 def test_at_most_as_many_channels_survive_as_said():
-    for size in (1, 2, 3, 20, 32, 100):
-        for ratio in (0.0, 0.1, 0.3, 0.5, 0.99):
-            keys = jax.random.split(jax.random.key(size), 50)
-            draw = jax.vmap(lambda k, n=size: 5 * jax.random.normal(k, (n,)))
-            scores = jax.nn.softmax(draw(keys) * jnp.linspace(0, 1, 50)[:, None])
-            found = jax.vmap(functools.partial(clip_and_normalise, ratio=ratio))(scores)
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 3, 20, 100):
+        drawn = 5 * rng.normal(size=(50, size)) * np.linspace(0, 1, 50)[:, None]
+        scores = special.softmax(drawn, 1)
+        for ratio, found in zip(RATIOS, map(np.asarray, clipped(scores)), strict=True):
             kept = (found > 0).sum(1)
-            assert jnp.isfinite(found).all() and (kept >= 1).all()
+            assert np.isfinite(found).all() and (kept >= 1).all()
             np.testing.assert_allclose(found.mean(1), 1, rtol=1e-9)
             assert (kept <= most_channels(size, ratio)).all()
             if ratio:
-                cut = jnp.where(found == 0, scores, 0).sum(1)
-                least = jnp.where(found > 0, scores, 1).min(1)
+                cut = np.where(found == 0, scores, 0).sum(1)
+                least = np.where(found > 0, scores, 1).min(1)
+                greatest = np.where(found == 0, scores, 0).max(1)
                 enough = (cut >= ratio - 1e-12) | (kept == 1)
-                needed = cut - jnp.where(found == 0, scores, 0).max(1) < ratio + 1e-12
-                assert (enough & needed).all()
-                assert (jnp.where(found == 0, scores, 0).max(1) <= least).all()
+                assert (enough & (cut - greatest < ratio + 1e-12)).all()
+                assert (greatest <= least).all()
 
 
 def test_cutting_passes_the_gradient_straight_through():
     scores = jnp.array([0.1, 0.2, 0.3, 0.4])
     weights = jnp.array([1.0, 2.0, -1.0, 0.5])
-    found = jax.grad(lambda s: (clip_and_normalise(s, 0.25) * weights).sum())(scores)
-    np.testing.assert_allclose(found, 4 * weights)
+    found = jax.jit(jax.grad(lambda s: clip_and_normalise(s, 0.25) @ weights))(scores)
+    np.testing.assert_allclose(found, 4 * np.asarray(weights))
 
 
 def test_scores_are_of_the_mean_over_real_examples_before_the_softmax():
-    _, architecture, _, _, modules = case_of("conv4", BOTH)
+    modules = described(*FEW_BLOCKS["conv4"])[3]
     module = at_path(modules, "blocks.1/conv")["forward"]
     x = jax.random.normal(jax.random.key(0), (3, 4, 4, 4))
     counted = jnp.array([1.0, 0.0, 2.0])
@@ -96,7 +142,8 @@ def test_gradients_are_looked_at_alike_alone_and_in_a_mean():
 
 
 def test_attention_starts_equal():
-    _, architecture, _, inputs, _ = case_of("conv4", BOTH)
+    network, shape = first_blocks(NETWORKS["conv4"][0], 1), (2, 2, 3)
+    architecture, inputs = network.describe(shape, 5), filled(jnp.ones((4, *shape)))
     modules = init_attention(jax.random.key(0), architecture, Attention(0.0, None))
     module = at_path(modules, "blocks.0/conv")
     assert set(module) == {"forward"}
@@ -108,41 +155,54 @@ def test_attention_starts_equal():
 # ------------------------------------------------------------------ masked gradients
 
 
+@functools.cache
+def whole_networks(name):
+    """What a network, its description and masked layers give, and their gradients."""
+    network, shape = NETWORKS[name]
+    architecture, params, inputs, modules = described(network, shape)
+    features = jax.ShapeDtypeStruct((4, architecture.head.inputs[0]), float)
+    weights = filled(features, 4)
+
+    def values(params, inputs, modules, weights):
+        counted = jnp.ones(len(inputs))
+
+        def by_rule(params, attention):
+            return masked_features(
+                architecture, attention, "exact", modules, params, inputs, counted
+            )
+
+        def with_gradient(function):
+            found, pull = jax.vjp(function, params)
+            return found, pull(jnp.cos(found) * weights)[0]
+
+        found = {
+            "description": features_of(architecture, params, inputs, compute_layer),
+            "looks": by_rule(params, BOTH),
+            "plain": with_gradient(lambda params: by_rule(params, NO_ATTENTION)),
+        }
+        with jax.numpy_dtype_promotion("standard"):
+            expected = with_gradient(lambda params: network.apply(params, inputs))
+        return found | {"network": expected}
+
+    return jax.jit(values)(params, inputs, modules, weights)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_layer_by_layer_is_the_network(name):
-    network, architecture, params, inputs, modules = case_of(name, BOTH)
-    with jax.numpy_dtype_promotion("standard"):
-        expected = network.apply(params, inputs)
-    found = jax.jit(features_of, static_argnums=(0, 3))(
-        architecture, params, inputs, compute_layer
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
-    masked = jax.jit(masked_features, static_argnums=(0, 1, 2))(
-        architecture, BOTH, "exact", modules, params, inputs, jnp.ones(len(inputs))
-    )
-    np.testing.assert_allclose(masked, expected, rtol=1e-9, atol=1e-11)
+    found = whole_networks(name)
+    for same in (found["description"], found["looks"], found["plain"][0]):
+        np.testing.assert_allclose(same, found["network"][0], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_without_attention_the_masked_gradient_is_the_plain_one(name):
-    network, architecture, params, inputs, _ = case_of(name, BOTH)
-
-    def loss(apply, params):
-        return (jnp.sin(apply(params, inputs)) ** 2).sum()
-
-    with jax.numpy_dtype_promotion("standard"):
-        expected = jax.jit(jax.grad(functools.partial(loss, network.apply)))(params)
-    modules = init_attention(jax.random.key(0), architecture, NO_ATTENTION)
-    plain = functools.partial(
-        masked_features, architecture, NO_ATTENTION, "exact", modules,
-        counted=jnp.ones(len(inputs)),
-    )  # fmt: skip
-    found = jax.jit(jax.grad(functools.partial(loss, plain)))(params)
-    assert toys.relative_error(found, expected) < 1e-6
+    found = whole_networks(name)
+    assert flat(found["network"][1]).any()
+    assert relative_error(found["plain"][1], found["network"][1]) < 1e-6
 
 
 def by_probes(architecture, modules, params, inputs, counted, loss):
-    """The masked gradient by plain differentiation alone.
+    """The masked gradient by plain differentiation alone, and the plain gradient.
 
     A zero is added to what every layer gives; the derivative by it is g(y). No rule of
     our own is used: what arrives at the weights is the plain gradient times γ of what
@@ -164,82 +224,82 @@ def by_probes(architecture, modules, params, inputs, counted, loss):
     probes = {x.path: jnp.zeros((len(inputs), *x.outputs)) for x in layers}
     plain, passed = jax.grad(lambda *args: run(*args)[0], (0, 1))(params, probes)
     seen = run(params, probes)[1]
-    found = {}
+    found = {}, {}
     for layer in layers:
         own = at_path(modules, layer.path)
         inner = channel_scores(own["forward"], seen[layer.path], counted, BOTH.forward)
         gradients = normalised_gradients(passed[layer.path], counted)
         outer = channel_scores(own["backward"], gradients, counted, BOTH.backward)
         weights = at_path(plain, layer.path)
-        found[layer.path] = mask_gradient(layer, weights, inner, outer)
+        found[0][layer.path] = mask_gradient(layer, weights, inner, outer)
+        found[1][layer.path] = weights
     return found
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", FEW_BLOCKS)
 def test_masked_gradients_and_their_own_gradients_are_those_of_plain_autodiff(name):
     """First order, and second order through them, by weights and by attention."""
-    _, architecture, params, inputs, modules = case_of(name, BOTH)
+    architecture, params, inputs, modules = described(*FEW_BLOCKS[name])
     counted = jnp.array([1.0, 2.0, 0.0, 0.5])
     labels = jnp.array([0, 1, 2, 1])
-    size = architecture.head.inputs[0]
-    head = jax.random.normal(jax.random.key(9), (size, 5)) / 3
+    head = filled(jnp.ones((architecture.head.inputs[0], 5)), 9)
+    shapes = {x.path: at_path(params, x.path) for x in architecture.body}
+    weights = filled(shapes, 10)
 
-    def loss(features):
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            features @ head, labels
-        )
-        return counted @ losses
+    def sums(params, modules, inputs, head, weights):
+        """Each way's weighted sum of the gradient's sines, and the gradients."""
 
-    def ours(params, modules):
-        def own(params):
-            return loss(
-                masked_features(
-                    architecture, BOTH, "exact", modules, params, inputs, counted
-                )
+        def loss(features):
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                features @ head, labels
             )
+            return counted @ losses
 
-        found = jax.grad(own)(params)
-        return {x.path: at_path(found, x.path) for x in architecture.layers[:-1]}
+        def ours(params, modules):
+            def own(params):
+                return loss(
+                    masked_features(
+                        architecture, BOTH, "exact", modules, params, inputs, counted
+                    )
+                )
 
-    def expected(params, modules):
-        return by_probes(architecture, modules, params, inputs, counted, loss)
+            found = jax.grad(own)(params)
+            return {x.path: at_path(found, x.path) for x in architecture.body}, ()
 
-    first, wanted = jax.jit(ours)(params, modules), jax.jit(expected)(params, modules)
-    assert toys.relative_error(first, wanted) < 1e-9
+        def expected(params, modules):
+            return by_probes(architecture, modules, params, inputs, counted, loss)
 
-    def unmasked(params):
-        return loss(features_of(architecture, params, inputs, compute_layer))
+        def outer(function, params, modules):
+            found = function(params, modules)
+            terms = jax.tree.map(lambda x, w: (jnp.sin(x) * w).sum(), found[0], weights)
+            return sum(jax.tree.leaves(terms)), found
 
+        return [
+            jax.grad(functools.partial(outer, way), (0, 1), has_aux=True)(
+                params, modules
+            )
+            for way in (ours, expected)
+        ]
+
+    found, wanted = jax.jit(sums)(params, modules, inputs, head, weights)
+    (second, (first, _)), (second_wanted, (first_wanted, plain)) = found, wanted
+    assert relative_error(first, first_wanted) < 1e-9
     path = architecture.layers[0].path
-    plain = at_path(jax.jit(jax.grad(unmasked))(params), path)
-    assert toys.relative_error(first[path], plain) > 0.1
-
-    def outer(function, params, modules):
-        leaves = jax.tree.leaves(function(params, modules))
-        return sum((jnp.sin(x) * jnp.arange(1.0, x.size + 1).reshape(x.shape)).sum()
-                   for x in leaves)  # fmt: skip
-
-    second, wanted = (
-        jax.jit(jax.grad(functools.partial(outer, function), (0, 1)))(params, modules)
-        for function in (ours, expected)
-    )
-    for found, right in zip(second, wanted, strict=True):
-        assert toys.relative_error(found, right) < 1e-8
-    assert toys.flat(second[1]).any()
+    assert relative_error(first[path], plain[path]) > 0.1
+    for own, right in zip(second, second_wanted, strict=True):
+        assert relative_error(own, right) < 1e-8
+    assert flat(second[1]).any()
 
 
 # ---------------------------------------------------------------------- as a rule
 
 
-def learner_of(**options):
+def learner_of(network=NETWORKS["mlp"][0], **options):
     rule = inner_rules.p_meta(0.1, **options)
-    network = nn.conv4(4, norm_groups=2)
     return maml(network, way=5, steps=2, rule=rule, learned_head=True)
 
 
-def params_of(learner, shape=(16, 16, 3)):
-    spec = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    return learner.init(jax.random.key(0), spec)
+CONV4 = nn.conv4(4, norm_groups=2)
 
 
 def float_task(count, size=16):
@@ -252,23 +312,34 @@ def float_task(count, size=16):
     return Task(scaled(task.support), scaled(task.query))
 
 
+def drawn_params(learner, size):
+    """Parameters for images of a size, the step sizes as a rule starts them."""
+    with jax.numpy_dtype_promotion("standard"):
+        params = filled(shapes_of(learner, (size, size, 3)), 0, float)
+    sizes = params.get("inner_rule", {})
+    return params | {"inner_rule": jax.tree.map(lambda x: jnp.full_like(x, 0.1), sizes)}
+
+
 @pytest.mark.parametrize("rule", ["sgd", "anil", "boil", "learned_sgd"])
 def test_settings_of_it_are_the_other_rules(rule):
     adapts = {"anil": inner_rules.head_only, "boil": inner_rules.body_only}
-    options = {"way": 5, "steps": 2, "learned_head": True}
+    layers = rule == "learned_sgd"  # a convolution and a norm, or dense layers
+    network, size = (first_blocks(CONV4, 1), 16) if layers else (nn.mlp(3, 1), 2)
     other = maml(
-        nn.conv4(4, norm_groups=2), rule=getattr(inner_rules, rule)(0.1), **options
+        network, way=5, steps=2, rule=getattr(inner_rules, rule)(0.1), learned_head=True
     )
-    same = learner_of(penalty=0.0, adapts=adapts.get(rule, inner_rules.everything))
-    task = float_task(10)
+    same = learner_of(
+        network, penalty=0.0, adapts=adapts.get(rule, inner_rules.everything)
+    )
+    task, params = float_task(5, size), drawn_params(other, size)
+    sizes = drawn_params(same, size)["inner_rule"]
     with jax.numpy_dtype_promotion("standard"):
-        params, sizes = double(params_of(other)), params_of(same)["inner_rule"]
         theirs = gradient(other, params, task=task)
-        shared = {name: params[name] for name in ("backbone", "head")}
-        ours = gradient(same, shared | {"inner_rule": double(sizes)}, task=task)
-    for name in shared:
-        assert toys.relative_error(ours[name], theirs[name]) < 1e-5
-    if rule == "learned_sgd":  # one step size a layer sums those of its tensors
+        ours = gradient(same, params | {"inner_rule": sizes}, task=task)
+    for name in ("backbone", "head"):
+        assert flat(theirs[name]).any()
+        assert relative_error(ours[name], theirs[name]) < 1e-5
+    if layers:  # one step size a layer sums those of its tensors
         conv = theirs["inner_rule"]["backbone"]["blocks.0"]["conv"]["kernel"]
         norm = theirs["inner_rule"]["backbone"]["blocks.0"]["norm"]["group"]
         mine = ours["inner_rule"]["backbone"]["blocks.0"]
@@ -278,18 +349,18 @@ def test_settings_of_it_are_the_other_rules(rule):
 
 
 def test_every_layer_has_a_step_size_for_each_step_and_the_input_none():
-    with jax.numpy_dtype_promotion("standard"):
-        params = params_of(learner_of())
-    sizes = params["inner_rule"]
+    sizes = shapes_of(learner_of(CONV4), (16, 16, 3))["inner_rule"]
     assert "input" not in sizes["backbone"] or sizes["backbone"]["input"] is None
     assert len(jax.tree.leaves(sizes)) == 9
     assert all(x.shape == (2,) for x in jax.tree.leaves(sizes))
 
 
 def test_attention_leaves_the_start_of_all_else_as_it_is():
+    spec = jax.ShapeDtypeStruct((2, 2, 3), "float32")
     with jax.numpy_dtype_promotion("standard"):
         plain, looks = (
-            params_of(learner_of(attention=a)) for a in (NO_ATTENTION, BOTH)
+            learner_of(nn.mlp(3, 1), attention=a).init(jax.random.key(0), spec)
+            for a in (NO_ATTENTION, BOTH)
         )
     assert jax.tree.leaves(looks.pop("attention"))
     assert jax.tree.structure(looks) == jax.tree.structure(plain)
@@ -298,11 +369,9 @@ def test_attention_leaves_the_start_of_all_else_as_it_is():
 
 @pytest.mark.parametrize("penalty_on", ["inputs", "memory"])
 def test_the_penalty_weighs_layers_by_what_they_store(penalty_on):
-    learner = learner_of(penalty=2.0, penalty_on=penalty_on)
-    with jax.numpy_dtype_promotion("standard"):
-        params = params_of(learner)
+    learner = learner_of(CONV4, penalty=2.0, penalty_on=penalty_on)
+    sizes = drawn_params(learner, 16)["inner_rule"]
     task = task_of_images(5)
-    sizes = double(params["inner_rule"])
     slope = jax.grad(lambda x: learner.penalty({"inner_rule": x}, task))(sizes)
     layers = conv4((16, 16, 3), 5, width=4, groups=2).layers
     memory = {x.path: x.input_size for x in layers}
@@ -317,36 +386,36 @@ def test_the_penalty_weighs_layers_by_what_they_store(penalty_on):
         np.testing.assert_allclose(own, 2 * share, rtol=1e-6)
 
 
-def attentive(**options):
-    """A perceptron as learner, quick to compile, and parameters that attend."""
-    rule = inner_rules.p_meta(0.1, attention=BOTH, **options)
-    learner = maml(nn.mlp(6, 2), way=5, steps=2, rule=rule, learned_head=True)
-    with jax.numpy_dtype_promotion("standard"):
-        params = double(params_of(learner, (4, 4, 3)))
-    return learner, params | {"attention": drawn_anew(params["attention"], 5)}
+@pytest.fixture(scope="module")
+def attentive():
+    """Perceptrons that look at all of a support, and at each example; parameters."""
+    network = nn.mlp(4, 1)
+    together, each = (
+        learner_of(network, attention=BOTH, each=each) for each in (False, True)
+    )
+    return together, each, drawn_params(each, 2)
 
 
-def test_attention_over_single_examples_is_additive():
+def test_attention_over_single_examples_is_additive(attentive):
     """Chunks change nothing, and neither does LITE with all drawn."""
-    task = float_task(6, size=4)
-    learner, params = attentive(each=True)
-    whole = gradient(learner, params, exact_sum(), task)
-    assert toys.flat(whole["attention"]).any()
+    together, each, params = attentive
+    task = float_task(6, size=2)
+    whole = gradient(each, params, task=task)
+    assert flat(whole["attention"]).any()
     for operator in (exact_sum(2), lite_sum(6, chunk_size=2)):
-        found = gradient(learner, params, operator, task)
-        assert toys.relative_error(found, whole) < 1e-9
-    together = gradient(*attentive(), exact_sum(), task)
-    assert toys.relative_error(together, whole) > 1e-3
+        found = gradient(each, params, operator, task)
+        assert relative_error(found, whole) < 1e-9
+    assert relative_error(gradient(together, params, task=task), whole) > 1e-3
 
 
-def test_padding_does_not_count():
-    task = float_task(10, size=4)
-    learner, params = attentive()
+def test_padding_does_not_count(attentive):
+    together, _, params = attentive
+    task = float_task(6, size=2)
     padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:3]]), task.support)
-    padded = padded._replace(mask=jnp.arange(13) < 10)
-    expected = gradient(learner, params, task=task)
-    found = gradient(learner, params, task=Task(padded, task.query))
-    assert toys.relative_error(found, expected) < 1e-9
+    padded = padded._replace(mask=jnp.arange(9) < 6)
+    expected = gradient(together, params, task=task)
+    found = gradient(together, params, task=Task(padded, task.query))
+    assert relative_error(found, expected) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -370,7 +439,7 @@ def test_bad_settings_are_named(variants, changes, message):
     config = load_config("pmeta", variants, **changes)
     with pytest.raises(UserError, match=message):
         learner = models.make_tested_learner(config, 5)
-        params_of(learner, (28, 28, 3))
+        shapes_of(learner, (28, 28, 3))
 
 
 def test_training_makes_step_sizes_exactly_zero_and_never_negative(as_users_run_it):

@@ -1,24 +1,30 @@
 """Weights of training examples: the problem, the sets, the scores, the two jobs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from estimates import products_of
+from estimates import estimate, products_of
+from learners import filled, flat, relative_error
 from runs import load_config
+from scipy import special
 
 from lite_jax import UserError, exact_sum, hypergrad, nn
 from lite_jax.metrics import read_rows
 from lite_jax.reweight import (
     LabelledSet,
+    bench,
     loop,
     make_sets,
     meta_weight_net,
     per_example,
     reweighting_problem,
     run_reweighting,
+    training,
 )
-from lite_jax.reweight.bench import make_bench
+from lite_jax.reweight import run as reweight_run
 from lite_jax.reweight.pruning import SCORES, kept_rows
 from lite_jax.reweight.text import generated_texts, read_tsv
 
@@ -26,22 +32,16 @@ from lite_jax.reweight.text import generated_texts, read_tsv
 
 
 def linear_case(weighting, count=12):
-    keys = jax.random.split(jax.random.key(0), 6)
-    inputs = jax.random.normal(keys[0], (count, 3))
-    labels = jax.random.randint(keys[1], (count,), 0, 4, jnp.int32)
-    params = jax.random.normal(keys[2], (3, 4))
-    meta_params = weighting.init(keys[3], count)
-    leaves, tree = jax.tree.flatten(meta_params)
-    drawn = jax.random.split(keys[4], len(leaves))
-    leaves = [
-        x + jax.random.normal(k, x.shape) / 2
-        for k, x in zip(drawn, leaves, strict=True)
-    ]
-    clean = jax.random.normal(keys[5], (5, 3)), labels[:5]
-    rows = jnp.arange(count, dtype=jnp.int32)
-    batches = (inputs, labels, rows), clean
+    rng = np.random.default_rng(0)
+    inputs, clean, params = (
+        jnp.array(rng.normal(size=size)) for size in ((count, 3), (5, 3), (3, 4))
+    )
+    labels = jnp.array(rng.integers(0, 4, count), jnp.int32)
+    init = functools.partial(weighting.init, num_train=count)
+    meta = filled(jax.eval_shape(lambda key: init(key), jax.random.key(0)), 1, float, 1)
+    batches = (inputs, labels, jnp.arange(count, dtype=jnp.int32)), (clean, labels[:5])
     problem = reweighting_problem(lambda params, x: x @ params, weighting)
-    return problem, params, jax.tree.unflatten(tree, leaves), batches
+    return problem, params, meta, batches
 
 
 WEIGHTINGS = {"per_example": per_example(), "meta_weight_net": meta_weight_net(5)}
@@ -53,12 +53,18 @@ def test_mixed_products_by_one_forward_pass_are_the_general_ones(name):
     problem, params, meta, batches = linear_case(WEIGHTINGS[name])
     vector = jnp.cos(jnp.arange(12.0)).reshape(3, 4)
     general = problem._replace(outputs=None, combine=None)
-    fast, slow = (
-        products_of(p, params, meta, batches).mixed(vector) for p in (problem, general)
-    )
-    for x, y in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True):
+
+    @jax.jit
+    def mixed(params, meta, batches, vector):
+        return [
+            products_of(p, params, meta, batches).mixed(vector)
+            for p in (problem, general)
+        ]
+
+    fast, slow = map(jax.tree.leaves, mixed(params, meta, batches, vector))
+    for x, y in zip(fast, slow, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
-    assert max(jnp.abs(x).max() for x in jax.tree.leaves(fast)) > 1e-4
+    assert max(np.abs(x).max() for x in fast) > 1e-4
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
@@ -66,31 +72,26 @@ def test_the_identity_is_the_slope_of_one_small_step(name):
     """d/dλ of the clean loss after θ − ε ∂g/∂θ, over ε, in the limit."""
     problem, params, meta, batches = linear_case(WEIGHTINGS[name])
 
-    def after_a_step(meta, size):
+    def after_a_step(meta, params, batches, size):
         grads = jax.grad(problem.inner)(params, meta, batches[0], set_sum=None)
         moved = params - size * grads
         return problem.outer(moved, meta, batches[1], set_sum=None)
 
     size = 1e-6
-    unrolled = jax.tree.map(lambda x: x / size, jax.grad(after_a_step)(meta, size))
-    found = hypergrad.identity(set_sum=exact_sum()).hypergrad(
-        problem, params, meta, batches, ()
-    )
-    flat = [
-        jnp.concatenate([x.ravel() for x in jax.tree.leaves(t)])
-        for t in (unrolled, found.grads)
-    ]
-    assert jnp.linalg.norm(flat[0] - flat[1]) < 1e-4 * jnp.linalg.norm(flat[0])
+    unrolled = jax.jit(jax.grad(after_a_step))(meta, params, batches, size)
+    identity = hypergrad.identity(set_sum=exact_sum())
+    found = estimate(identity, problem, params, meta, batches, ())
+    assert relative_error(found.grads, flat(unrolled) / size) < 1e-4
 
 
 def test_the_scale_of_the_weights_does_not_matter():
     problem, params, meta, batches = linear_case(per_example())
-    small = jnp.full_like(meta, -3.0)  # so that twice the weight is below 1
-    grown = jax.scipy.special.logit(2 * jax.nn.sigmoid(small))
-    losses = [
-        problem.inner(params, x, batches[0], set_sum=None) for x in (small, grown)
-    ]
+    inner = jax.jit(functools.partial(problem.inner, set_sum=None))
+    small = np.full(meta.shape, -3.0)  # so that twice the weight is below 1
+    grown = special.logit(2 * special.expit(small))
+    losses = [inner(params, x, batches[0]) for x in (small, grown)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-9)
+    assert abs(inner(params, small * np.arange(12.0), batches[0]) - losses[0]) > 1e-3
 
 
 def test_meta_weight_net_starts_with_equal_weights():
@@ -206,8 +207,12 @@ def test_scores_are_those_of_the_closed_form():
     def logits(params, x):
         return x @ params["kernel"] + params["bias"][None]
 
-    scores = {name: s(logits, params, train) for name, s in SCORES.items()}
-    shares = np.asarray(jax.nn.softmax(logits(params, inputs)))
+    @jax.jit
+    def scored(params, train):
+        return {name: score(logits, params, train) for name, score in SCORES.items()}
+
+    scores = scored(params, train)
+    shares = special.softmax(inputs @ np.asarray(params["kernel"]) + 1, 1)
     errors = np.linalg.norm(shares - np.eye(4)[labels], axis=1)
     np.testing.assert_allclose(scores["EL2N"], errors, rtol=1e-9)
     lengths = np.sqrt((inputs**2).sum(1) + 1)
@@ -224,19 +229,53 @@ def test_kept_rows_are_the_highest_or_lowest():
 
 
 def test_padding_of_a_text_does_not_count(as_users_run_it):
-    network = nn.text_encoder(20, width=8, depth=2, heads=2)
-    params = network.init(jax.random.key(0), jax.ShapeDtypeStruct((6,), jnp.int32))
-    texts = jnp.array([[5, 7, 3, 0, 0, 0], [5, 7, 3, 9, 0, 0]])
+    network = nn.text_encoder(20, width=4, depth=1, heads=2)
+    texts = jax.ShapeDtypeStruct((6,), jnp.int32)
+    params = filled(
+        jax.eval_shape(lambda key: network.init(key, texts), jax.random.key(0))
+    )
+    texts = jnp.array([[5, 7, 3, 0, 0, 0], [5, 7, 3, 9, 0, 0], [0] * 6])
     short = params | {"positions": params["positions"][:, :3]}
-    alone = network.apply(short, texts[:1, :3])
-    found = network.apply(params, texts)
+    apply = jax.jit(network.apply)
+    alone, found = apply(short, texts[:1, :3]), apply(params, texts)
     np.testing.assert_allclose(found[:1], alone, rtol=1e-4, atol=1e-6)
-    assert jnp.abs(found[0] - found[1]).max() > 1e-3
-    empty = network.apply(params, jnp.zeros((1, 6), jnp.int32))
-    assert jnp.isfinite(empty).all()
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    assert np.isfinite(found[2]).all()
 
 
 # ---------------------------------------------------------------------- the jobs
+
+
+@pytest.fixture(scope="module")
+def one_program():
+    """Runs that differ in their examples and steps alone share what is compiled."""
+    make_bench, benches = bench.make_bench, {}
+
+    def one_bench(config, sets):
+        sizes = [
+            config.reweight[name]
+            for name in "network width depth heads weighting hidden".split()
+        ]
+        settings = [config[x].to_json() for x in ("inner", "hypergrad", "optimizer")]
+        example = sets.train.inputs.shape[1:], sets.num_classes, sets.vocabulary
+        made = make_bench(config, sets)
+        made = made._replace(init=jax.jit(made.init))
+        first = benches.setdefault((*sizes, *settings, example), made)
+        shared = "init logits optimizer weighting estimator".split()
+        return made._replace(**{name: getattr(first, name) for name in shared})
+
+    rounds = {}
+
+    def one_round(logits, *others, **sizes):
+        made = training.make_round(logits, *others, **sizes)
+        return rounds.setdefault((logits, *sizes.items()), made)
+
+    plain = functools.cache(training.make_plain_training)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reweight_run, "make_bench", one_bench)
+        patch.setattr(loop, "make_round", one_round)
+        patch.setattr(bench, "make_plain_training", plain)
+        yield
 
 
 def test_learned_weights_find_wrong_labels_and_help(as_users_run_it, tmp_path):
@@ -261,6 +300,12 @@ SMALL = {
     "reweight__train_size": 100,
     "reweight__seeds": 2,
     "reweight__keep": "0.5",
+    "reweight__width": 8,
+    "reweight__depth": 1,
+    "reweight__heads": 2,
+    "reweight__hidden": 4,
+    "reweight__vocabulary": 20,
+    "reweight__length": 4,
 }
 
 
@@ -269,7 +314,7 @@ SMALL = {
     [("sama", "meta_weight_net"), ("conjugate_gradient", "per_example")],
 )
 def test_a_stopped_run_ends_as_if_it_had_not_been(
-    as_users_run_it, tmp_path, monkeypatch, through, weighting
+    as_users_run_it, tmp_path, monkeypatch, one_program, through, weighting
 ):
     choice = {"hypergrad__through": through, "reweight__weighting": weighting}
     config = load_config(
@@ -294,7 +339,9 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
         assert (whole / name).read_bytes() == (stopped / name).read_bytes()
 
 
-def test_pruning_leaves_a_row_for_every_network_and_goes_on(as_users_run_it, tmp_path):
+def test_pruning_leaves_a_row_for_every_network_and_goes_on(
+    as_users_run_it, tmp_path, one_program
+):
     config = load_config("sama_prune", "noisy", **SMALL)
     table = run_reweighting(config, tmp_path)
     path = tmp_path / "pruning.jsonl"
@@ -319,12 +366,20 @@ def test_pruning_leaves_a_row_for_every_network_and_goes_on(as_users_run_it, tmp
 @pytest.mark.parametrize(
     "variants,changes",
     [
-        ("text", {"reweight__train_size": 60, "reweight__meta_size": 20}),
-        ("", {"data__dataset": "synthetic", "reweight__train_size": 300}),
+        ("text", {"reweight__train_size": 30, "reweight__meta_size": 6}),
+        (
+            "",
+            {
+                "data__dataset": "synthetic",
+                "data__image_size": 16,
+                "backbone__width": 8,
+                "reweight__train_size": 60,
+            },
+        ),
     ],
 )
 def test_texts_and_features_of_images_serve(
-    as_users_run_it, tmp_path, variants, changes
+    as_users_run_it, tmp_path, one_program, variants, changes
 ):
     config = load_config("sama_reweight", variants, **SMALL | changes)
     assert "learned weights" in run_reweighting(config, tmp_path)
@@ -337,15 +392,15 @@ def test_the_full_size_is_that_of_bert_base(as_users_run_it, tmp_path, data):
     root = write_tsv(tmp_path, train="".join(lines), meta=lines[0], test=lines[1])
     changes = {"data__root": str(root), "reweight__train_size": 30}
     config = load_config("sama_reweight", f"{data},bert_base", **changes)
-    bench = make_bench(config, make_sets(config))
-    params = jax.eval_shape(bench.init, jax.random.key(0))
-    embeddings = bench.sets.vocabulary * 768
+    made = bench.make_bench(config, make_sets(config))
+    params = jax.eval_shape(made.init, jax.random.key(0))
+    embeddings = made.sets.vocabulary * 768
     count = sum(x.size for x in jax.tree.leaves(params))
     assert 85e6 < count - embeddings < 86e6
-    assert bench.sets.train.inputs.shape == (30, 128)
+    assert made.sets.train.inputs.shape == (30, 128)
     tokens = jax.ShapeDtypeStruct((2, 128), jnp.int32)
-    logits = jax.eval_shape(bench.logits, params, tokens)
-    assert logits.shape == (2, bench.sets.num_classes)
+    logits = jax.eval_shape(made.logits, params, tokens)
+    assert logits.shape == (2, made.sets.num_classes)
 
 
 @pytest.mark.parametrize("data", ["omniglot", "folder"])
@@ -357,8 +412,8 @@ def test_rates_for_features_are_of_the_weighting_in_either_order(data):
     assert list(rates.values()) == [3e-4, 3e-2, 3e-2]
 
 
-def test_tsv_sets_keep_their_own_sizes(as_users_run_it, tmp_path):
-    lines = [f"{'ab'[i % 2]}\tword{i % 2} w{i}\n" for i in range(30)]
+def test_tsv_sets_keep_their_own_sizes(as_users_run_it, tmp_path, one_program):
+    lines = [f"{'abcd'[i % 4]}\tword{i % 2} w{i}\n" for i in range(30)]
     parts = {"train": lines, "meta": lines[:6], "test": lines[6:12]}
     root = write_tsv(tmp_path, **{k: "".join(x) for k, x in parts.items()})
     config = load_config("sama_reweight", "tsv", **SMALL | {"data__root": str(root)})

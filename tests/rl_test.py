@@ -1,12 +1,13 @@
 """Policies that adapt: densities, advantages, inner steps, trust regions, runs."""
 
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from described import double
+from learners import filled
 from runs import load_config
 from scipy import integrate, stats
 
@@ -14,7 +15,7 @@ from lite_jax import UserError, nn
 from lite_jax.learners import inner_rules
 from lite_jax.metrics import read_rows
 from lite_jax.pmeta.attention import Attention
-from lite_jax.rl import evaluate_policy, run_policy
+from lite_jax.rl import evaluate_policy, run, run_policy
 from lite_jax.rl.environments import navigation
 from lite_jax.rl.episodes import Episodes, advantages, masked_mean
 from lite_jax.rl.half_cheetah import half_cheetah
@@ -49,14 +50,11 @@ def met_episodes(seed, episodes=3, horizon=5):
 
 def initial(learner, seed=0):
     with jax.numpy_dtype_promotion("standard"):
-        params = double(learner.init(jax.random.key(seed)))
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [
-        x + 0.1 * jax.random.uniform(k, x.shape, x.dtype)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(structure, moved)
+        shapes = jax.eval_shape(learner.init, jax.random.key(0))
+    params = filled(shapes, seed, float)
+    sizes = params.get("inner_rule", {})
+    sizes = jax.tree.map(lambda x: 0.1 + 0.05 * jnp.abs(x), sizes)
+    return params | ({"inner_rule": sizes} if sizes else {})
 
 
 def test_density_and_divergence_are_those_of_normal_distributions():
@@ -70,16 +68,18 @@ def test_density_and_divergence_are_those_of_normal_distributions():
     expected = stats.norm.logpdf(actions, means[0], deviations[0]).sum(1)
     np.testing.assert_allclose(first.log_density(jnp.asarray(actions)), expected)
 
-    def integrand(x, n, a):
+    def divergence(n, a):
         ours, others = (
-            stats.norm(m[n, a], s[a]) for m, s in zip(means, deviations, strict=True)
+            stats.norm(mean[n, a], deviation[a])
+            for mean, deviation in zip(means, deviations, strict=True)
         )
-        return ours.pdf(x) * (ours.logpdf(x) - others.logpdf(x))
 
-    expected = [
-        sum(integrate.quad(integrand, -15, 15, (n, a))[0] for a in range(2))
-        for n in range(4)
-    ]
+        def integrand(x):
+            return ours.pdf(x) * (ours.logpdf(x) - others.logpdf(x))
+
+        return integrate.quad(integrand, -15, 15)[0]
+
+    expected = [sum(divergence(n, a) for a in range(2)) for n in range(4)]
     np.testing.assert_allclose(first.divergence(second), expected, rtol=1e-6)
     np.testing.assert_allclose(first.divergence(first), np.zeros(4), atol=1e-15)
 
@@ -116,7 +116,7 @@ def test_advantages_are_those_of_the_definition(gae_lambda):
             surprise = rewards[e, k] + discount * values[e, k + 1] - values[e, k]
             expected[e, t] += (discount * gae_lambda) ** (k - t) * surprise
     expected = (expected - expected[mask].mean()) / expected[mask].std() * mask
-    found = advantages(episodes, discount=discount, gae_lambda=gae_lambda)
+    found = jax.jit(advantages)(episodes, discount=discount, gae_lambda=gae_lambda)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -124,36 +124,33 @@ def slope(function, params, direction, step=1e-5):
     """The derivative along a direction, by central differences."""
 
     def at(way):
-        return function(jax.tree.map(lambda x, d: x + way * d, params, direction))
+        moved = jax.tree.map(
+            lambda x, d: np.asarray(x) + way * np.asarray(d), params, direction
+        )
+        return function(moved)
 
     return float(at(step) - at(-step)) / (2 * step)
 
 
 def along(gradient, direction):
     pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
-    return float(sum(jnp.vdot(g, d) for g, d in pairs))
-
-
-def direction_like(params, seed=2):
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    drawn = [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
+    return float(sum(np.vdot(g, d) for g, d in pairs))
 
 
 def test_a_plain_inner_step_follows_the_policy_gradient():
     learner = MetaPolicy(POLICY, inner_rules.sgd(0.5))
     params, episodes = initial(learner), met_episodes(1)
-    better = advantages(episodes)
+    better = jax.jit(advantages)(episodes)
 
+    @jax.jit
     def expected_return(policy):
         drawn = POLICY.distribution(policy, episodes.observations)
         gains = drawn.log_density(episodes.actions) * better
         return masked_mean(gains, episodes.mask)
 
-    adapted = learner.adapt(params, (episodes,))
-    moved = jax.tree.map(lambda a, x: (a - x) / 0.5, adapted, params)
-    direction = direction_like(params) | {"log_std": jnp.zeros(2)}
+    adapted = jax.jit(learner.adapt)(params, (episodes,))
+    moved = jax.tree.map(lambda a, x: (np.asarray(a) - x) / 0.5, adapted, params)
+    direction = filled(params, 2) | {"log_std": jnp.zeros(2)}
     expected = slope(expected_return, params, direction)
     assert along(moved, direction) == pytest.approx(expected, rel=1e-7)
     np.testing.assert_array_equal(adapted["log_std"], params["log_std"])
@@ -163,10 +160,10 @@ def test_a_plain_inner_step_follows_the_policy_gradient():
 def test_partial_rules_leave_the_rest_as_it_is(name):
     learner = MetaPolicy(POLICY, RULES[name])
     params = initial(learner)
-    adapted = learner.adapt(params, (met_episodes(1),))
+    adapted = jax.jit(learner.adapt)(params, (met_episodes(1),))
     same = {
         part: all(
-            jax.tree.leaves(jax.tree.map(jnp.array_equal, adapted[part], params[part]))
+            jax.tree.leaves(jax.tree.map(np.array_equal, adapted[part], params[part]))
         )
         for part in ("backbone", "head")
     }
@@ -182,9 +179,10 @@ def test_the_outer_gradient_goes_through_the_inner_steps(name, steps):
     outer = met_episodes(9)
     other = POLICY.distribution(initial(learner, seed=5), outer.observations)
     played = Played(inner, outer, other)
-    gradient = jax.grad(learner.loss)(params, played)
-    direction = direction_like(params)
-    expected = slope(lambda p: learner.loss(p, played), params, direction)
+    run = jax.jit(jax.value_and_grad(learner.loss))
+    gradient = run(params, played)[1]
+    direction = filled(params, 2)
+    expected = slope(lambda p: run(p, played)[0], params, direction)
     assert along(gradient, direction) == pytest.approx(expected, rel=1e-6)
 
 
@@ -192,7 +190,8 @@ def test_attention_looks_at_each_episode_alone():
     rule = inner_rules.p_meta(0.1, attention=Attention(0.3, 0.0), each=True)
     learner, episodes = MetaPolicy(POLICY, rule), met_episodes(3)
     params, architecture = initial(learner), POLICY.network.describe((3,), 2)
-    better, mask = advantages(episodes), episodes.mask.astype(jnp.float64)
+    better = jax.jit(advantages)(episodes)
+    mask = episodes.mask.astype(float)
 
     def loss(backbone, index):
         def features(backbone, observations):
@@ -204,16 +203,25 @@ def test_attention_looks_at_each_episode_alone():
         gains = drawn.log_density(episodes.actions[index]) * better[index]
         return -(gains * mask[index]).sum() / mask.sum()
 
+    gradient = jax.jit(jax.grad(loss))
     each = [
-        jax.grad(loss)(params["backbone"], index)["layers.1"]["kernel"]
+        np.asarray(gradient(params["backbone"], index)["layers.1"]["kernel"])
         for index in range(len(mask))
     ]
-    for gradient in each:  # ρ = 0.3 cuts 2 of 6 channels or more
-        assert (gradient == 0).all(1).sum() >= 2
-    adapted = learner.adapt(params, (episodes,))["backbone"]["layers.1"]["kernel"]
+    for own in each:  # ρ = 0.3 cuts 2 of 6 channels or more
+        assert (own == 0).all(1).sum() >= 2
+    adapted = jax.jit(learner.adapt)(params, (episodes,))
     size = params["inner_rule"]["backbone"]["layers.1"][0]
     expected = params["backbone"]["layers.1"]["kernel"] - size * sum(each)
-    np.testing.assert_allclose(adapted, expected, atol=1e-12)
+    found = adapted["backbone"]["layers.1"]["kernel"]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def step_program(loss, divergence, settings):
+    """A trust-region step, compiled as a whole."""
+    return jax.jit(
+        functools.partial(trust_region_step, loss, divergence, settings=settings)
+    )
 
 
 def test_a_trust_region_step_is_exact_where_loss_and_divergence_are_quadratic():
@@ -231,9 +239,8 @@ def test_a_trust_region_step_is_exact_where_loss_and_divergence_are_quadratic():
         return 0.5 * jnp.vdot(moved, task[0] @ moved)
 
     settings = TrustRegion(0.02, solver_steps=20, damping=0.0, trials=3)
-    params, outcome = trust_region_step(
-        loss, divergence, {"x": start}, (bends, slopes), settings
-    )
+    step = step_program(loss, divergence, settings)
+    params, outcome = step({"x": start}, (bends, slopes))
     bend, slope = np.asarray(bends).mean(0), np.asarray(slopes).mean(0)
     direction = np.linalg.solve(bend, slope)
     full = -np.sqrt(2 * 0.02 / (slope @ direction)) * direction
@@ -255,7 +262,7 @@ def test_a_step_that_would_not_lower_the_loss_is_not_taken():
 
     start = {"x": jnp.full(2, 1e-6)}
     settings = TrustRegion(1.0, trials=4)
-    found, outcome = trust_region_step(rises, divergence, start, jnp.ones(2), settings)
+    found, outcome = step_program(rises, divergence, settings)(start, jnp.ones(2))
     np.testing.assert_array_equal(found["x"], start["x"])
     assert outcome.trials == 5 and outcome.change == 0 and outcome.divergence == 0
 
@@ -264,22 +271,20 @@ def test_nothing_goes_below_its_floor_and_the_rest_goes_on():
     bend = jnp.array([[2.0, 1.9], [1.9, 2.0]])
 
     def loss(params, task):
-        return params["size"] + params["other"] + 0 * task
+        return params["size"] + params["other"] + 0 * task[1]
 
-    def divergence_from(start):
-        def divergence(params, task):
-            moved = jnp.stack([params[k] - start[k] for k in ("size", "other")])
-            return 0.5 * moved @ bend @ moved + 0 * task
-
-        return divergence
+    def divergence(params, task):
+        start, weight = task
+        moved = jnp.stack([params[k] - start[k] for k in ("size", "other")])
+        return 0.5 * moved @ bend @ moved + 0 * weight
 
     settings = TrustRegion(1.0, damping=0.0)
     floor = {"size": jnp.array(0.0), "other": jnp.array(-jnp.inf)}
+    step = step_program(loss, divergence, settings)
     for size in (0.1, 0.0):
         start = {"size": jnp.array(size), "other": jnp.array(0.0)}
-        found, outcome = trust_region_step(
-            loss, divergence_from(start), start, jnp.ones(2), settings, floor
-        )
+        tasks = jax.tree.map(lambda x: jnp.stack([x, x]), start), jnp.ones(2)
+        found, outcome = step(start, tasks, floor=floor)
         assert found["size"] == 0 and found["other"] < -0.5
         assert outcome.change < -0.5
     # on its floor, it takes no part: the other goes as far as it may alone
@@ -326,10 +331,26 @@ SMALL = {
     "rl__episodes": 3,
     "rl__horizon": 8,
     "rl__width": 8,
+    "rl__depth": 1,
 }
 
 
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, as_users_run_it):
+@pytest.fixture
+def one_learner(monkeypatch):
+    """Runs of equal settings have one learner, and so share its programs."""
+    make_setting, made = run.make_setting, {}
+
+    def sharing(config):
+        setting = make_setting(config)
+        known = config.rl.to_json() + config.inner.to_json()
+        return setting._replace(learner=made.setdefault(known, setting.learner))
+
+    monkeypatch.setattr(run, "make_setting", sharing)
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
+    tmp_path, as_users_run_it, one_learner
+):
     config = load_config("pmeta_rl", **SMALL)
     whole = run_policy(config, tmp_path / "whole")
     run_policy(

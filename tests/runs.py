@@ -3,6 +3,13 @@
 import importlib.util
 from pathlib import Path
 
+from flax import linen
+
+from lite_jax import architecture
+from lite_jax.nn.backbones import ConvBlock
+from lite_jax.nn.layers import global_average
+from lite_jax.nn.network import make_network
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -41,3 +48,37 @@ def tiny_config(**changes):
         "test__tasks": 4,
     }
     return load_config("protonets", "synthetic", **(defaults | changes))
+
+
+def one_block(
+    width=8, *, norm="group", norm_groups=8, mean=0.5, std=0.25, remat=False, film=True
+):
+    """Conv-4's first block and a mean over positions, for runs of whichever network.
+
+    A quarter of the code to trace and compile. Takes Conv-4's settings.
+    """
+    del remat
+
+    def describe(image, way):
+        found = architecture.conv4(image, way, width=width, groups=norm_groups)
+        head = architecture.dense_layer(found.head.path, width, way)
+        return architecture.Architecture(found.blocks[:1], head, average=True)
+
+    return make_network(
+        _OneBlock(width, norm, norm_groups, film),
+        mean=mean, std=std, least_size=1, film=film, describe=describe,
+    )  # fmt: skip
+
+
+class _OneBlock(linen.Module):
+    width: int
+    norm: str
+    norm_groups: int
+    film: bool
+
+    @linen.compact
+    def __call__(self, images):
+        block = ConvBlock(
+            self.width, self.norm, self.norm_groups, film=self.film, name="blocks.0"
+        )
+        return global_average(block(images))

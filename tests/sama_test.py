@@ -1,5 +1,7 @@
 """SAMA's adaptation and mixed products, in single precision as users run them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,30 +54,39 @@ def after_some_steps(transform, params, count=3):
 def test_adaptation_is_the_derivative_of_the_update(name):
     transform = TRANSFORMS[name]
     params = jnp.linspace(-1, 1, 7)
-    step = after_some_steps(transform, params)
-    vector = jnp.cos(jnp.arange(7.0))
+    vector = np.cos(np.arange(7.0, dtype=np.float32))
+    along = 1e-3 * np.eye(7, dtype=np.float32)[0]
 
-    def update(grads):
-        return transform.update(grads, step.opt_state, step.params)[0]
+    @jax.jit
+    def run(params, vector, along):
+        step = after_some_steps(transform, params)
 
-    jacobian = jax.jacrev(update)(step.grads)
-    expected = -vector @ jacobian
-    found = hypergrad.adapted(transform, step, vector)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
-    by_differences = -(update(step.grads + 1e-3 * jnp.eye(7)[0])
-                       - update(step.grads - 1e-3 * jnp.eye(7)[0])) / 2e-3  # fmt: skip
+        def update(grads):
+            return transform.update(grads, step.opt_state, step.params)[0]
+
+        jacobian = jax.jacrev(update)(step.grads)
+        ahead, behind = (update(step.grads + x) for x in (along, -along))
+        return hypergrad.adapted(transform, step, vector), jacobian, ahead - behind
+
+    found, jacobian, difference = map(np.asarray, run(params, vector, along))
+    np.testing.assert_allclose(found, -vector @ jacobian, rtol=1e-4, atol=1e-8)
+    by_differences = -difference / 2e-3
     np.testing.assert_allclose(by_differences @ vector, found[0], rtol=2e-2, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw, clipped", "rmsprop", "adagrad"])
 def test_adaptation_is_finite_where_nothing_ever_happened(name):
     transform, params = TRANSFORMS[name], jnp.linspace(-1, 1, 5)
-    grads = jnp.array([0.0, 0.3, 0.0, -0.2, 0.1])
-    step = InnerStep(grads, transform.init(params), params)
-    found = hypergrad.adapted(transform, step, jnp.ones(5))
-    assert jnp.isfinite(found).all()
+
+    @jax.jit
+    def run(params, grads):
+        step = InnerStep(grads, transform.init(params), params)
+        return hypergrad.adapted(transform, step, jnp.ones(5))
+
+    found = np.asarray(run(params, jnp.array([0.0, 0.3, 0.0, -0.2, 0.1])))
+    assert np.isfinite(found).all()
     assert found[0] == found[2] == 0
-    assert jnp.abs(found[jnp.array([1, 3, 4])]).max() > 0
+    assert np.abs(found[[1, 3, 4]]).max() > 0
 
 
 def test_sama_without_adaptation_is_the_identity(cleaning):
@@ -91,28 +102,32 @@ def test_sama_without_adaptation_is_the_identity(cleaning):
 def test_sama_is_the_adapted_vectors_mixed_product(key):
     problem, _ = bilevel.ridge(key)
     transform = optax.adam(1e-2)
-    step = after_some_steps(transform, problem.solution)
+    step = jax.jit(functools.partial(after_some_steps, transform))(problem.solution)
     found = estimate(
         sama(transform, nudge_base=True, radius=0.2), *problem, inner_step=step
     )
-    form = products_of(*problem)
-    target, direct = form.outer_grads()
-    vector = hypergrad.adapted(transform, step, target)
-    np.testing.assert_allclose(
-        found.grads, direct - form.mixed(vector), rtol=1e-4, atol=1e-7
-    )
+
+    @jax.jit
+    def by_parts(solution, meta, batches, step):
+        form = products_of(problem.problem, solution, meta, batches)
+        target, direct = form.outer_grads()
+        vector = hypergrad.adapted(transform, step, target)
+        return direct - form.mixed(vector), vector
+
+    expected, vector = by_parts(*problem[1:], step)
+    np.testing.assert_allclose(found.grads, expected, rtol=1e-4, atol=1e-7)
     inner_grad_norm = found.diagnostics["inner_grad_norm"]
-    np.testing.assert_allclose(inner_grad_norm, jnp.linalg.norm(step.grads), rtol=1e-6)
-    nudge = found.state
-    np.testing.assert_allclose(jnp.linalg.norm(nudge), 0.2, rtol=1e-4)
-    assert nudge @ vector < 0
+    np.testing.assert_allclose(inner_grad_norm, np.linalg.norm(step.grads), rtol=1e-6)
+    nudge = np.asarray(found.state)
+    np.testing.assert_allclose(np.linalg.norm(nudge), 0.2, rtol=1e-4)
+    assert nudge @ np.asarray(vector) < 0
 
 
 def test_the_diagnostics_of_a_known_step_cost_no_pass(cleaning):
     """Compiled with all it returns, and with the hypergradient alone."""
     problem, solution, weights, batches = cleaning
     transform = optax.adam(1e-2)
-    step = after_some_steps(transform, solution)
+    step = jax.eval_shape(functools.partial(after_some_steps, transform), solution)
     estimator = sama(transform)
 
     def operations(returned):
@@ -132,10 +147,6 @@ def test_the_diagnostics_of_a_known_step_cost_no_pass(cleaning):
 
 def test_finite_differences_fail_in_bfloat16_and_exact_products_do_not(cleaning):
     problem, solution, weights, batches = cleaning
-    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), solution)
-    exact = products_of(problem, solution, weights, batches)
-    vector = exact.outer_grads()[0]
-    expected = exact.mixed(vector)
 
     def inner(w, t, batch, *, set_sum):
         images, labels = batch
@@ -144,10 +155,20 @@ def test_finite_differences_fail_in_bfloat16_and_exact_products_do_not(cleaning)
         losses = bilevel.softmax_loss(logits.astype(jnp.float32), labels)
         return (jax.nn.sigmoid(t) * losses).mean()
 
-    low = products_of(Problem(inner, problem.outer), rounded, weights, batches)
-    vector = jax.tree.map(lambda x: x.astype(jnp.bfloat16), vector)
-    assert relative_error(low.mixed(vector), expected) < 0.01
-    assert relative_error(low.mixed_by_differences(vector, 0.01), expected) > 0.2
+    @jax.jit
+    def products(solution, weights, batches):
+        exact = products_of(problem, solution, weights, batches)
+        vector = exact.outer_grads()[0]
+        rounded, low_vector = jax.tree.map(
+            lambda x: x.astype(jnp.bfloat16), (solution, vector)
+        )
+        low = products_of(Problem(inner, problem.outer), rounded, weights, batches)
+        differences = low.mixed_by_differences(low_vector, 0.01)
+        return exact.mixed(vector), low.mixed(low_vector), differences
+
+    expected, low, differences = products(solution, weights, batches)
+    assert relative_error(low, expected) < 0.01
+    assert relative_error(differences, expected) > 0.2
 
 
 def test_sama_needs_the_last_step(key):
@@ -161,10 +182,15 @@ def test_sama_needs_the_last_step(key):
 
 def test_memory_is_that_of_one_product_and_not_of_what_runs_beside_it():
     """XLA would compute what does not wait for the vector ahead, and keep it."""
-    network, step = text_encoder_step(32, 2)
-    problem = reweighting_problem(network.apply, per_example())
-    weights, batches = jnp.zeros(8), texts(8)
-    arguments = step.params, weights, batches, step
+    networks = []
+
+    def arrays():
+        network, step = text_encoder_step(16, 1)
+        networks.append(network)
+        return step.params, jnp.zeros(8), texts(8), step
+
+    arguments = jax.eval_shape(arrays)
+    problem = reweighting_problem(networks[0].apply, per_example())
 
     def mib(function):
         program = jax.jit(function).lower(*arguments).compile()

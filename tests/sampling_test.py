@@ -346,3 +346,21 @@ def test_sensitivity_needs_features():
     operator = lite_sum(2, sampling="sensitivity")
     with pytest.raises(UserError, match=r"exposes none: make it with lite_jax\.Pooled"):
         learner.adapt(params, task.support, jax.random.key(0), operator)
+
+
+def test_scores_are_of_all_features_of_an_example():
+    """The norm of ∂L/∂(f_n, g_n), for features that are a tree of rows of any rank."""
+    seen = {}
+
+    def remember(key, population, num_backprop):
+        seen["scores"] = population.scores
+        return sample_uniform(key, Population(population.mask), num_backprop)
+
+    pair = Pooled(
+        lambda a, x: {"f": a * x, "g": a * jnp.stack([x, 2 * x], 1)},
+        lambda features, x, weights: weights @ (features["f"] + features["g"].sum(1)),
+    )
+    operator = lite_sum(2, sampling=Sampler(remember, ("scores",)))
+    x = jnp.array([1.0, -2.0, 3.0])
+    jax.grad(lambda a: 5 * operator(pair, a, x, jax.random.key(0)))(0.3)
+    np.testing.assert_allclose(seen["scores"], 5 * np.sqrt(3), rtol=1e-12)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from learners import filled
 from runs import load_config, tiny_config
 
 import lite_jax
@@ -42,10 +43,12 @@ def closure(tmp_path):
 
 
 def other_weights(tmp_path):
-    network = nn.conv4(8, norm_groups=2)
-    nn.save_weights(tmp_path / "a.safetensors", network.init(jax.random.key(0), SPEC))
-    wider = nn.pretrained(nn.conv4(16, norm_groups=2), str(tmp_path / "a.safetensors"))
-    wider.init(jax.random.key(0), SPEC)
+    def shapes(network):
+        return jax.eval_shape(lambda key: network.init(key, SPEC), jax.random.key(0))
+
+    path = tmp_path / "a.safetensors"
+    nn.save_weights(path, filled(shapes(nn.conv4(8, norm_groups=2))))
+    shapes(nn.pretrained(nn.conv4(16, norm_groups=2), str(path)))
 
 
 def label_outside(tmp_path):
@@ -99,28 +102,33 @@ def a_file_in_the_way(tmp_path):
     workdir.claim(tmp_path / "a/b", tiny_config())
 
 
-def untrained(folder):
+@pytest.fixture(scope="module")
+def untrained(as_users_run_it, tmp_path_factory):
+    """A run of no steps."""
+    folder = tmp_path_factory.mktemp("untrained") / "run"
     config = tiny_config(train__steps=0, valid__tasks=0, test__tasks=1)
     config.backbone.name = "pixels"
     train_and_evaluate(config, folder)
     return folder
 
 
-def no_sub_folders(tmp_path):
-    lite_jax.load(untrained(tmp_path / "run")).adapt(tmp_path)
+def no_sub_folders(tmp_path, run):
+    lite_jax.load(run).adapt(tmp_path)
 
 
-def port_in_use(tmp_path):
-    run = untrained(tmp_path / "run")
+def port_in_use(tmp_path, run):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         serve(run, taken.getsockname()[1])
 
 
-def unreadable_class(tmp_path):
+def unreadable_class(tmp_path, run):
     grey = np.zeros((8, 8), np.uint8)
-    lite_jax.load(untrained(tmp_path / "run")).adapt({"a": [grey], "b": [b"no image"]})
+    lite_jax.load(run).adapt({"a": [grey], "b": [b"no image"]})
+
+
+NEED_A_RUN = no_sub_folders, port_in_use, unreadable_class
 
 
 def too_much_backward(tmp_path):
@@ -137,7 +145,10 @@ def nothing_to_learn(tmp_path):
 
 
 def not_finite(tmp_path):
-    wild = tiny_config(optimizer__learning_rate=1e38, optimizer__schedule="constant")
+    wild = tiny_config(
+        optimizer__learning_rate=1e38, optimizer__schedule="constant",
+        train__valid_every=6,
+    )  # fmt: skip
     train_and_evaluate(wild, tmp_path / "a")
 
 
@@ -180,11 +191,14 @@ PRODUCED = {
 
 
 @pytest.mark.parametrize("message", MESSAGES)
-def test_the_error_is_produced(message, tmp_path):
+def test_the_error_is_produced(message, tmp_path, request):
     (produce,) = (make for key, make in PRODUCED.items() if key in message)
     pattern = ".*".join(re.escape(part) for part in message.split("…"))
+    given = [tmp_path]
+    if produce in NEED_A_RUN:
+        given.append(request.getfixturevalue("untrained"))
     with pytest.raises((ValueError, TypeError), match=f"(?s){pattern}"):
-        produce(tmp_path)
+        produce(*given)
 
 
 def test_no_error_is_produced_that_the_table_lacks():
