@@ -179,8 +179,11 @@ def pytest_configure(config):
 # ---------------------------------------------------------------------------- page
 
 
-def summary(measured):
-    """Return the rows to commit: the run, its files of tests, its slowest tests."""
+def summary(measured, load):
+    """Return the rows to commit: the run, its files of tests, its slowest tests.
+
+    `load` is that of the machine when the run began, 0 where it did nothing else.
+    """
     tests = [row for row in measured if "test" in row]
     imports = [row for row in measured if "file" in row]
     workers = len({row["worker"] for row in imports})
@@ -193,7 +196,7 @@ def summary(measured):
     slowest = sorted(tests, key=lambda row: -row["wall"])[:SLOWEST]
     return [
         {"date": datetime.date.today().isoformat(), "jax": jax.__version__,
-         "cores": os.cpu_count(), "workers": workers},
+         "cores": os.cpu_count(), "workers": workers, "load": load},
         *({"file": name, **rounded(files[name])} for name in by_wall(files)),
         *({"test": row["test"], **rounded(numbers_of(row))} for row in slowest),
     ]  # fmt: skip
@@ -239,7 +242,9 @@ PAGE_TEXT = """# Where the tests' time goes
 
 This page is for contributors. `python -m tests.suite_profile` runs the README's test
 command and writes the page anew. The run shown: {date}, {cores} cores, jax {jax},
-{count} tests in {workers} workers, {minutes:.1f} minutes of tests in each.
+{count} tests in {workers} workers, {minutes:.1f} minutes of tests in each. Other
+programs loaded the machine by {load:.1f} when it began: seconds grow with that, `cpu`
+hardly.
 
 `wall` is the sum of the next phases, in seconds. JAX reports `trace`, `lower` and
 `compile`; `wait` is for other processes; `rest` is Python and running programs.
@@ -294,6 +299,7 @@ def read(path):
 
 def main():
     """Profile the suite and write the rows and the page; return pytest's status."""
+    load = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as folder:
         measured = Path(folder) / "tests.jsonl"
         command = [
@@ -308,7 +314,7 @@ def main():
         found = subprocess.run(
             [*command, f"--profile={measured}", *sys.argv[1:]], cwd=ROOT
         )
-        rows = summary(read(measured))
+        rows = summary(read(measured), load)
     ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
     PAGE.write_text(page(rows))
     return found.returncode

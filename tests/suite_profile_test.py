@@ -52,8 +52,9 @@ def test_rest_is_what_no_phase_took():
         {"test": "tests/a_test.py::two", "wall": 1.0, "cpu": 1.0, "seconds": {},
          "counts": {"compile": 2, "cached": 1}},
     ]  # fmt: skip
-    run, of_file, slowest, _ = suite_profile.summary(measured)
-    assert run["workers"] == 2 and slowest["test"] == "tests/a_test.py::one"
+    run, of_file, slowest, _ = suite_profile.summary(measured, 0.5)
+    assert (run["workers"], run["load"]) == (2, 0.5)
+    assert slowest["test"] == "tests/a_test.py::one"
     assert of_file == {
         "file": "tests/a_test.py", "import": 1.5, "wall": 6.0, "cpu": 7.0,
         "trace": 1.0, "compile": 2.5, "rest": 2.5, "compilations": 4, "tests": 2,

@@ -102,13 +102,18 @@ def max_pool(images: jax.Array) -> jax.Array:
 
 
 def _larger(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Return the larger of two numbers, x of equals, and one that is not a number.
+    return jnp.where(wins(x, y), x, y)
 
-    The gradient of `jnp.maximum` asks which of them equals the maximum, that of
-    `jnp.max` also divides by how many do. None does where XLA computes x and y again
-    with other rounding: the gradient is lost there, or 0 / 0.
+
+def wins(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Say where x is the larger of two numbers, one of equals, or not a number.
+
+    A maximum and its gradient go by this comparison. That of `jnp.maximum` asks which
+    of the two equals the maximum, that of `jnp.max` also divides by how many do. None
+    does where XLA computes x and y again with other rounding: the gradient is lost
+    there, or 0 / 0.
     """
-    return jnp.where((x >= y) | jnp.isnan(x), x, y)
+    return (x >= y) | jnp.isnan(x)
 
 
 def windows(images: jax.Array) -> jax.Array:

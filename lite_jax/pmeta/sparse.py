@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lite_jax.architecture import Architecture, Block, Layer, Unit, at_path
-from lite_jax.nn.layers import windows
+from lite_jax.nn.layers import windows, wins
 from lite_jax.pmeta.attention import (
     NO_ATTENTION,
     Attention,
@@ -224,12 +224,17 @@ def _pool(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     Of equal maxima the first takes the gradient.
     """
     seen = windows(x)
-    best = seen.max((2, 4))
-    order = _order(seen.shape[2], seen.shape[4])
-    won = seen == best[:, :, None, :, None]
-    places = jnp.where(won, order, jnp.uint8(4)).min((2, 4))  # the first of equals
+    best, places = seen, _order(seen.shape[2], seen.shape[4])
+    for axis in (4, 2):
+        (best, *others), (places, *other_places) = (
+            jnp.unstack(array, axis=axis) for array in (best, places)
+        )
+        for other, place in zip(others, other_places, strict=True):
+            first = wins(best, other)
+            best = jnp.where(first, best, other)
+            places = jnp.where(first, places, place)
     planes = [jnp.packbits((places >> bit) & 1) for bit in range(2)]
-    return best, jnp.stack(planes)
+    return seen.max((2, 4)), jnp.stack(planes)
 
 
 def _order(rows: int, columns: int) -> jax.Array:
