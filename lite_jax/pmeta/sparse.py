@@ -223,8 +223,8 @@ def _pool(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Of equal maxima the first takes the gradient.
     """
-    seen = windows(x)
-    best, places = seen, _order(seen.shape[2], seen.shape[4])
+    best = windows(x)
+    places = jnp.broadcast_to(_order(best.shape[2], best.shape[4]), best.shape)
     for axis in (4, 2):
         (best, *others), (places, *other_places) = (
             jnp.unstack(array, axis=axis) for array in (best, places)
@@ -234,7 +234,7 @@ def _pool(x: jax.Array) -> tuple[jax.Array, jax.Array]:
             best = jnp.where(first, best, other)
             places = jnp.where(first, places, place)
     planes = [jnp.packbits((places >> bit) & 1) for bit in range(2)]
-    return seen.max((2, 4)), jnp.stack(planes)
+    return best, jnp.stack(planes)
 
 
 def _order(rows: int, columns: int) -> jax.Array:
