@@ -58,6 +58,8 @@ def standardise(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
     mean = _over_groups(x.mean((1, 2)), groups)
     variance = _over_groups(((x - mean) ** 2).mean((1, 2)), groups)
     factor = lax.rsqrt(variance + EPSILON)
+    # Otherwise XLA writes the x - mean of the variance, to use it again.
+    x, mean, factor = lax.optimization_barrier((x, mean, factor))
     return (x - mean) * factor, factor
 
 
