@@ -53,6 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "small tasks": {"max_support": 20},
     "small images": {"small_images": True},
 }
+SMOKE_METHODS = ["exact", "lite 25, by class and sensitivity", "small images"]
 
 
 def make_config(arguments: argparse.Namespace, seed: int, method: str) -> ConfigDict:
@@ -73,19 +74,22 @@ def make_config(arguments: argparse.Namespace, seed: int, method: str) -> Config
     )
     config.gradient.estimator, config.gradient.chunk_size = "exact", CHUNK
     config.gradient.update(settings)
-    config.train.steps = 2 if arguments.smoke else arguments.steps
-    config.valid.tasks = 0
-    config.test.tasks = 5 if arguments.smoke else 200
+    config.train.steps, config.valid.tasks = arguments.steps, 0
+    config.test.tasks = 200
     if arguments.dataset == "omniglot":
         del config.test.episodes.w5s1
         config.test.episodes.w20s1 = episode((20, 20), (1, 1), query=5)
+    if arguments.smoke:
+        config.backbone.width, config.train.episode.query = 8, 1
+        config.train.steps, config.test.tasks = 1, 2
+        del config.test.episodes.w5s5
     return config
 
 
-def seconds_a_step(configs: dict[str, ConfigDict]) -> dict[str, float]:
+def seconds_a_step(configs: dict[str, ConfigDict], rounds: int) -> dict[str, float]:
     """Return the median time of a training step, measured in rounds side by side."""
     steppers = {name: stepper(config) for name, config in configs.items()}
-    return median_seconds(steppers, ROUNDS, warm_up=True)
+    return median_seconds(steppers, rounds, warm_up=True)
 
 
 def stepper(config: ConfigDict) -> Callable[[], None]:
@@ -118,8 +122,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     found.add_argument("--seeds", type=int, default=3)
     found.add_argument("--equal-steps", action="store_true", help="not equal time")
     arguments = found.parse_args(argv)
-    names = ["exact", "small tasks"] if arguments.smoke else list(METHODS)
-    seconds = seconds_a_step({name: make_config(arguments, 0, name) for name in names})
+    names = SMOKE_METHODS if arguments.smoke else list(METHODS)
+    seconds = seconds_a_step(
+        {name: make_config(arguments, 0, name) for name in names},
+        rounds=1 if arguments.smoke else ROUNDS,
+    )
     for seed in range(1 if arguments.smoke else arguments.seeds):
         for name in names:
             config = make_config(arguments, seed, name)

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     backbones = [arguments.backbone] if arguments.backbone else list(BACKBONES)
     learners = [arguments.learner] if arguments.learner else list(LEARNERS)
     if arguments.smoke:
-        sizes, arguments.rounds = [Sizes(12, 10, 4, 32)], 1
+        sizes, arguments.rounds = [Sizes(12, 10, 4, 16)], 1
         backbones, learners = backbones[:1], learners[:1]
     for learner in learners:
         for backbone in backbones:

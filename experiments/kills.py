@@ -6,8 +6,8 @@
 A run of a few tiny steps saves a checkpoint after each, so that much of its time goes
 to writing them. It is started again and again, and SIGKILL (or SIGTERM) ends it at a
 moment uniform over the time of an uninterrupted run. What it leaves when it gets
-to its end is compared with what an uninterrupted run leaves: metrics and backbone byte
-by byte, parameters and optimiser state bit by bit. A row tells how many kills came
+to its end is compared with what an uninterrupted run leaves: metrics, and bit by bit
+the backbone's weights, parameters and optimiser state. A row tells how many kills came
 before the first checkpoint and how many while one was written, and how many runs ended
 alike.
 """
@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
+from safetensors import safe_open
 
 from experiments.rows import emit, parser
 from lite_jax import factory, models
@@ -61,34 +63,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = parser("runs killed at random moments")
     found.add_argument("--kills", type=int, default=100, help="of each kind")
     arguments = found.parse_args(argv)
-    kills = 1 if arguments.smoke else arguments.kills
+    kills, steps = (1, 8) if arguments.smoke else (arguments.kills, STEPS)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/compiled"
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
         for name in ("SIGKILL", "SIGTERM"):
-            count = kill(kills, getattr(signal, name), Path(folder) / name)
-            row = {"experiment": "kills", "signal": name, "steps": STEPS}
+            count = kill(kills, getattr(signal, name), Path(folder) / name, steps)
+            row = {"experiment": "kills", "signal": name, "steps": steps}
             emit(arguments.out, row | count._asdict())
 
 
-def kill(kills: int, number: int, folder: Path, seed: int = 0) -> Count:
-    """Kill runs in `folder` that often, let the last one end, and count."""
-    rng = np.random.default_rng(seed)
+def kill(kills: int, number: int, folder: Path, steps: int) -> Count:
+    """Kill runs of `steps` in `folder` that often, let the last one end, and count."""
+    rng = np.random.default_rng(0)
     for name in ("first", "whole"):  # the first one compiles
         begun = time.perf_counter()
-        assert _run(folder / name) == 0
+        assert _run(folder / name, steps) == 0
         duration = time.perf_counter() - begun
-    whole = _left(folder / "whole")
+    config = toys.run_config(steps)
+    whole = left(folder / "whole", config)
     killed = early = saving = runs = identical = 0
     while killed < kills or runs == 0:
         current = folder / f"run{runs}"
         wait = rng.uniform(0, duration) if killed < kills else None
         begun = time.perf_counter()
-        code = _run(current, wait, number)
+        code = _run(current, steps, wait, number)
         if code == 0:
             duration = min(duration, time.perf_counter() - begun)
             runs += 1
-            identical += _left(current) == whole
+            identical += left(current, config) == whole
             continue
         assert code in (-number, EXIT_CODE), f"exit code {code}"
         killed += 1
@@ -100,17 +103,18 @@ def kill(kills: int, number: int, folder: Path, seed: int = 0) -> Count:
     return Count(killed, early, saving, runs, identical)
 
 
-def _run(folder: Path, wait: float | None = None, number: int = 0) -> int:
+def _run(folder: Path, steps: int, wait: float | None = None, number: int = 0) -> int:
     """Train in a process of its own; return its exit code.
 
     Args:
         folder: The workdir.
+        steps: How many to train for.
         wait: Seconds until the signal; None for no signal.
         number: The signal.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lite_jax.train"])  # imported once for all
-    process = context.Process(target=_train, args=(str(folder),))
+    process = context.Process(target=_train, args=(str(folder), steps))
     process.start()
     process.join(wait)
     if process.is_alive():
@@ -121,16 +125,15 @@ def _run(folder: Path, wait: float | None = None, number: int = 0) -> int:
     return process.exitcode
 
 
-def _train(folder: str) -> None:
+def _train(folder: str, steps: int) -> None:
     try:
-        train_and_evaluate(toys.run_config(STEPS), Path(folder))
+        train_and_evaluate(toys.run_config(steps), Path(folder))
     except Preempted:
         raise SystemExit(EXIT_CODE) from None
 
 
-def _left(folder: Path) -> dict[str, Any]:
+def left(folder: Path, config: ConfigDict) -> dict[str, Any]:
     """Return what a finished run leaves, as bytes."""
-    config = toys.run_config(STEPS)
     learner = models.make_learners(config, factory.make_sources(config)).trained
     params = models.init_params(config, learner, factory.make_sources(config))
     state = init_state(factory.make_optimizer(config), params)
@@ -141,8 +144,15 @@ def _left(folder: Path) -> dict[str, Any]:
     return {
         "state": [np.asarray(x).tobytes() for x in jax.tree.leaves(found)],
         "metrics": [json.loads(line) for line in lines],
-        "backbone": (folder / "backbone.safetensors").read_bytes(),
+        "backbone": _weights(folder / "backbone.safetensors"),
     }
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    """Return a file's arrays, as bytes, and its metadata, which have no order."""
+    with safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name).tobytes() for name in file.keys()}
+        return arrays | file.metadata()
 
 
 if __name__ == "__main__":

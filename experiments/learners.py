@@ -56,8 +56,12 @@ def make_config(arguments: argparse.Namespace, learner: str) -> ConfigDict:
     for settings in config.test.episodes.values():
         settings.query = 5
     if arguments.smoke:
-        config.train.steps = min(config.train.steps, 2)
-        config.valid.tasks, config.test.tasks = 2, 4
+        config.train.steps = min(config.train.steps, 1)
+        config.backbone.width, config.data.image_size = 8, 16
+        config.train.episode.way = config.train.episode.shot = (2, 2)
+        config.train.episode.query, config.gradient.num_backprop = 1, 1
+        config.valid.tasks, config.test.tasks = 1, 2
+        del config.test.episodes.w5s5
     return config
 
 

@@ -46,9 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     found.add_argument("--rounds", type=int, default=5)
     arguments = found.parse_args(argv)
     count, rounds, names = NUM_IMAGES, arguments.rounds, list(BACKBONES)
+    size = SIZE
     if arguments.smoke:
-        count, rounds, names = 3 * CHUNK, 1, ["conv4"]
-    image = jax.ShapeDtypeStruct((SIZE, SIZE, 3), jnp.uint8)
+        count, rounds, names, size = 3 * CHUNK, 1, ["conv4"], 16
+    image = jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)
     for name in [arguments.backbone] if arguments.backbone else names:
         network = BACKBONES[name](norm="batch")
         params = jax.jit(lambda key, n=network: n.init(key, image))(jax.random.key(0))

@@ -39,12 +39,13 @@ from lite_jax import (
     episode_loss,
     exact_sum,
     lite_sum,
+    nn,
     protonets,
 )
-from lite_jax.nn import conv4
 from lite_jax.types import Key, Params
 
 CHUNK, NUM_BACKPROP, WAY, SIZE, NUM_QUERY = 16, 16, 16, 84, 16
+SMOKE_SIZE = 16
 PLAIN, REMAT, EXACT = "plain jax.grad", "jax.checkpoint", "exact, chunked"
 LITE, PAPER = "lite", "paper's schedule"
 OPERATORS = (PLAIN, REMAT, EXACT, LITE, PAPER)
@@ -55,7 +56,7 @@ def make_gradient(
     operator: str, num_backprop: int = NUM_BACKPROP, chunk_size: int = CHUNK
 ) -> Gradient:
     """Return the gradient of a task's loss by one of OPERATORS."""
-    learner = protonets(conv4(remat=operator == REMAT), way=WAY)
+    learner = protonets(nn.conv4(remat=operator == REMAT), way=WAY)
     loss_fn = episode_loss(learner, query_chunk_size=chunk_size)
 
     def gradient_by(set_sum: SetSum) -> Gradient:
@@ -127,7 +128,7 @@ def temporary_bytes(
 def make_inputs(num_support: int, size: int) -> tuple[Params, Task, Key]:
     """Return parameters, a task of grey images and a key."""
     image = jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)
-    params = protonets(conv4(), way=WAY).init(jax.random.key(0), image)
+    params = protonets(nn.conv4(), way=WAY).init(jax.random.key(0), image)
 
     def examples(count: int) -> Examples:
         images = jnp.full((count, size, size, 3), 128, jnp.uint8)
@@ -167,7 +168,7 @@ def compiled_cases(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the cases of which the compiler is asked."""
     if arguments.smoke:
         for operator in OPERATORS:
-            yield {"operator": operator, "num_support": 64}
+            yield {"operator": operator, "num_support": 32, "size": SMOKE_SIZE}
         return
     for operator in OPERATORS:
         for num_support in (64, 256, 1024):
@@ -197,9 +198,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for case in compiled_cases(arguments):
         found_bytes = temporary_bytes(**case)
         _emit(arguments, "compiled", fixed | case, found_bytes)
-    for operator in (PLAIN, LITE) if arguments.smoke else OPERATORS:
-        for num_support in (64,) if arguments.smoke else (64, 256):
-            case = {"operator": operator, "num_support": num_support, "size": SIZE}
+    size = SMOKE_SIZE if arguments.smoke else SIZE
+    for operator in (LITE,) if arguments.smoke else OPERATORS:
+        for num_support in (32,) if arguments.smoke else (64, 256):
+            case = {"operator": operator, "num_support": num_support, "size": size}
             _emit(arguments, "measured", fixed | case, measured_bytes(**case))
 
 

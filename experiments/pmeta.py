@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found.add_argument("--method", choices=METHODS, help="one of them")
     arguments = found.parse_args(argv)
     if arguments.smoke:
-        arguments.steps, arguments.tasks = 2, 3
+        arguments.steps, arguments.tasks = 1, 2
     for name in [arguments.only] if arguments.only else list(PARTS):
         for row in PARTS[name](arguments):
             told = {setting: getattr(arguments, setting) for setting in TOLD}
@@ -142,7 +142,7 @@ def make_config(arguments: argparse.Namespace, rule: str, **inner: Any) -> Confi
     config.inner.rule, config.inner.learned_head = rule, True
     config.inner.learning_rate = FIXED if rule in ("sgd", "anil", "boil") else START
     if arguments.smoke:  # what compiles and runs fast
-        config.inner.first_order, config.inner.steps = True, 2
+        config.inner.first_order, config.inner.steps = True, 1
         config.backbone.width = 8
     config.inner.update(inner)
     config.gradient.estimator = "plain"

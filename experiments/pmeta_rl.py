@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found.add_argument("--environment", default="navigation")
     found.add_argument("--full", action="store_true", help="the paper's sizes")
     arguments = found.parse_args(argv)
-    chosen = list(METHODS)[-2:] if arguments.smoke else list(METHODS)
+    chosen = ["ANIL", "p-Meta"] if arguments.smoke else list(METHODS)
     for name in chosen:
         emit(arguments.out, row_of(arguments, name))
 
@@ -87,7 +87,10 @@ def make_config(arguments: argparse.Namespace, variant: str) -> ConfigDict:
     sizes = [] if arguments.full else ["small"]
     sizes += ["smoke"] if arguments.smoke else []
     names = [arguments.environment, variant, *sizes]
-    return get_config(",".join(filter(None, names)))
+    config = get_config(",".join(filter(None, names)))
+    if arguments.smoke:
+        config.train.steps, config.rl.depth = 2, 1
+    return config
 
 
 if __name__ == "__main__":

@@ -46,23 +46,13 @@ class Responses:
         self._num_sums = len(self.populations)
         picks = np.indices([self.num_support + 1] * self._num_sums)
         picks = picks.reshape(self._num_sums, -1).T  # N stands for no example
-
-        @jax.jit
-        def run(params: Params, task: Task, picks: jax.Array) -> Sketch:
-            def response(pick: jax.Array) -> Sketch:
-                set_sum = in_turn([_one_example(n, self.num_support) for n in pick])
-                return sketched_grad(learner, set_sum)(params, task, jax.random.key(0))
-
-            return lax.map(response, picks, batch_size=batch)
-
+        run = _responses_program(learner, batch)
         found = run(params, task, jnp.asarray(picks, jnp.int32))
         found = jax.tree.map(np.asarray, found)
         self._coefficients = {name: self._differences(x) for name, x in found.items()}
         self.groups = sorted(found)
-        exact = sketched_grad(learner, exact_sum())
-        self.exact = jax.tree.map(
-            np.asarray, jax.jit(exact)(params, task, jax.random.key(0))
-        )
+        exact = _exact_program(learner)
+        self.exact = jax.tree.map(np.asarray, exact(params, task, jax.random.key(0)))
 
     def _differences(self, responses: np.ndarray) -> np.ndarray:
         """Turn responses to unit weights into coefficients of products of weights."""
@@ -100,6 +90,29 @@ def sketched_grad(
     return gradient
 
 
+@functools.cache
+def _exact_program(learner: Learner) -> Callable[[Params, Task, Key], Sketch]:
+    """Return `(params, task, key) -> sketch` of the exact gradient, jitted."""
+    return jax.jit(sketched_grad(learner, exact_sum()))
+
+
+@functools.cache
+def _responses_program(learner: Learner, batch: int) -> Callable[..., Sketch]:
+    """Return `(params, task, picks [t, s]) -> sketches [t, …]`, jitted."""
+
+    @jax.jit
+    def run(params: Params, task: Task, picks: jax.Array) -> Sketch:
+        num_support = task.support.mask.size
+
+        def response(pick: jax.Array) -> Sketch:
+            set_sum = in_turn([_one_example(n, num_support) for n in pick])
+            return sketched_grad(learner, set_sum)(params, task, jax.random.key(0))
+
+        return lax.map(response, picks, batch_size=batch)
+
+    return run
+
+
 def sketch(name: str, tree: PyTree) -> jax.Array:
     """Return the count sketch `[BUCKETS]` of a group of parameters' gradient."""
     numbers = jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
@@ -134,6 +147,18 @@ def populations(learner: Learner, params: Params, task: Task) -> list[Population
     Under sensitivity the first sum's scores could depend on the second's draw; those of
     a set encoder do not, since its mean treats all examples alike.
     """
+    gradient, seen = _recording_program(learner)
+    seen.clear()
+    jax.block_until_ready(gradient(params, task, jax.random.key(0)))
+    jax.effects_barrier()
+    return seen[::-1]  # backward passes come last sum first
+
+
+@functools.cache
+def _recording_program(
+    learner: Learner,
+) -> tuple[Callable[..., Any], list[Population]]:
+    """Return a gradient, jitted, and the list that it appends its populations to."""
     seen: list[Population] = []
 
     def record(key: Key, population: Population, num_backprop: int) -> Draw:
@@ -141,10 +166,7 @@ def populations(learner: Learner, params: Params, task: Task) -> list[Population
         return sample_uniform(key, Population(population.mask), num_backprop)
 
     operator = lite_sum(1, sampling=Sampler(record, (LABELS, SCORES)))
-    gradient = jax.jit(episode_grad(learner, operator))
-    jax.block_until_ready(gradient(params, task, jax.random.key(0)))
-    jax.effects_barrier()
-    return seen[::-1]  # backward passes come last sum first
+    return jax.jit(episode_grad(learner, operator)), seen
 
 
 def draw_weights(

@@ -31,6 +31,7 @@ of 16, the mean cosine, and the image passes of a draw (a backward pass counts t
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -77,6 +78,8 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "simple_cnaps": simple_cnaps,
 }
 Source = data.ClassSource
+LearnerOf = Callable[[str, int], Learner]
+"""`(name, way) -> learner`, the same one for the same, so that programs are shared."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,13 +95,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.smoke:
         arguments.draws, arguments.small_draws, arguments.steps = 100, 20, 0
         sizes = (20,)  # as in `variances`, so that programs are compiled once
-    for row in enumerated(list(toys.LEARNERS)[:2] if arguments.smoke else None):
+    for row in enumerated(["simple_cnaps"] if arguments.smoke else None):
         emit(arguments.out, {"experiment": "unbiasedness"} | row)
-    for row in variances(arguments):
+    width, pixels = (8, 16) if arguments.smoke else (64, 32)
+    source = make_source(arguments.dataset, arguments.root, pixels)
+    learner_of = functools.cache(functools.partial(make_learner, width))
+    for row in variances(arguments, source, learner_of):
         emit(arguments.out, {"experiment": "unbiasedness"} | row)
     names = ["protonets"] if arguments.smoke else list(LEARNERS)
     for name in names:
-        for row in drawn(name, arguments, sizes):
+        for row in drawn(name, arguments, source, learner_of, sizes):
             emit(arguments.out, {"experiment": "unbiasedness"} | row)
 
 
@@ -112,9 +118,8 @@ def enumerated(names: list[str] | None) -> Iterator[dict[str, Any]]:
             learner, params = toys.make_learner(name)
             task, sum_keys = toys.task(), toys.LEARNERS[name][1]
             loss_fn = episode_loss(learner)
-            exact, _ = exact_grad(loss_fn, has_aux=True)(
-                params, task, jax.random.key(1)
-            )
+            exact_fn = jax.jit(exact_grad(loss_fn, has_aux=True))
+            exact, _ = exact_fn(params, task, jax.random.key(1))
 
             def loss(*args: Any, loss_fn: Any = loss_fn, set_sum: Any) -> Any:
                 return loss_fn(*args, set_sum=set_sum)[0]
@@ -138,12 +143,15 @@ def enumerated(names: list[str] | None) -> Iterator[dict[str, Any]]:
 
 
 def drawn(
-    name: str, arguments: argparse.Namespace, sizes: tuple[int, ...]
+    name: str,
+    arguments: argparse.Namespace,
+    source: Source,
+    learner_of: LearnerOf,
+    sizes: tuple[int, ...],
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each state, estimator, H and group of parameters."""
-    source = make_source(arguments.dataset, arguments.root)
     spec = data.EpisodeSpec((WAY, WAY), (SHOT, SHOT), QUERY)
-    learner = LEARNERS[name](nn.conv4(8 if arguments.smoke else 64), way=WAY)
+    learner = learner_of(name, WAY)
     task = jax.device_put(data.load_task(source, spec, 0, "unbiasedness", 0))
     for state, params in states(learner, source, spec, arguments.steps).items():
         responses = Responses(learner, params, task)
@@ -168,12 +176,13 @@ def drawn(
             yield from limits(responses, name, state, num_backprop)
 
 
-def variances(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def variances(
+    arguments: argparse.Namespace, source: Source, learner_of: LearnerOf
+) -> Iterator[dict[str, Any]]:
     """Yield the variance of each sampling rule relative to the paper's."""
-    source, num_backprop = make_source(arguments.dataset, arguments.root), 20
-    way = WAY if arguments.smoke else 2 * WAY
+    way, num_backprop = WAY if arguments.smoke else 2 * WAY, 20
     spec = data.EpisodeSpec((way, way), (SHOT, SHOT), QUERY)
-    learner = protonets(nn.conv4(8 if arguments.smoke else 64), way=way)
+    learner = learner_of("protonets", way)
     tasks = [
         jax.device_put(data.load_task(source, spec, 0, "variance", i))
         for i in range(1 if arguments.smoke else 4)
@@ -209,24 +218,30 @@ def variances(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
+def make_learner(width: int, name: str, way: int) -> Learner:
+    """Return one of LEARNERS on Conv-4 of that width."""
+    return LEARNERS[name](nn.conv4(width), way=way)
+
+
 def states(
     learner: Learner, source: Source, spec: data.EpisodeSpec, steps: int
 ) -> dict[str, Params]:
     """Return parameters at initialisation and, if steps are taken, after training."""
     image = jax.ShapeDtypeStruct(source.image_shape, np.uint8)
-    initial = learner.init(jax.random.key(0), image)
+    initial = jax.jit(lambda key: learner.init(key, image))(jax.random.key(0))
     if not steps:
         return {"initial": initial}
     trained = train(learner, initial, source, spec, steps)
     return {"initial": initial, "trained": trained}
 
 
-def make_source(dataset: str, root: str) -> Source:
-    """Return the training classes of the data set, at 32 pixels."""
+def make_source(dataset: str, root: str, pixels: int) -> Source:
+    """Return the training classes of the data set, so many pixels a side."""
     config = defaults.base_config()
     if dataset == "omniglot":
         defaults.omniglot(config)
-        config.data.root, config.data.image_size = root, 32
+        config.data.root = root
+    config.data.image_size = pixels
     return factory.make_sources(config)("train")
 
 

@@ -52,7 +52,6 @@ from lite_jax.sampling import SAMPLERS, Draw, Population
 from lite_jax.types import Params, PyTree
 
 QUERY, NUM_BACKPROP, CHUNKS = 5, 20, 4
-LAST = "blocks.3"
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 DRAWS = ("uniform", "stratified", "stratified_sensitivity")
 Terms = dict[str, np.ndarray]
@@ -70,9 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = found.parse_args(argv)
     if arguments.smoke:
         arguments.draws, arguments.tasks, arguments.steps = 100, 2, 0
-    source = make_source(arguments.dataset, arguments.root)
-    way, shot = (5, 8) if arguments.smoke else (20, 10)
-    spec = data.EpisodeSpec((way, way), (shot, shot), QUERY)
+    pixels = 16 if arguments.smoke else 32
+    source = make_source(arguments.dataset, arguments.root, pixels)
+    way, shot, query = (4, 8, CHUNKS) if arguments.smoke else (20, 10, QUERY)
+    spec = data.EpisodeSpec((way, way), (shot, shot), query)
     learner = protonets(nn.conv4(8 if arguments.smoke else 64), way=way)
     tasks = [
         jax.device_put(data.load_task(source, spec, 0, "variance", i))
@@ -123,7 +123,7 @@ def rules(
 ) -> Iterator[tuple[tuple[str, str, int], float]]:
     """Yield `((rule, draw, examples back-propagated), variance)` for one task."""
     own_norms = np.sqrt(sum((x**2).sum(1) for x in terms.values()))
-    below = {name: x for name, x in terms.items() if name != LAST}
+    below = {name: x for name, x in terms.items() if name != last(terms)}
     rests = [unpredicted(terms, others, ridge) for ridge in RIDGES]
     for draw in DRAWS:
         found = draws_of(draw, told, NUM_BACKPROP, count, 1)
@@ -156,6 +156,11 @@ def rules(
         yield (f"complement in {name}", "uniform", NUM_BACKPROP), float(value)
 
 
+def last(terms: Terms) -> str:
+    """Return the name of the last block: `blocks.3` of Conv-4."""
+    return max(terms)
+
+
 def variance(weights: np.ndarray, terms: Terms) -> float:
     """Return the mean square error of draws of `1 + weights [t, n]`."""
     total = sum(((weights @ x) ** 2).sum() for x in terms.values())
@@ -185,14 +190,14 @@ def unpredicted(terms: Terms, others: list[Terms], ridge: float) -> Terms:
 
     The prediction is fitted to the other tasks' examples, in the dual.
     """
-    controls = np.concatenate([x[LAST] for x in others])
+    controls = np.concatenate([x[last(terms)] for x in others])
     products = controls @ controls.T
     products += ridge * np.trace(products) / len(products) * np.eye(len(products))
-    weights = np.linalg.solve(products, controls @ terms[LAST].T).T
+    weights = np.linalg.solve(products, controls @ terms[last(terms)].T).T
     return {
         name: x - weights @ np.concatenate([other[name] for other in others])
         for name, x in terms.items()
-        if name != LAST
+        if name != last(terms)
     }
 
 

@@ -8,9 +8,9 @@ import pytest
 from made_orbit import orbit
 from made_records import meta_dataset
 from made_vtab import SUPPORT, vtab
-from runs import load_config, one_block
+from runs import load_config, use_one_block
 
-from lite_jax import UserError, models, published
+from lite_jax import UserError, published
 from lite_jax.benchmarks import run_benchmark, vtab_md
 from lite_jax.benchmarks.jobs import learner_of
 from lite_jax.benchmarks.predictor import Predictor
@@ -38,9 +38,8 @@ TINY = {
 @pytest.fixture(scope="module", autouse=True)
 def small_network(as_users_run_it):
     """One block in place of Conv-4's four."""
-    _, settings = models._BACKBONES["conv4"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models._BACKBONES, "conv4", (one_block, settings))
+        use_one_block(patch)
         yield
 
 

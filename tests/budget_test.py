@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
-from runs import load_config, one_block, tiny_config
+from runs import load_config, tiny_config, use_one_block
 
 from lite_jax import UserError, budget, defaults, factory, models, train
 from lite_jax.evaluate import evaluate_checkpoint
@@ -93,8 +93,7 @@ def needs(config, chunk_size):
 @pytest.fixture
 def small_config(monkeypatch, as_users_run_it):
     """Chunks to be chosen among 1 to 3 images, for one block and small episodes."""
-    _, settings = models._BACKBONES["conv4"]
-    monkeypatch.setitem(models._BACKBONES, "conv4", (one_block, settings))
+    use_one_block(monkeypatch)
     config = tiny_config(
         gradient__chunk_size="auto", gradient__num_backprop=2,
         train__episode=defaults.episode((3, 3), (1, 1), 1), train__steps=1,

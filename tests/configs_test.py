@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
-from runs import CONFIGS, load_config, one_block
+from runs import CONFIGS, load_config, one_block, use_one_block
 
 from lite_jax import UserError, defaults, evaluate, models, train
 from lite_jax.reweight import run_reweighting
@@ -63,11 +63,10 @@ def small_runs(as_users_run_it):
 
     What scores tasks is compiled once for a learner, and once for raw pixels.
     """
-    _, settings = models._BACKBONES["conv4"]
     pixels = models.make_baseline(load_config())
     scorer = functools.cache(evaluate.make_scorer)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models._BACKBONES, "conv4", (one_block, settings))
+        use_one_block(patch)
         encoder = functools.partial(one_block, film=False)
         patch.setattr(models.nn, "set_encoder", encoder)
         patch.setattr(models, "make_baseline", lambda config: pixels)

@@ -1,5 +1,6 @@
 """Every experiment runs in its smoke size and leaves rows with their origin."""
 
+import functools
 import importlib
 import json
 import subprocess
@@ -9,10 +10,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from learners import first_blocks
+from runs import load_config, one_block, use_one_block
 
 from experiments.macs import count_macs
 from experiments.soak import check_flat
-from lite_jax import nn
+from lite_jax import Network, evaluate, models, nn, train
+from lite_jax.data import registry
 
 ROOT = Path(__file__).parents[1]
 MAINS = [p.stem for p in ROOT.glob("experiments/*.py") if "__main__" in p.read_text()]
@@ -37,7 +41,59 @@ def marked(names):
     ]
 
 
-@pytest.mark.usefixtures("as_users_run_it")
+def two_blocks(width=8):
+    """Conv-4's first two blocks and a mean over positions."""
+    network = first_blocks(CONV4(width), 2)
+
+    def apply(params, images):
+        features = network.apply(params, images)
+        return features.reshape(len(features), -1, width).mean(1)
+
+    return network._replace(apply=apply, describe=None)
+
+
+def bag_of_words(vocabulary, *, width, depth):
+    """The mean of the words' vectors, in place of a transformer."""
+    del depth
+
+    def init(key, spec):
+        del spec
+        return {"words": jax.random.normal(key, (vocabulary, width))}
+
+    return Network(init, lambda params, tokens: params["words"][tokens].mean(1))
+
+
+CONV4 = nn.conv4
+NETWORKS = {"variance": two_blocks}  # it tells the last block from those below
+
+
+@pytest.fixture(scope="module")
+def shared(as_users_run_it):
+    """What runs have in common: digits of a size, and the scoring of raw pixels."""
+    digits = functools.cache(registry.digits)
+    pixels = models.make_baseline(load_config())
+    scorer = functools.cache(evaluate.make_scorer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "digits", digits)
+        patch.setattr(models, "make_baseline", lambda config: pixels)
+        patch.setattr(train, "make_scorer", scorer)
+        patch.setattr(evaluate, "make_scorer", scorer)
+        yield
+
+
+@pytest.fixture
+def small_networks(name, monkeypatch):
+    """Small networks in place of an experiment's: a quarter of the code, or less."""
+    use_one_block(monkeypatch)
+    monkeypatch.setattr(nn, "conv4", NETWORKS.get(name, one_block))
+    monkeypatch.setattr(nn, "set_encoder", functools.partial(one_block, film=False))
+    monkeypatch.setattr(nn, "text_encoder", bag_of_words)
+    experiment = importlib.import_module(f"experiments.{name}")
+    for network in getattr(experiment, "BACKBONES", ()):
+        monkeypatch.setitem(experiment.BACKBONES, network, one_block)
+
+
+@pytest.mark.usefixtures("shared", "small_networks")
 @pytest.mark.parametrize("name", marked(n for n in NAMES if n not in AS_COMMANDS))
 def test_smoke_run_leaves_rows(name, tmp_path, capsys):
     settings = jax.config.values.copy()
