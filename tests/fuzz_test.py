@@ -28,12 +28,18 @@ QUICK = settings(  # the same files every time: what is new is the experiment's 
 )
 
 
+JSON = [  # making a config up takes as long as all others together
+    pytest.param(name, marks=pytest.mark.slow if name == "config" else ())
+    for name, reader in READERS.items()
+    if reader.is_json
+]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 @QUICK
 @given(data=st.data())
@@ -42,8 +48,7 @@ def test_a_damaged_file_is_read_or_refused(name, data, folder):
     run(name, data.draw(damaged(whole)), folder)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n, r in READERS.items() if r.is_json])
+@pytest.mark.parametrize("name", JSON)
 @QUICK
 @given(data=st.data())
 def test_json_of_any_shape_is_read_or_refused(name, data, folder):

@@ -67,8 +67,6 @@ def test_ways_through_differ_and_the_identity_is_first_order_maml():
     exact = gradient(learner(solver_steps=60), params_of(learner()))
     series = learner(through="neumann", solver_steps=300, step_size=0.3)
     assert relative_error(gradient(series, params_of(series)), exact) < 1e-8
-    identity = learner(through="identity", steps=2)
-    params = params_of(identity)
     # Without the pull to the start, two steps are those of MAML.
     near = imaml(
         toys.network(), way=WAY, steps=2, optimizer=optax.sgd(0.2), proximity=1e-12,
@@ -78,14 +76,19 @@ def test_ways_through_differ_and_the_identity_is_first_order_maml():
         toys.network(), way=WAY, steps=2, first_order=True,
         rule=toys.inner_rules.sgd(0.2),
     )  # fmt: skip
-    first_order = gradient(rule, params)
-    assert relative_error(gradient(near, params), first_order) < 1e-9
-    assert relative_error(gradient(identity, params), exact) > 0.05
+    params = params_of(near)
+    identity = gradient(near, params)
+    assert relative_error(identity, gradient(rule, params)) < 1e-9
+    assert relative_error(identity, exact) > 0.05
 
 
-@pytest.mark.parametrize("through", ["conjugate_gradient", "sama"])
-def test_draws_do_not_change_the_gradient(through):
-    made = learner(through=through, steps=3)
+@pytest.mark.parametrize(
+    "options",
+    [{"solver_steps": 60}, {"through": "sama", "steps": 3}],
+    ids=["conjugate_gradient", "sama"],
+)
+def test_draws_do_not_change_the_gradient(options):
+    made = learner(**options)
     params = params_of(made)
     exact = gradient(made, params)
     sampled = gradient(made, params, lite_sum(2, 2))
@@ -162,10 +165,17 @@ ESTIMATORS = {
 }
 
 
-@pytest.mark.parametrize("through", ["conjugate_gradient", "neumann", "sama"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name,through",
+    [
+        ("adamw", "conjugate_gradient"),
+        ("sgd", "neumann"),
+        ("sgd", "sama"),
+        ("adamw", "sama"),
+    ],
+)
 def test_it_is_the_estimator_of_that_name_on_the_explicit_problem(
-    as_users_run_it, through, name
+    as_users_run_it, name, through
 ):
     """Also where nothing has converged: after two steps, with three products."""
     tx, task = OPTIMIZERS[name], single(toys.task())
@@ -194,7 +204,7 @@ def test_memory_grows_neither_with_the_steps_nor_with_the_support(as_users_run_i
     base = bytes_of(2)
     assert bytes_of(50) < base * 1.01
     assert bytes_of(2, 100) < base * 1.05
-    unrolled = [temporary_bytes(maml(NETWORK, way=5, steps=s)) for s in (2, 50)]
+    unrolled = [temporary_bytes(maml(nn.mlp(4), way=5, steps=s)) for s in (2, 50)]
     assert unrolled[1] > unrolled[0] + 40 * 4 * 1000  # a copy of the weights a step
 
 

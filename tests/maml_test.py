@@ -234,10 +234,9 @@ def test_memory_of_lite_maml_does_not_grow_with_the_support():
             lowered = step.lower(params, Task(examples, examples), jax.random.key(0))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
-    assert temp(lite_sum(4, chunk_size=4), 64) < 1.2 * temp(
-        lite_sum(4, chunk_size=4), 16
-    )
-    assert temp(exact_sum(), 64) > 2 * temp(exact_sum(), 16)
+    many, few = (temp(lite_sum(4, chunk_size=4), count) for count in (64, 16))
+    assert many < 1.2 * few
+    assert temp(exact_sum(), 64) > 10 * many  # all of the support at once
 
 
 @pytest.mark.parametrize("steps", [0, -1])

@@ -80,30 +80,44 @@ def test_every_learner_can_be_shared_out(name):
     chex.assert_trees_all_close(many, one, rtol=1e-9, atol=1e-12)
 
 
-def compiled_step(mesh, num_support=32):
+def compiled_step(mesh, num_support, num_tasks=1):
+    """The text of a step's program."""
     learner, params = made_learner("protonets")
     axis = parallel.EXAMPLES if mesh is not None else None
     operator = exact_sum(1, axis_name=axis)
     grad_fn = episode_grad(learner, operator, query_chunk_size=1, axis_name=axis)
     optimizer = optax.sgd(0.1)
     state = init_state(optimizer, params)
-    task = jax.tree.map(lambda x: x[None], toys.task(num_support))
-    task = parallel.place_tasks(mesh, jax.device_get(task), 1)
+    task = jax.device_get(toys.task(num_support))
+    tasks = jax.tree.map(lambda x: np.stack([x] * num_tasks), task)
+    tasks = parallel.place_tasks(mesh, tasks, num_tasks)
     state, key = parallel.replicate(mesh, state), parallel.replicated_key(mesh, 0)
     step = make_train_step(grad_fn, optimizer, mesh)
-    return step.lower(state, task, key).compile()
+    return step.lower(state, tasks, key).compile().as_text()
+
+
+def collectives_in_loops(text):
+    """For each loop of a program, whether its body leads to a collective."""
+    parts = {part.split()[0].lstrip("%"): part for part in re.split(r"\n(?=%)", text)}
+
+    def meets(name):
+        found = set(re.findall(r"%([\w.-]+)", parts[name])) & parts.keys() - {name}
+        return "all-reduce(" in parts[name] or any(map(meets, found))
+
+    return [meets(name) for name in re.findall(r"body=%([\w.-]+)", text)]
 
 
 def test_loops_hold_no_collective():
     """Devices meet after their loops, a fixed number of times, whatever the set."""
     counts = []
     for num_support in (16, 64):
-        text = compiled_step(parallel.make_mesh(1, 8), num_support).as_text()
-        bodies = re.split(r"\n(?=\S)", text)
-        inside = [b for b in bodies if "all-reduce(" in b and "while_body" in b[:200]]
+        text = compiled_step(parallel.make_mesh(1, 8), num_support)
         counts.append(text.count("all-reduce("))
-        assert len(inside) <= 1  # the loop over tasks, which all devices pass together
+        loops = collectives_in_loops(text)
+        assert loops and not any(loops)
     assert counts[0] == counts[1] > 0
+    # the loop over tasks, which all devices pass together
+    assert sum(collectives_in_loops(compiled_step(parallel.make_mesh(1, 8), 8, 2))) == 1
 
 
 def test_a_step_on_a_mesh_learns_as_on_one_device():

@@ -44,7 +44,7 @@ from lite_jax.pmeta.layers import (
     features_of,
     standardise,
 )
-from lite_jax.pmeta.masked import mask_gradient, masked_features
+from lite_jax.pmeta.masked import masked_features
 from lite_jax.types import Task
 
 BOTH = Attention(0.3, 0.2)
@@ -231,7 +231,14 @@ def by_probes(architecture, modules, params, inputs, counted, loss):
         gradients = normalised_gradients(passed[layer.path], counted)
         outer = channel_scores(own["backward"], gradients, counted, BOTH.backward)
         weights = at_path(plain, layer.path)
-        found[0][layer.path] = mask_gradient(layer, weights, inner, outer)
+        if layer.kind == "norm":  # the channels are its inputs and outputs
+            masks = {"scale": inner * outer, "bias": inner * outer}
+        else:  # a bias is met by no input
+            masks = {"kernel": inner[:, None] * outer[None], "bias": outer}
+        found[0][layer.path] = {
+            name: x * jnp.broadcast_to(masks[name], x.shape)
+            for name, x in weights.items()
+        }
         found[1][layer.path] = weights
     return found
 

@@ -68,6 +68,27 @@ def test_mixed_products_by_one_forward_pass_are_the_general_ones(name):
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
+def test_a_step_of_the_classifier_takes_weights_as_constants(name):
+    """Or it would lower a weight by raising a loss."""
+    weighting = WEIGHTINGS[name]
+    problem, params, meta, (batch, _) = linear_case(weighting)
+
+    @jax.jit
+    def gradients(params, meta, batch):
+        losses = problem.outputs(params, batch)
+        weights = weighting.weights(meta, losses, batch[2])
+
+        def constant(params):
+            return weights @ problem.outputs(params, batch) / weights.sum()
+
+        inner = functools.partial(problem.inner, set_sum=None)
+        return jax.grad(inner)(params, meta, batch), jax.grad(constant)(params)
+
+    found, expected = gradients(params, meta, batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
 def test_the_identity_is_the_slope_of_one_small_step(name):
     """d/dλ of the clean loss after θ − ε ∂g/∂θ, over ε, in the limit."""
     problem, params, meta, batches = linear_case(WEIGHTINGS[name])
