@@ -11,7 +11,7 @@ omniglot   --config.data.root=FOLDER that holds images_background_small1 and _sm
 folder     --config.data.root=FOLDER of class folders of photographs; ResNet-18 with
            GroupNorm at 84 pixels
 paper      --config.data.root=FOLDER of class folders; EfficientNet-B0 at 224 pixels
-           and the paper's recipe (see lite_jax.defaults.paper); for one GPU, as are the
+           and the paper's recipe (lite_jax.run.recipes.paper); for one GPU, as are the
            next three; not run here
 meta_dataset   --config.data.root=RECORDS of Meta-Dataset; the recipe on the sources of
            the paper's code; --mode=eval: 600 tasks of each test source
@@ -22,17 +22,17 @@ synthetic  procedural images; no data needed
 smoke      a few steps and tasks, to see that everything runs; combines with the above
 """
 
-from lite_jax import defaults
+from lite_jax.run import recipes
 
 
 def get_config(arguments=""):
     """Return the configuration that `--config=configs/cnaps.py:ARGUMENTS` names."""
     variants = {
-        **defaults.VARIANTS,
-        **defaults.RECIPES,
-        "folder": defaults.folder_resnet18,
+        **recipes.VARIANTS,
+        **recipes.RECIPES,
+        "folder": recipes.folder_resnet18,
     }
-    return defaults.choose(arguments, variants, start=cnaps)
+    return recipes.choose(arguments, variants, start=cnaps)
 
 
 def cnaps(config):

@@ -19,16 +19,16 @@ film       train FiLM parameters beside the head; combines with the above
 smoke      a few tasks, to see that everything runs; combines with the above
 """
 
-from lite_jax import defaults
+from lite_jax.run import recipes
 
 
 def get_config(arguments=""):
     """Return the configuration that `--config=configs/finetune.py:ARGUMENTS` names."""
-    variants = defaults.VARIANTS | {
-        "folder": defaults.folder_resnet18,
+    variants = recipes.VARIANTS | {
+        "folder": recipes.folder_resnet18,
         "film": film,
     }
-    config = defaults.choose(arguments, variants, start=finetune)
+    config = recipes.choose(arguments, variants, start=finetune)
     with config.unlocked():
         config.train.steps = 0
     return config

@@ -13,16 +13,16 @@ identity    the inverse left out; combines with the above
 smoke       a few steps and tasks, to see that everything runs; combines with the above
 """
 
-from lite_jax import defaults
+from lite_jax.run import recipes
 
 
 def get_config(arguments=""):
     """Return the configuration that `--config=configs/imaml.py:ARGUMENTS` names."""
-    variants = defaults.VARIANTS | {
+    variants = recipes.VARIANTS | {
         "neumann": neumann,
         "identity": identity,
     }
-    return defaults.choose(arguments, variants, start=imaml)
+    return recipes.choose(arguments, variants, start=imaml)
 
 
 def imaml(config):

@@ -14,18 +14,18 @@ fomaml     first order: inner gradients are constants, and the gradient is exact
 smoke      a few steps and tasks, to see that everything runs; combines with the above
 """
 
-from lite_jax import defaults
+from lite_jax.run import recipes
 
 
 def get_config(arguments=""):
     """Return the configuration that `--config=configs/maml.py:ARGUMENTS` names."""
-    variants = defaults.VARIANTS | {
+    variants = recipes.VARIANTS | {
         "anil": anil,
         "boil": boil,
         "mamlpp": mamlpp,
         "fomaml": fomaml,
     }
-    return defaults.choose(arguments, variants, start=maml)
+    return recipes.choose(arguments, variants, start=maml)
 
 
 def maml(config):

@@ -15,17 +15,17 @@ learned    the head's start is learned too
 smoke      a few steps and tasks, to see that everything runs; combines with the above
 """
 
-from lite_jax import defaults
+from lite_jax.run import recipes
 
 
 def get_config(arguments=""):
     """Return the configuration that `--config=configs/mrml.py:ARGUMENTS` names."""
-    variants = defaults.VARIANTS | {
+    variants = recipes.VARIANTS | {
         "itd": itd,
         "identity": identity,
         "learned": learned,
     }
-    return defaults.choose(arguments, variants, start=mrml)
+    return recipes.choose(arguments, variants, start=mrml)
 
 
 def mrml(config):

@@ -22,12 +22,12 @@ The paper's settings: 100 × 1000 tasks, four a step, K = 5, α = 0.01, λ = 0.0
 them; the small data sets take fewer tasks.
 """
 
-from lite_jax import defaults
+from lite_jax.run import recipes, settings
 
 
 def get_config(arguments=""):
     """Return the configuration that `--config=configs/pmeta.py:ARGUMENTS` names."""
-    variants = defaults.VARIANTS | {
+    variants = recipes.VARIANTS | {
         "omniglot": omniglot,
         "folder": folder,
         "shot1": shot1,
@@ -37,7 +37,7 @@ def get_config(arguments=""):
         "lean": lean,
         "each": each,
     }
-    return defaults.choose(arguments, variants, start=pmeta)
+    return recipes.choose(arguments, variants, start=pmeta)
 
 
 def pmeta(config):
@@ -56,21 +56,21 @@ def pmeta(config):
 
 def omniglot(config):
     """Use Omniglot's small sets."""
-    defaults.omniglot(config)
+    recipes.omniglot(config)
     config.gradient.chunk_size = 100
     few_shot(config, shot=5, query=10)  # there are 20 drawings of a character
 
 
 def folder(config):
     """Use photographs at 84 pixels."""
-    defaults.folder(config)
+    recipes.folder(config)
     config.gradient.chunk_size = 100
     few_shot(config, shot=5)
 
 
 def few_shot(config, shot, query=15):
     """Train, validate and test on 5 ways."""
-    spec = defaults.episode((5, 5), (shot, shot), query=query)
+    spec = settings.episode((5, 5), (shot, shot), query=query)
     config.train.episode = config.valid.episode = spec
     config.test.episodes = type(config.test.episodes)({f"w5s{shot}": spec})
 

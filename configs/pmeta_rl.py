@@ -18,7 +18,7 @@ each task before adaptation and after, 20 tasks a step (40 of the cheetah), 500 
 trust-region policy optimisation, tests on 400 tasks.
 """
 
-from lite_jax import defaults
+from lite_jax.run import recipes
 
 
 def get_config(arguments=""):
@@ -32,9 +32,9 @@ def get_config(arguments=""):
         "mamlpp": mamlpp,
         "steps_only": steps_only,
         "small": small,
-        "smoke": defaults.shrink,
+        "smoke": recipes.shrink,
     }
-    return defaults.choose(arguments, variants, start=pmeta_rl)
+    return recipes.choose(arguments, variants, start=pmeta_rl)
 
 
 def pmeta_rl(config):

@@ -17,15 +17,15 @@ synthetic  procedural images; no data needed
 smoke      a few steps and tasks, to see that everything runs; combines with the above
 """
 
-from lite_jax import defaults
+from lite_jax.run import recipes
 
 
 def get_config(arguments=""):
     """Return the configuration that `--config=configs/pretrain.py:ARGUMENTS` names."""
-    variants = defaults.VARIANTS | {
+    variants = recipes.VARIANTS | {
         "folder": folder,
     }
-    return defaults.choose(arguments, variants, start=pretrain)
+    return recipes.choose(arguments, variants, start=pretrain)
 
 
 def pretrain(config):
@@ -38,7 +38,7 @@ def pretrain(config):
 
 def folder(config):
     """Train ResNet-18 on photographs."""
-    defaults.folder_resnet18(config)
+    recipes.folder_resnet18(config)
     config.data.augment = "crop"
     config.train.steps = 1200
     config.train.valid_every = 100

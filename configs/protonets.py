@@ -12,7 +12,7 @@ folder     --config.data.root=FOLDER of class folders of photographs, at 84 pixe
            Caltech101, 40 training classes: 38.3 ± 0.6 % (5-way 1-shot),
            57.9 ± 0.6 % (5-way 5-shot); 19 minutes
 paper      --config.data.root=FOLDER of class folders; EfficientNet-B0 at 224 pixels
-           and the paper's recipe (see lite_jax.defaults.paper); for one GPU, as are the
+           and the paper's recipe (lite_jax.run.recipes.paper); for one GPU, as are the
            next three; not run here
 meta_dataset   --config.data.root=RECORDS of Meta-Dataset; the recipe on the sources of
            the paper's code; --mode=eval: 600 tasks of each test source
@@ -26,22 +26,22 @@ smoke      a few steps and tasks, to see that everything runs; combines with the
 Accuracy on 600 test tasks with its 95 % interval, one seed; time on two CPU cores.
 """
 
-from lite_jax import defaults
+from lite_jax.run import recipes
 
 
 def get_config(arguments=""):
     """Return the configuration that `--config=configs/protonets.py:ARGUMENTS` names."""
     variants = {
-        **defaults.VARIANTS,
-        **defaults.RECIPES,
+        **recipes.VARIANTS,
+        **recipes.RECIPES,
         "omniglot": omniglot,
-        "resnet18": defaults.resnet18,
+        "resnet18": recipes.resnet18,
     }
-    return defaults.choose(arguments, variants)
+    return recipes.choose(arguments, variants)
 
 
 def omniglot(config):
     """Train for longer than the digits need."""
-    defaults.omniglot(config)
+    recipes.omniglot(config)
     config.train.steps = 4000
     config.train.valid_every = 500

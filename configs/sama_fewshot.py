@@ -12,13 +12,13 @@ unadapted     Adam's update is not derived (SAMA-NA); combines with the above
 smoke         a few steps and tasks, to see that everything runs; combines, too
 """
 
-from lite_jax import defaults
+from lite_jax.run import recipes
 
 
 def get_config(arguments=""):
     """Return the configuration of `--config=configs/sama_fewshot.py:ARGUMENTS`."""
-    variants = defaults.VARIANTS | {"unadapted": unadapted}
-    return defaults.choose(arguments, variants, start=sama_fewshot)
+    variants = recipes.VARIANTS | {"unadapted": unadapted}
+    return recipes.choose(arguments, variants, start=sama_fewshot)
 
 
 def sama_fewshot(config):

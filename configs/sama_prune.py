@@ -16,27 +16,27 @@ per_example  a weight for each example, in place of Meta-Weight-Net
 smoke        a few rounds, to see that everything runs; combines with the above
 """
 
-from lite_jax import defaults
+from lite_jax.run import recipes
 
 
 def get_config(arguments=""):
     """Return the configuration of `--config=configs/sama_prune.py:ARGUMENTS`."""
     variants = {
-        "digits": defaults.digits,
+        "digits": recipes.digits,
         "noisy": noisy,
-        "text": defaults.text,
-        "tsv": defaults.tsv,
-        "omniglot": defaults.omniglot_features,
-        "folder": defaults.folder_features,
-        "per_example": defaults.per_example_weights,
-        "smoke": defaults.shrink,
+        "text": recipes.text,
+        "tsv": recipes.tsv,
+        "omniglot": recipes.omniglot_features,
+        "folder": recipes.folder_features,
+        "per_example": recipes.per_example_weights,
+        "smoke": recipes.shrink,
     }
-    return defaults.choose(arguments, variants, start=sama_prune)
+    return recipes.choose(arguments, variants, start=sama_prune)
 
 
 def sama_prune(config):
     """Choose the job, and SAMA."""
-    defaults.reweighting(config)
+    recipes.reweighting(config)
     config.name, config.reweight.job = "sama_prune", "prune"
 
 

@@ -20,30 +20,30 @@ cg, neumann  with the inverse of the inner Hessian: 5 iterations, damped; 5 term
 smoke        a few rounds, to see that everything runs; combines with the above
 """
 
-from lite_jax import defaults
+from lite_jax.run import recipes
 
 
 def get_config(arguments=""):
     """Return the configuration of `--config=configs/sama_reweight.py:ARGUMENTS`."""
     variants = {
-        "digits": defaults.digits,
-        "text": defaults.text,
-        "tsv": defaults.tsv,
-        "bert_base": defaults.bert_base,
-        "omniglot": defaults.omniglot_features,
-        "folder": defaults.folder_features,
-        "per_example": defaults.per_example_weights,
+        "digits": recipes.digits,
+        "text": recipes.text,
+        "tsv": recipes.tsv,
+        "bert_base": recipes.bert_base,
+        "omniglot": recipes.omniglot_features,
+        "folder": recipes.folder_features,
+        "per_example": recipes.per_example_weights,
         "unadapted": unadapted,
         "cg": cg,
         "neumann": neumann,
-        "smoke": defaults.shrink,
+        "smoke": recipes.shrink,
     }
-    return defaults.choose(arguments, variants, start=sama_reweight)
+    return recipes.choose(arguments, variants, start=sama_reweight)
 
 
 def sama_reweight(config):
     """Choose the job, and SAMA."""
-    defaults.reweighting(config)
+    recipes.reweighting(config)
     config.name, config.reweight.job = "sama_reweight", "reweight"
     config.reweight.noise = 0.4
 

@@ -14,7 +14,7 @@ folder     --config.data.root=FOLDER of class folders of photographs; ResNet-18 
            steps, 35.0 ± 0.9 % (5-way 1-shot), 45.8 ± 0.9 % (5-way 5-shot), as
            experiments/learners.py measures it
 paper      --config.data.root=FOLDER of class folders; EfficientNet-B0 at 224 pixels
-           and the paper's recipe (see lite_jax.defaults.paper); for one GPU, as are the
+           and the paper's recipe (lite_jax.run.recipes.paper); for one GPU, as are the
            next three; not run here
 meta_dataset   --config.data.root=RECORDS of Meta-Dataset; the recipe on the sources of
            the paper's code; --mode=eval: 600 tasks of each test source
@@ -25,17 +25,17 @@ synthetic  procedural images; no data needed
 smoke      a few steps and tasks, to see that everything runs; combines with the above
 """
 
-from lite_jax import defaults
+from lite_jax.run import recipes
 
 
 def get_config(arguments=""):
     """Return what `--config=configs/simple_cnaps.py:ARGUMENTS` names."""
     variants = {
-        **defaults.VARIANTS,
-        **defaults.RECIPES,
-        "folder": defaults.folder_resnet18,
+        **recipes.VARIANTS,
+        **recipes.RECIPES,
+        "folder": recipes.folder_resnet18,
     }
-    return defaults.choose(arguments, variants, start=simple_cnaps)
+    return recipes.choose(arguments, variants, start=simple_cnaps)
 
 
 def simple_cnaps(config):

@@ -30,9 +30,10 @@ from ml_collections import ConfigDict
 
 from experiments.rows import emit, parser
 from experiments.timing import median_seconds
-from lite_jax import data, factory, models
-from lite_jax.defaults import base_config, episode
-from lite_jax.train import init_state, make_train_step, train_and_evaluate
+from lite_jax import data
+from lite_jax.run import build_data, build_gradient, build_learner
+from lite_jax.run.settings import base_config, episode
+from lite_jax.run.train import init_state, make_train_step, train_and_evaluate
 
 NUM_SUPPORT, CHUNK, ROUNDS = 100, 20, 6
 METHODS: dict[str, dict[str, Any]] = {
@@ -94,12 +95,12 @@ def seconds_a_step(configs: dict[str, ConfigDict], rounds: int) -> dict[str, flo
 
 def stepper(config: ConfigDict) -> Callable[[], None]:
     """Return a function that takes one training step, data loading apart."""
-    sources = factory.make_sources(config)
-    learner, _ = models.make_learners(config, sources)
-    optimizer = factory.make_optimizer(config)
-    step_fn = make_train_step(factory.make_grad_fn(config, learner), optimizer)
-    params = models.init_params(config, learner, sources)
-    spec = factory.make_spec(config.train.episode)
+    sources = build_data.make_sources(config)
+    learner, _ = build_learner.make_learners(config, sources)
+    optimizer = build_gradient.make_optimizer(config)
+    step_fn = make_train_step(build_gradient.make_grad_fn(config, learner), optimizer)
+    params = build_learner.init_params(config, learner, sources)
+    spec = build_data.make_spec(config.train.episode)
     task = data.load_task(sources("train"), spec, 0, "timing", 0)
     stacked = jax.tree.map(lambda x: np.stack([x]), task)
     state = [init_state(optimizer, params)]

@@ -25,8 +25,8 @@ from PIL import Image
 
 import lite_jax
 from experiments.rows import emit, parser, rounded
-from lite_jax.demo.session import Session
-from lite_jax.train import train_and_evaluate
+from lite_jax.classify.demo.session import Session
+from lite_jax.run.train import train_and_evaluate
 from tests.toys import run_config
 
 CASES = {

@@ -44,7 +44,6 @@ from lite_jax import (
     Learner,
     Network,
     Task,
-    budget,
     episode_grad,
     exact_sum,
     lite_sum,
@@ -52,6 +51,7 @@ from lite_jax import (
     protonets,
     simple_cnaps,
 )
+from lite_jax.run import memory_budget
 from lite_jax.types import Params
 
 WAY, MOST_QUERIES = 10, 50
@@ -211,11 +211,11 @@ def _compiled(function: Callable[..., Any], inputs: Any) -> Method | None:
         program: Any = jax.jit(function).lower(*inputs).compile()
         facts = {
             "compile_seconds": round(time.perf_counter() - start, 1),
-            "program_mib": round(budget.program_bytes(program) / 2**20),
-            "temporary_mib": round(budget.temporary_bytes(program) / 2**20),
+            "program_mib": round(memory_budget.program_bytes(program) / 2**20),
+            "temporary_mib": round(memory_budget.temporary_bytes(program) / 2**20),
         }
         on_cpu = jax.default_backend() == "cpu"  # which would be killed, not told
-        if on_cpu and budget.program_bytes(program) > host_bytes():
+        if on_cpu and memory_budget.program_bytes(program) > host_bytes():
             return None
         run = _waiting(program, inputs)
         run()

@@ -33,22 +33,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from experiments.rows import emit, parser
-from lite_jax.artefact import exported, shapes_of, write_artefact
 from lite_jax.classify import HeldOut, load_classifier, standalone
-from lite_jax.data.arrays import array_source
 from lite_jax.data.class_lists import read_list
 from lite_jax.data.images import ImageSpec
-from lite_jax.data.meta_dataset_spec import read_spec
-from lite_jax.data.orbit import find_protocol, read_users
-from lite_jax.data.tfrecord import (
+from lite_jax.data.meta_dataset.spec import read_spec
+from lite_jax.data.orbit.protocol import find_protocol, read_users
+from lite_jax.data.readers.arrays import array_source
+from lite_jax.data.readers.tfrecord import (
     RecordFile,
     make_example,
     parse_example,
     write_records,
 )
-from lite_jax.defaults import base_config
 from lite_jax.errors import UserError
-from lite_jax.workdir import load_config
+from lite_jax.files import exported, shapes_of, write_artefact
+from lite_jax.run.settings import base_config
+from lite_jax.run.workdir import load_config
 
 MOST_BYTES = 256 * 2**20
 """What reading a file of a few kilobytes may take at most."""

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-INSTRUMENTED = ["lite_jax.data", "lite_jax.workdir", "lite_jax.classify", "zipfile"]
+INSTRUMENTED = ["lite_jax.data", "lite_jax.run.workdir", "lite_jax.classify", "zipfile"]
 _MOST_MB = 4096  # resident, JAX included
 _MOST_SECONDS = 30  # of one file
 

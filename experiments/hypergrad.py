@@ -40,8 +40,7 @@ from configs import imaml, maml, mrml, sama_fewshot
 from experiments.few_shot import add_data, few_shot_config
 from experiments.rows import emit, parser, rounded
 from experiments.timing import median_seconds
-from lite_jax import budget, exact_sum, factory, hypergrad, models
-from lite_jax.feed import Feed
+from lite_jax import exact_sum, hypergrad
 from lite_jax.hypergrad import (
     Estimator,
     Problem,
@@ -51,7 +50,9 @@ from lite_jax.hypergrad import (
     neumann,
     unrolled,
 )
-from lite_jax.train import init_state, make_train_step, train_and_evaluate
+from lite_jax.run import build_data, build_gradient, build_learner, memory_budget
+from lite_jax.run.feed import Feed
+from lite_jax.run.train import init_state, make_train_step, train_and_evaluate
 from tests import bilevel
 
 Row = dict[str, Any]
@@ -218,7 +219,7 @@ def costs(arguments: argparse.Namespace) -> Iterator[Row]:
     for name, program in compiled.items():
         yield {
             "estimator": name,
-            "mib": budget.temporary_bytes(program) / 2**20,
+            "mib": memory_budget.temporary_bytes(program) / 2**20,
             "seconds": seconds[name],
             "inner_gradients": seconds[name] / seconds["one inner gradient"],
         }
@@ -277,7 +278,7 @@ def mixed_products(arguments: argparse.Namespace) -> Iterator[Row]:
         yield {
             "form": name,
             "relative_error": _error(bound[name](), exact),
-            "mib": budget.temporary_bytes(program) / 2**20,
+            "mib": memory_budget.temporary_bytes(program) / 2**20,
             "seconds": seconds[name],
         }
 
@@ -416,7 +417,7 @@ def few_shot(arguments: argparse.Namespace) -> Iterator[Row]:
             "steps": config.train.steps,
             "accuracy": found.mean,
             "half_width": found.half_width,
-            "mib": budget.temporary_bytes(program) / 2**20,
+            "mib": memory_budget.temporary_bytes(program) / 2**20,
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
         }
@@ -439,11 +440,11 @@ def method_config(
 
 def step_program(config: ConfigDict) -> jax.stages.Compiled:
     """Return the compiled training step."""
-    sources = factory.make_sources(config)
-    learner, _ = models.make_learners(config, sources)
-    optimizer = factory.make_optimizer(config)
-    step = make_train_step(factory.make_grad_fn(config, learner), optimizer)
-    state = init_state(optimizer, models.init_params(config, learner, sources))
+    sources = build_data.make_sources(config)
+    learner, _ = build_learner.make_learners(config, sources)
+    optimizer = build_gradient.make_optimizer(config)
+    step = make_train_step(build_gradient.make_grad_fn(config, learner), optimizer)
+    state = init_state(optimizer, build_learner.init_params(config, learner, sources))
     tasks = Feed(config, sources("train")).step(1)
     return step.lower(state, tasks, jax.random.key(0)).compile()
 

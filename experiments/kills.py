@@ -31,10 +31,10 @@ from ml_collections import ConfigDict
 from safetensors import safe_open
 
 from experiments.rows import emit, parser
-from lite_jax import factory, models
-from lite_jax.checkpoint import Slot
-from lite_jax.preemption import EXIT_CODE, Preempted
-from lite_jax.train import init_state, train_and_evaluate
+from lite_jax.run import build_data, build_gradient, build_learner
+from lite_jax.run.checkpoint import Slot
+from lite_jax.run.preemption import EXIT_CODE, Preempted
+from lite_jax.run.train import init_state, train_and_evaluate
 from tests import toys
 
 STEPS = 40
@@ -113,7 +113,7 @@ def _run(folder: Path, steps: int, wait: float | None = None, number: int = 0) -
         number: The signal.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lite_jax.train"])  # imported once for all
+    context.set_forkserver_preload(["lite_jax.run.train"])  # imported once for all
     process = context.Process(target=_train, args=(str(folder), steps))
     process.start()
     process.join(wait)
@@ -134,9 +134,11 @@ def _train(folder: str, steps: int) -> None:
 
 def left(folder: Path, config: ConfigDict) -> dict[str, Any]:
     """Return what a finished run leaves, as bytes."""
-    learner = models.make_learners(config, factory.make_sources(config)).trained
-    params = models.init_params(config, learner, factory.make_sources(config))
-    state = init_state(factory.make_optimizer(config), params)
+    learner = build_learner.make_learners(
+        config, build_data.make_sources(config)
+    ).trained
+    params = build_learner.init_params(config, learner, build_data.make_sources(config))
+    state = init_state(build_gradient.make_optimizer(config), params)
     template = {"state": state, "best": np.array(0, np.float32)}
     with closing(Slot(folder / "checkpoints/last")) as slot:
         found = slot.restore(template)

@@ -26,8 +26,10 @@ from ml_collections import ConfigDict
 
 from experiments.macs import count_macs
 from experiments.rows import emit, parser
-from lite_jax import Examples, defaults, exact_sum, factory, models
-from lite_jax.train import train_and_evaluate
+from lite_jax import Examples, exact_sum
+from lite_jax.run import build_data, build_learner, recipes
+from lite_jax.run import settings as defaults
+from lite_jax.run.train import train_and_evaluate
 
 LEARNERS = ("prototypes", "protonets", "simple_cnaps", "finetuner")
 NUM_SUPPORT = 25
@@ -37,11 +39,11 @@ def make_config(arguments: argparse.Namespace, learner: str) -> ConfigDict:
     """Return the configuration of one run."""
     config = defaults.base_config()
     if arguments.root:
-        defaults.folder(config)
-        defaults.resnet18(config)
+        recipes.folder(config)
+        recipes.resnet18(config)
         config.data.root = arguments.root
     else:
-        defaults.synthetic(config)
+        recipes.synthetic(config)
     config.learner = "protonets" if learner == "prototypes" else learner
     config.backbone.weights = arguments.weights
     config.backbone.frozen = learner != "protonets"
@@ -67,15 +69,15 @@ def make_config(arguments: argparse.Namespace, learner: str) -> ConfigDict:
 
 def adaptation_macs(config: ConfigDict) -> int:
     """Return the MACs of adapting to one 5-way 5-shot task."""
-    sources = factory.make_sources(config)
-    learner = models.make_learners(config, sources).tested
+    sources = build_data.make_sources(config)
+    learner = build_learner.make_learners(config, sources).tested
     image = sources("test").image_shape
     support = Examples(
         jax.ShapeDtypeStruct((NUM_SUPPORT, *image), jnp.uint8),
         jax.ShapeDtypeStruct((NUM_SUPPORT,), jnp.int32),
         jax.ShapeDtypeStruct((NUM_SUPPORT,), jnp.bool_),
     )
-    params = models.params_shape(learner, sources("test").image_shape)
+    params = build_learner.params_shape(learner, sources("test").image_shape)
 
     def adapt(params, support, key):
         return learner.adapt(params, support, key, exact_sum())

@@ -32,8 +32,8 @@ from PIL import Image
 from experiments.rows import emit, parser
 from lite_jax import data
 from lite_jax.data.cache import CachedSource, build_cache, open_cache
-from lite_jax.data.meta_dataset import read_source
-from lite_jax.data.tfrecord import make_example, write_records
+from lite_jax.data.meta_dataset.source import read_source
+from lite_jax.data.readers.tfrecord import make_example, write_records
 
 CLASSES, IMAGES = 30, 24
 SPEC = data.EpisodeSpec((26, 26), (13, 14), 8, max_support=350)

@@ -6,7 +6,7 @@
 The gradient of a smooth loss of the summed features of N images (84 pixels, chunks of
 20), all of them back-propagated (H = N) or H = N / 3 of them:
 
-- fori_loop: what `lite_jax.chunks` does, a loop whose length follows the set
+- fori_loop: what `lite_jax.lite.chunks` does, a loop whose length follows the set
 - unrolled, and with barriers: the chunks one after the other in one program; barriers
   forbid the compiler to begin a chunk before the last is done
 - host loop: one compiled program a chunk, called from Python, the sum donated to it
@@ -28,7 +28,8 @@ from jax import lax
 
 from experiments.rows import emit, parser
 from experiments.timing import median_seconds
-from lite_jax import Network, batched, budget, exact_sum, lite_sum, nn
+from lite_jax import Network, batched, exact_sum, lite_sum, nn
+from lite_jax.run import memory_budget
 from lite_jax.types import Params
 
 BACKBONES: dict[str, Callable[..., Network]] = {
@@ -145,7 +146,7 @@ def variants(
     zeros = jax.tree.map(jnp.zeros_like, params)
     arguments = zeros, params, images[:CHUNK], jnp.zeros(size.shape, size.dtype)
     program: Any = add_backward.lower(*arguments).compile()
-    mib = round(budget.temporary_bytes(program) / 2**20, 1)
+    mib = round(memory_budget.temporary_bytes(program) / 2**20, 1)
     from_host()
     yield "host loop", (from_host, mib)
 
@@ -169,7 +170,7 @@ def _compiled(function: Callable[..., Any], *inputs: Any) -> tuple[Run, float]:
         return jax.block_until_ready(program(*inputs))
 
     run()
-    return run, round(budget.temporary_bytes(program) / 2**20, 1)
+    return run, round(memory_budget.temporary_bytes(program) / 2**20, 1)
 
 
 if __name__ == "__main__":

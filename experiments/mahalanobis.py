@@ -4,9 +4,9 @@
         [--out=experiments/results/mahalanobis.jsonl]
 
 d = 1280 features, 50 classes, 40 queries; N support examples. Each row compares the
-loss and its gradient by `lite_jax.mahalanobis` with the same computed as published, by
-an explicit inverse of every class's d × d matrix: median seconds of one call,
-both called in turn, and temporary bytes as compiled.
+loss and its gradient by `lite_jax.heads.mahalanobis` with the same computed as
+published, by an explicit inverse of every class's d × d matrix: median seconds of one
+call, both called in turn, and temporary bytes as compiled.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 
 from experiments.rows import emit, parser
 from experiments.timing import median_seconds
-from lite_jax import budget
-from lite_jax.mahalanobis import fit_mahalanobis, mahalanobis_logits
+from lite_jax.heads.mahalanobis import fit_mahalanobis, mahalanobis_logits
+from lite_jax.run import memory_budget
 
 
 def ours(features, labels, mask, queries, targets, way):
-    """The loss by `lite_jax.mahalanobis`."""
+    """The loss by `lite_jax.heads.mahalanobis`."""
     state = fit_mahalanobis(features, labels, mask, way)
     return _loss(mahalanobis_logits(state, queries), targets)
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ),
         }
         for name, run in compiled.items():
-            memory = budget.temporary_bytes(run) / 2**20
+            memory = memory_budget.temporary_bytes(run) / 2**20
             row[f"{name}_seconds"] = round(seconds[name], 4)
             row[f"{name}_temp_mib"] = round(memory, 1)
         row["speedup"] = round(seconds["inverses"] / seconds["ours"], 2)

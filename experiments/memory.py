@@ -35,13 +35,13 @@ from lite_jax import (
     Examples,
     SetSum,
     Task,
-    budget,
     episode_loss,
     exact_sum,
     lite_sum,
     nn,
     protonets,
 )
+from lite_jax.run import memory_budget
 from lite_jax.types import Key, Params
 
 CHUNK, NUM_BACKPROP, WAY, SIZE, NUM_QUERY = 16, 16, 16, 84, 16
@@ -122,7 +122,7 @@ def temporary_bytes(
     """Return the bytes that the compiled gradient needs besides inputs and outputs."""
     gradient = make_gradient(operator, num_backprop, chunk_size)
     inputs = jax.eval_shape(lambda: make_inputs(num_support, size))
-    return budget.temporary_bytes(jax.jit(gradient).lower(*inputs).compile())
+    return memory_budget.temporary_bytes(jax.jit(gradient).lower(*inputs).compile())
 
 
 def make_inputs(num_support: int, size: int) -> tuple[Params, Task, Key]:

@@ -37,14 +37,12 @@ from experiments.few_shot import WAY, add_data, few_shot_config
 from experiments.pmeta_memory import compiled_mb
 from experiments.pmeta_variants import POOLS, channel_steps, conv4_with, passed_on
 from experiments.rows import emit, parser, rounded
-from lite_jax import Examples, Learner, Network, Task, factory, maml, metrics, models
-from lite_jax.accounting import MB, count_macs, count_memory
-from lite_jax.architecture import Architecture
-from lite_jax.class_stats import linear_products
-from lite_jax.evaluate import make_scorer, split_tasks
-from lite_jax.feed import Feed
+from lite_jax import Examples, Learner, Network, Task, maml
+from lite_jax.heads.class_means import linear_products
 from lite_jax.learners.inner_rules import InnerRule
+from lite_jax.nn.description import Architecture
 from lite_jax.pmeta.attention import Attention
+from lite_jax.pmeta.memory_model import MB, count_macs, count_memory
 from lite_jax.pmeta.plan import (
     Plan,
     fixed_plan,
@@ -53,7 +51,16 @@ from lite_jax.pmeta.plan import (
     make_adapt,
     make_step,
 )
-from lite_jax.train import init_state, make_train_step
+from lite_jax.run import (
+    build_backbone,
+    build_data,
+    build_gradient,
+    build_learner,
+    metrics,
+)
+from lite_jax.run.evaluate import make_scorer, split_tasks
+from lite_jax.run.feed import Feed
+from lite_jax.run.train import init_state, make_train_step
 from lite_jax.types import Params
 
 Row = dict[str, Any]
@@ -91,7 +98,7 @@ class Trained(NamedTuple):
     """A learner after meta-training, with what testing it takes."""
 
     config: ConfigDict
-    sources: factory.Sources
+    sources: build_data.Sources
     learner: Learner
     params: Params
     seconds: float
@@ -113,7 +120,9 @@ class Trained(NamedTuple):
 def plan_of(network: Architecture, inner: ConfigDict, params: Params) -> Plan:
     """Return what each step of an inner rule trains: MAML, ANIL, BOIL or p-Meta."""
     if inner.rule == "p_meta":
-        return learned_plan(network, params, attention=models.make_attention(inner))
+        return learned_plan(
+            network, params, attention=build_learner.make_attention(inner)
+        )
     every = [layer.path for layer in network.layers]
     paths = {"sgd": every, "anil": every[-1:], "boil": every[:-1]}[inner.rule]
     return fixed_plan(network, paths, step_size=inner.learning_rate, steps=inner.steps)
@@ -182,9 +191,9 @@ def p_meta_config(
     )
 
 
-def architecture_of(config: ConfigDict, sources: factory.Sources) -> Architecture:
+def architecture_of(config: ConfigDict, sources: build_data.Sources) -> Architecture:
     """Return the backbone's architecture, and the head's."""
-    network = models.make_backbone(config.backbone)
+    network = build_backbone.make_backbone(config.backbone)
     assert network.describe is not None
     return network.describe(sources("test").image_shape, WAY)
 
@@ -197,11 +206,11 @@ def train(config: ConfigDict, learner: Learner | None = None) -> Trained:
     name = config.to_json() if learner is None else ""
     if name in _TRAINED:
         return _TRAINED[name]
-    sources = factory.make_sources(config)
-    learner = learner or models.make_learners(config, sources).tested
-    optimizer = factory.make_optimizer(config)
-    step = make_train_step(factory.make_grad_fn(config, learner), optimizer)
-    state = init_state(optimizer, models.init_params(config, learner, sources))
+    sources = build_data.make_sources(config)
+    learner = learner or build_learner.make_learners(config, sources).tested
+    optimizer = build_gradient.make_optimizer(config)
+    step = make_train_step(build_gradient.make_grad_fn(config, learner), optimizer)
+    state = init_state(optimizer, build_learner.init_params(config, learner, sources))
     begun, numbers = time.perf_counter(), range(1, config.train.steps + 1)
     feed = Feed(config, sources("train"))
     for tasks in tqdm(feed.ahead(numbers), total=len(numbers), leave=False):
@@ -221,7 +230,7 @@ _TRAINED: dict[str, Trained] = {}
 
 def deployed(trained: Trained, batch_size: int = 1) -> Row:
     """Return the accuracy after adaptation by the plan, some images at a time."""
-    backbone = models.make_backbone(trained.config.backbone)
+    backbone = build_backbone.make_backbone(trained.config.backbone)
     adapt = make_adapt(trained.plan(), batch_size=batch_size)
 
     @jax.jit
@@ -302,7 +311,7 @@ def scores(arguments: argparse.Namespace) -> Iterator[Row]:
         trained = train(p_meta_config(arguments, forward, backward))
         yield {"forward": forward, "backward": backward} | deployed(trained)
     config = make_config(arguments, "learned_sgd")
-    sources = factory.make_sources(config)
+    sources = build_data.make_sources(config)
     rule = channel_steps(config.inner.learning_rate, architecture_of(config, sources))
     yield {"channels": "static"} | tested(train(config, with_rule(config, rule)))
 
@@ -323,7 +332,7 @@ def passed(arguments: argparse.Namespace) -> Iterator[Row]:
     }
     for name in list(chosen)[-1:] if arguments.smoke else chosen:
         config, attention = p_meta_config(arguments, None, None), chosen[name]
-        rule = models.make_inner_rule(config.inner)
+        rule = build_learner.make_inner_rule(config.inner)
         if attention is not None:
             rule = passed_on(rule, attention)
         yield {"sparse": name} | tested(train(config, with_rule(config, rule)))
@@ -334,7 +343,7 @@ def networks(arguments: argparse.Namespace) -> Iterator[Row]:
     cases = [(pool, norm) for pool in POOLS for norm in ("batch", "group")]
     for pool, norm in cases[:1] if arguments.smoke else cases:
         config = make_config(arguments, "sgd")
-        rule = models.make_inner_rule(config.inner)
+        rule = build_learner.make_inner_rule(config.inner)
         trained = train(config, with_rule(config, rule, conv4_with(pool, norm)))
         for chunk_size, images in ((1, "one by one"), (None, "at once")):
             row = {"pool": pool, "norm": norm, "images": images}
@@ -345,7 +354,7 @@ def with_rule(
     config: ConfigDict, rule: InnerRule, backbone: Network | None = None
 ) -> Learner:
     """Return MAML with a rule that no configuration names."""
-    backbone = backbone or models.make_backbone(config.backbone)
+    backbone = backbone or build_backbone.make_backbone(config.backbone)
     steps = config.inner.steps
     return maml(backbone, way=WAY, steps=steps, rule=rule, learned_head=True)
 

@@ -8,7 +8,7 @@ Each row is one network, one set of trained layers, and one way to keep what it 
 - `paper_mb`: p-Meta's analytic peak of one image, or of an episode of 200 observations,
   with a gradient for every trained weight (Tables 2 and 3 of the paper);
 - `stored_mb`: what this library's backward pass has to keep, by the same analysis;
-- `residual_mb`: what its VJP does keep (`lite_jax.accounting.residual_bytes`);
+- `residual_mb`: what its VJP does keep (`lite_jax.pmeta.memory_model.residual_bytes`);
 - `temporary_mb`: what the compiled gradient needs besides arguments and results;
 - `step_mb`: what a compiled step needs that accumulates 25 images one by one;
 - `mmacs`: millions of multiply-accumulate operations of one example and step.
@@ -29,11 +29,11 @@ import jax.numpy as jnp
 import optax
 
 from experiments.rows import emit, parser, rounded
-from lite_jax import Network, budget, nn
-from lite_jax.accounting import MB, count_macs, count_memory, residual_bytes
-from lite_jax.architecture import Architecture, layer_at, with_layers
-from lite_jax.class_stats import linear_products
+from lite_jax import Network, nn
+from lite_jax.heads.class_means import linear_products
+from lite_jax.nn.description import Architecture, layer_at, with_layers
 from lite_jax.pmeta.attention import NO_ATTENTION, Attention, init_attention
+from lite_jax.pmeta.memory_model import MB, count_macs, count_memory, residual_bytes
 from lite_jax.pmeta.plan import (
     Plan,
     batch_logits,
@@ -41,6 +41,7 @@ from lite_jax.pmeta.plan import (
     inner_params,
     make_step,
 )
+from lite_jax.run import memory_budget
 from lite_jax.types import Params
 
 Row = dict[str, Any]
@@ -182,7 +183,7 @@ def plain(case: Case, trained: list[str]) -> Row:
 
 def compiled_mb(lowered: Any) -> float:
     """Return the temporary MB of a program."""
-    return budget.temporary_bytes(lowered.compile()) / MB
+    return memory_budget.temporary_bytes(lowered.compile()) / MB
 
 
 if __name__ == "__main__":

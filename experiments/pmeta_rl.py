@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 from configs.pmeta_rl import get_config
 from experiments.pmeta import plan_costs, plan_of
 from experiments.rows import emit, parser, rounded
-from lite_jax.metrics import read_rows
-from lite_jax.rl.run import restore_policy, run_policy
+from lite_jax.apps.rl.run import restore_policy, run_policy
+from lite_jax.files import read_rows
 
 METHODS = {
     "MAML": "maml",

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from lite_jax import Network, nn
-from lite_jax.architecture import Architecture, Layer, at_path, layer_at, with_layers
 from lite_jax.learners.inner_rules import InnerRule, everything
+from lite_jax.nn.description import Architecture, Layer, at_path, layer_at, with_layers
 from lite_jax.nn.layers import max_pool, windows
 from lite_jax.pmeta.attention import (
     Attention,

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from lite_jax import Learner, Sampler, SetSum, Task, episode_grad, exact_sum, lite_sum
-from lite_jax.sampling import LABELS, SCORES, Draw, Population, sample_uniform
+from lite_jax.lite.sampling import LABELS, SCORES, Draw, Population, sample_uniform
 from lite_jax.types import Key, Params, PyTree
 
 BUCKETS = 2048

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from lite_jax import metrics
+from lite_jax import files
 
 PACKAGES = ("lite_jax", "jax", "flax", "optax", "numpy")
 
@@ -26,7 +26,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def read_rows(folder: Path, experiment: str) -> list[dict[str, Any]]:
     """Return the rows of an experiment's results, none where there is no file."""
-    return metrics.read_rows(folder / f"{experiment}.jsonl")
+    return files.read_rows(folder / f"{experiment}.jsonl")
 
 
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 def emit(out: Path | None, row: dict[str, Any]) -> None:
     """Print a row, and append it to `out` with date, device and versions."""
-    print(metrics.format_row(row), flush=True)
+    print(files.format_row(row), flush=True)
     if out is None:
         return
     origin = {
@@ -49,4 +49,4 @@ def emit(out: Path | None, row: dict[str, Any]) -> None:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    metrics.append_row(out, row | origin)
+    files.append_row(out, row | origin)

@@ -40,14 +40,15 @@ from configs import sama_prune, sama_reweight
 from experiments.rows import emit, parser, rounded
 from experiments.scaling import collectives
 from experiments.timing import median_seconds
-from lite_jax import Network, budget, hypergrad, nn
-from lite_jax.metrics import read_rows
-from lite_jax.reweight import (
+from lite_jax import Network, hypergrad, nn
+from lite_jax.apps.reweight import (
     meta_weight_net,
     per_example,
     reweighting_problem,
     run_reweighting,
 )
+from lite_jax.files import read_rows
+from lite_jax.run import memory_budget
 
 Row = dict[str, Any]
 ROUNDS, STEPS, DAMPING = 4, 5, 300.0
@@ -136,7 +137,7 @@ def scaled(arguments: argparse.Namespace) -> Iterator[Row]:
             yield {
                 "estimator": name,
                 "weights": sum(x.size for x in jax.tree.leaves(params)),
-                "mib": round(budget.temporary_bytes(program) / 2**20, 1),
+                "mib": round(memory_budget.temporary_bytes(program) / 2**20, 1),
                 "seconds": seconds[name],
                 "examples_per_second": 2 * BATCH / seconds[name],
             }
@@ -175,7 +176,7 @@ def shared_out(arguments: argparse.Namespace) -> Iterator[Row]:
                 "devices": devices,
                 "collectives": len(sent),
                 "collective_kib": round(sum(sent) / 2**10, 1),
-                "mib": round(budget.temporary_bytes(program) / 2**20, 1),
+                "mib": round(memory_budget.temporary_bytes(program) / 2**20, 1),
             }
 
 

@@ -22,17 +22,9 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.rows import emit, parser
-from lite_jax import (
-    Examples,
-    Task,
-    budget,
-    episode_grad,
-    lite_sum,
-    nn,
-    parallel,
-    protonets,
-)
-from lite_jax.train import init_state, make_train_step
+from lite_jax import Examples, Task, episode_grad, lite_sum, nn, protonets
+from lite_jax.run import memory_budget, parallel
+from lite_jax.run.train import init_state, make_train_step
 
 WAY, SIZE, CHUNK, NUM_SUPPORT, NUM_QUERY = 16, 84, 16, 128, 32
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}
@@ -71,7 +63,7 @@ def told(axis: str, devices: int) -> dict[str, Any]:
         "num_support": each,
         "collectives": len(sent),
         "collective_kib": round(sum(sent) / 2**10, 1),
-        "temporary_mib": round(budget.temporary_bytes(program) / 2**20, 1),
+        "temporary_mib": round(memory_budget.temporary_bytes(program) / 2**20, 1),
     }
 
 

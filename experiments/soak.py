@@ -19,8 +19,8 @@ from typing import Any
 import jax
 
 from experiments.rows import emit, parser
-from lite_jax.metrics import read_rows
-from lite_jax.train import train_and_evaluate
+from lite_jax.files import read_rows
+from lite_jax.run.train import train_and_evaluate
 from tests import toys
 
 SAMPLES = 20

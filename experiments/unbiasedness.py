@@ -52,20 +52,19 @@ from lite_jax import (
     Sampler,
     Task,
     data,
-    defaults,
     episode_grad,
     episode_loss,
     exact_grad,
     exact_sum,
-    factory,
     lite_sum,
     nn,
     protonets,
     simple_cnaps,
     subsample_sum,
 )
-from lite_jax.sampling import SAMPLERS, Draw
-from lite_jax.train import init_state, make_train_step
+from lite_jax.lite.sampling import SAMPLERS, Draw
+from lite_jax.run import build_data, recipes, settings
+from lite_jax.run.train import init_state, make_train_step
 from lite_jax.types import Params
 from tests import toys
 
@@ -237,12 +236,12 @@ def states(
 
 def make_source(dataset: str, root: str, pixels: int) -> Source:
     """Return the training classes of the data set, so many pixels a side."""
-    config = defaults.base_config()
+    config = settings.base_config()
     if dataset == "omniglot":
-        defaults.omniglot(config)
+        recipes.omniglot(config)
         config.data.root = root
     config.data.image_size = pixels
-    return factory.make_sources(config)("train")
+    return build_data.make_sources(config)("train")
 
 
 def train(

@@ -48,7 +48,7 @@ from lite_jax import (
     nn,
     protonets,
 )
-from lite_jax.sampling import SAMPLERS, Draw, Population
+from lite_jax.lite.sampling import SAMPLERS, Draw, Population
 from lite_jax.types import Params, PyTree
 
 QUERY, NUM_BACKPROP, CHUNKS = 5, 20, 4

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with `_MO
     from lite_jax.classify import load
     from lite_jax.errors import UserError
     from lite_jax.learners.cnaps import cnaps, simple_cnaps
+    from lite_jax.learners.episode_loss import episode_grad, episode_loss
     from lite_jax.learners.finetuner import finetuner
     from lite_jax.learners.imaml import imaml
     from lite_jax.learners.maml import maml
@@ -34,7 +35,6 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with `_MO
         per_example,
         subsample_sum,
     )
-    from lite_jax.objectives import episode_grad, episode_loss
     from lite_jax.types import Examples, GradFn, Learner, Network, SetSum, Task
 
 __version__ = "0.1.0"
@@ -83,7 +83,7 @@ _MODULES = {
     "lite": ["Pooled", "Sampler", "batched", "check_additive", "exact_grad",
              "exact_sum", "exact_value_and_grad", "lite_grad", "lite_sum",
              "lite_value_and_grad", "per_example", "subsample_sum"],
-    "objectives": ["episode_grad", "episode_loss"],
+    "learners.episode_loss": ["episode_grad", "episode_loss"],
     "types": ["Examples", "GradFn", "Learner", "Network", "SetSum", "Task"],
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

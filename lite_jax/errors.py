@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 MALFORMED = (
     AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError
@@ -35,3 +36,10 @@ Known: digits, omniglot
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     listed = f" Known: {', '.join(known)}" if len(known) <= 12 or not close else ""
     return UserError(f"unknown {kind} {name!r}{hint}{listed}")
+
+
+def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
+    """Return what a setting names, or raise with the nearest known name."""
+    if name not in known:
+        raise unknown_name(kind, name, known)
+    return known[name]

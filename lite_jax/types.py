@@ -55,8 +55,8 @@ class Network(NamedTuple):
         identity_film: `() -> film`, the FiLM parameters that change nothing: a tree
             of `{"scale": ones [c], "shift": zeros [c]}`, one a place. None for a
             network without FiLM.
-        describe: `(image shape, way) -> lite_jax.architecture.Architecture`, its layers
-            and a linear head of `way` outputs. None where there is no description.
+        describe: `(image shape, way) -> Architecture` (`lite_jax.nn.description`), its
+            layers and a linear head of `way` outputs. None where there is none.
     """
 
     init: Callable[[Key, Any], Params]

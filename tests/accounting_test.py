@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lite_jax import UserError, nn
-from lite_jax.accounting import (
+from lite_jax.nn.description import conv4, perceptron, resnet12
+from lite_jax.pmeta.memory_model import (
     MB,
     PAPER,
     Kept,
@@ -14,7 +15,6 @@ from lite_jax.accounting import (
     count_memory,
     residual_bytes,
 )
-from lite_jax.architecture import conv4, perceptron, resnet12
 
 IMAGE = 84 * 84 * 3
 EPISODES, STEPS, SHOTS = 20, 200, 25

@@ -10,14 +10,14 @@ from made_records import meta_dataset
 from made_vtab import SUPPORT, vtab
 from runs import load_config, use_one_block
 
-from lite_jax import UserError, published
-from lite_jax.benchmarks import run_benchmark, vtab_md
-from lite_jax.benchmarks.jobs import learner_of
-from lite_jax.benchmarks.predictor import Predictor
-from lite_jax.data.vtab import vtab_task
-from lite_jax.data.vtab_rules import GROUPS, VTAB
-from lite_jax.evaluate import make_scorer
-from lite_jax.train import train_and_evaluate
+from lite_jax import UserError
+from lite_jax.apps.evaluations import published, run_benchmark, vtab_md
+from lite_jax.apps.evaluations.jobs import learner_of
+from lite_jax.apps.evaluations.predictor import Predictor
+from lite_jax.data.vtab.rules import GROUPS, VTAB
+from lite_jax.data.vtab.tasks import vtab_task
+from lite_jax.run.evaluate import make_scorer
+from lite_jax.run.train import train_and_evaluate
 from lite_jax.types import Examples, Task
 
 SOURCES = ["omniglot", "aircraft"]

@@ -9,10 +9,18 @@ import pytest
 from ml_collections import ConfigDict
 from runs import load_config, tiny_config, use_one_block
 
-from lite_jax import UserError, budget, defaults, factory, models, train
-from lite_jax.evaluate import evaluate_checkpoint
-from lite_jax.feed import Feed
-from lite_jax.train import train_and_evaluate
+from lite_jax import UserError
+from lite_jax.run import (
+    build_data,
+    build_gradient,
+    build_learner,
+    memory_budget,
+    settings,
+    train,
+)
+from lite_jax.run.evaluate import evaluate_checkpoint
+from lite_jax.run.feed import Feed
+from lite_jax.run.train import train_and_evaluate
 
 GRID = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 50]
 
@@ -42,15 +50,19 @@ def built(sizes):
 def test_the_largest_that_fits_is_found(place):
     asked = []
     size = GRID[place]
-    fit = budget.largest_chunk(built(asked), 50, (1 + 100 * size) / 1000)
+    fit = memory_budget.largest_chunk(built(asked), 50, (1 + 100 * size) / 1000)
     assert fit.chunk_size == size
-    assert budget.program_bytes(fit.program) == fit.num_bytes == 10**6 + size * 10**8
+    assert (
+        memory_budget.program_bytes(fit.program)
+        == fit.num_bytes
+        == 10**6 + size * 10**8
+    )
     assert len(asked) <= 5 and max(asked) <= 50
 
 
 def test_a_budget_below_one_image_is_refused():
     with pytest.raises(UserError, match=r"0\.05: images one at a time need 0\.101 GB"):
-        budget.largest_chunk(built([]), 50, 0.05)
+        memory_budget.largest_chunk(built([]), 50, 0.05)
 
 
 def test_without_a_budget_the_device_decides(monkeypatch):
@@ -60,34 +72,36 @@ def test_without_a_budget_the_device_decides(monkeypatch):
         )
 
     monkeypatch.setattr(jax, "local_devices", lambda: [device({"bytes_limit": 1000})])
-    assert budget.budget_bytes(0.0) == 900
+    assert memory_budget.budget_bytes(0.0) == 900
     for stats in (None, {}):
         monkeypatch.setattr(jax, "local_devices", lambda stats=stats: [device(stats)])
         with pytest.raises(UserError, match=r"made-up device .*memory_budget_gb"):
-            budget.budget_bytes(0.0)
+            memory_budget.budget_bytes(0.0)
     with pytest.raises(UserError, match="memory_budget_gb=-1.0: expected 0 or more"):
-        budget.budget_bytes(-1.0)
+        memory_budget.budget_bytes(-1.0)
 
 
 @pytest.mark.parametrize("value", [0, -3, 2.5, True, "large", None])
 def test_chunk_sizes_that_are_none(value):
     config = load_config(gradient__chunk_size=value)
     with pytest.raises(UserError, match=r"gradient\.chunk_size=.*whole number from 1"):
-        factory.make_set_sum(config)
+        build_gradient.make_set_sum(config)
 
 
 def needs(config, chunk_size):
     """Bytes of the training step at a chunk size."""
-    sources = factory.make_sources(config)
-    learner = models.make_learners(config, sources).trained
-    config = factory.with_chunk_size(config, chunk_size)
-    optimizer = factory.make_optimizer(config)
-    params = models.init_params(config, learner, sources)
-    step = train.make_train_step(factory.make_grad_fn(config, learner), optimizer)
+    sources = build_data.make_sources(config)
+    learner = build_learner.make_learners(config, sources).trained
+    config = build_gradient.with_chunk_size(config, chunk_size)
+    optimizer = build_gradient.make_optimizer(config)
+    params = build_learner.init_params(config, learner, sources)
+    step = train.make_train_step(
+        build_gradient.make_grad_fn(config, learner), optimizer
+    )
     state = train.init_state(optimizer, params, learner.frozen)
     tasks = Feed(config, sources("train")).step(1)
     lowered = step.lower(state, tasks, jax.random.key(config.seed))
-    return budget.program_bytes(lowered.compile())
+    return memory_budget.program_bytes(lowered.compile())
 
 
 @pytest.fixture
@@ -96,7 +110,7 @@ def small_config(monkeypatch, as_users_run_it):
     use_one_block(monkeypatch)
     config = tiny_config(
         gradient__chunk_size="auto", gradient__num_backprop=2,
-        train__episode=defaults.episode((3, 3), (1, 1), 1), train__steps=1,
+        train__episode=settings.episode((3, 3), (1, 1), 1), train__steps=1,
         valid__tasks=0, test__tasks=1,
     )  # fmt: skip
     config.test.episodes = ConfigDict({"test": config.train.episode})
@@ -109,7 +123,7 @@ def test_a_run_takes_the_largest_chunk_within_its_budget(
     config = small_config
     sizes = {size: needs(config, size) for size in (2, 3)}
     assert sizes[2] < sizes[3]
-    config.gradient.memory_budget_gb = (sizes[2] + sizes[3]) / 2 / budget.GB
+    config.gradient.memory_budget_gb = (sizes[2] + sizes[3]) / 2 / memory_budget.GB
     with caplog.at_level("INFO", "lite_jax"):
         results = train_and_evaluate(config, tmp_path / "run")
     assert f"chunks of 2 images, a step of which needs {sizes[2] / 1e9:.3g} GB" in (
@@ -147,6 +161,6 @@ def test_running_out_of_memory_names_what_to_lower(
 def test_other_errors_of_the_device_stay_what_they_are():
     with (
         pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
-        budget.out_of_memory_explained(load_config()),
+        memory_budget.out_of_memory_explained(load_config()),
     ):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lite_jax import UserError
-from lite_jax.class_stats import (
+from lite_jax.heads.class_means import (
     ClassSums,
     LinearClassifier,
     check_labels,

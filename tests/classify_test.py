@@ -24,14 +24,16 @@ from scipy.special import log_softmax
 from sklearn.model_selection import cross_val_score
 
 import lite_jax
-from lite_jax import Examples, UserError, cli, exact_sum, models, train
+from lite_jax import Examples, UserError, exact_sum
 from lite_jax.classify import FewShotClassifier, load_classifier, standalone
 from lite_jax.classify.classifier import padded_size
 from lite_jax.classify.held_out import HeldOut, assign_folds, fit_temperature, hold_out
 from lite_jax.classify.predictions import Predictions, as_csv
-from lite_jax.cli import main
-from lite_jax.defaults import base_config
-from lite_jax.train import train_and_evaluate
+from lite_jax.cli import command as cli
+from lite_jax.cli.command import main
+from lite_jax.run import build_learner, train
+from lite_jax.run.settings import base_config
+from lite_jax.run.train import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 SIZE = 16
@@ -87,7 +89,7 @@ def photographs(tmp_path_factory):
 @functools.cache
 def definition(learner, way):
     """The learner as it is defined: one program for all supports of a size."""
-    original = models.make_tested_learner(learner.config, way)
+    original = build_learner.make_tested_learner(learner.config, way)
 
     @jax.jit
     def logits(params, support, queries):
@@ -99,7 +101,7 @@ def definition(learner, way):
 
 def log_probabilities(learner, support, queries, temperature=1.0):
     """What the learner says by its own definition, of images and without padding."""
-    way = max(models.most_ways(learner.config), len(support))
+    way = max(build_learner.most_ways(learner.config), len(support))
     images = np.stack([x for own in support.values() for x in own])
     labels = np.repeat(np.arange(len(support)), [len(x) for x in support.values()])
     examples = Examples(images, labels.astype(np.int32), np.ones(len(labels), bool))
@@ -153,7 +155,7 @@ def test_more_classes_than_the_run_has_seen_get_room(learner):
 
 def test_a_learned_head_has_room_for_its_own_classes_alone(tmp_path):
     learner = lite_jax.load(trained(tmp_path, "maml", inner__learned_head=True))
-    most = models.most_ways(learner.config)
+    most = build_learner.most_ways(learner.config)
     learner.adapt({f"{k}": drawn(k, 1) for k in range(most)}, folds=0)
     with pytest.raises(UserError, match=f"{most + 1} classes.*room for {most}"):
         learner.adapt({f"{k}": drawn(k, 1) for k in range(most + 1)})

@@ -8,10 +8,11 @@ import pytest
 from ml_collections import ConfigDict
 from runs import CONFIGS, load_config, one_block, use_one_block
 
-from lite_jax import UserError, defaults, evaluate, models, train
-from lite_jax.reweight import run_reweighting
-from lite_jax.rl import run_policy
-from lite_jax.train import train_and_evaluate
+from lite_jax import UserError
+from lite_jax.apps.reweight import run_reweighting
+from lite_jax.apps.rl import run_policy
+from lite_jax.run import build_backbone, build_learner, evaluate, settings, train
+from lite_jax.run.train import train_and_evaluate
 
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.py"))
 
@@ -23,7 +24,7 @@ def test_config_is_locked_and_complete(name):
         config.no_such_setting = 1
     with pytest.raises(AttributeError):
         config.train.stepz = 1
-    assert set(config) == set(defaults.base_config())
+    assert set(config) == set(settings.base_config())
 
 
 REWEIGHTING = [name for name in NAMES if load_config(name).reweight.job]
@@ -51,7 +52,10 @@ def test_smoke_variant_of_a_policy_runs(name, tmp_path, as_users_run_it):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_backbone_of_a_config_takes_its_images(name, as_users_run_it):
     config = load_config(name, "synthetic")
-    backbone, size = models.make_backbone(config.backbone), config.data.image_size
+    backbone, size = (
+        build_backbone.make_backbone(config.backbone),
+        config.data.image_size,
+    )
     image = jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)
     params = jax.eval_shape(lambda key: backbone.init(key, image), jax.random.key(0))
     assert set(params) == {"input", *(f"blocks.{i}" for i in range(4))}
@@ -63,13 +67,13 @@ def small_runs(as_users_run_it):
 
     What scores tasks is compiled once for a learner, and once for raw pixels.
     """
-    pixels = models.make_baseline(load_config())
+    pixels = build_learner.make_baseline(load_config())
     scorer = functools.cache(evaluate.make_scorer)
     with pytest.MonkeyPatch.context() as patch:
         use_one_block(patch)
         encoder = functools.partial(one_block, film=False)
-        patch.setattr(models.nn, "set_encoder", encoder)
-        patch.setattr(models, "make_baseline", lambda config: pixels)
+        patch.setattr(build_learner.nn, "set_encoder", encoder)
+        patch.setattr(build_learner, "make_baseline", lambda config: pixels)
         patch.setattr(train, "make_scorer", scorer)
         patch.setattr(evaluate, "make_scorer", scorer)
         yield
@@ -77,7 +81,7 @@ def small_runs(as_users_run_it):
 
 def train_a_step(name, variants, workdir):
     """Train by a config for one step, on one task; test on a task of each kind."""
-    episode = defaults.episode((2, 2), (1, 1), 1)
+    episode = settings.episode((2, 2), (1, 1), 1)
     config = load_config(
         name, variants,
         data__image_size=8, backbone__width=8, inner__steps=1, hypergrad__steps=1,

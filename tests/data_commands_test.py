@@ -13,11 +13,11 @@ from made_records import made_image, meta_dataset
 from PIL import Image
 
 from lite_jax import UserError
+from lite_jax.cli.data_command import main
 from lite_jax.data import EpisodeSpec, VariableSpec, load_task, open_source
-from lite_jax.data.__main__ import main
 from lite_jax.data.cache import build_cache, open_cache
 from lite_jax.data.sources import class_groups
-from lite_jax.defaults import base_config
+from lite_jax.run.settings import base_config
 
 ROOT = Path(__file__).parents[1]
 

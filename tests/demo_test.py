@@ -17,11 +17,11 @@ from starlette.testclient import TestClient
 
 import lite_jax
 from lite_jax import UserError
-from lite_jax.defaults import base_config
-from lite_jax.demo import server, session
-from lite_jax.demo.server import make_app, serve
-from lite_jax.demo.session import Session
-from lite_jax.train import train_and_evaluate
+from lite_jax.classify.demo import server, session
+from lite_jax.classify.demo.server import make_app, serve
+from lite_jax.classify.demo.session import Session
+from lite_jax.run.settings import base_config
+from lite_jax.run.train import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -265,7 +265,13 @@ def test_a_port_in_use_is_told(run):
 @contextlib.contextmanager
 def served(run):
     """The address of the command, which runs for the time inside."""
-    command = [sys.executable, "-m", "lite_jax.cli", "demo", f"--checkpoint={run}"]
+    command = [
+        sys.executable,
+        "-m",
+        "lite_jax.cli.command",
+        "demo",
+        f"--checkpoint={run}",
+    ]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
     with subprocess.Popen(
         [*command, "--port=0"], stdout=subprocess.PIPE, text=True, env=environment

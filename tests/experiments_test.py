@@ -15,8 +15,9 @@ from runs import load_config, one_block, use_one_block
 
 from experiments.macs import count_macs
 from experiments.soak import check_flat
-from lite_jax import Network, evaluate, models, nn, train
+from lite_jax import Network, nn
 from lite_jax.data import registry
+from lite_jax.run import build_learner, evaluate, train
 
 ROOT = Path(__file__).parents[1]
 MAINS = [p.stem for p in ROOT.glob("experiments/*.py") if "__main__" in p.read_text()]
@@ -71,11 +72,11 @@ NETWORKS = {"variance": two_blocks}  # it tells the last block from those below
 def shared(as_users_run_it):
     """What runs have in common: digits of a size, and the scoring of raw pixels."""
     digits = functools.cache(registry.digits)
-    pixels = models.make_baseline(load_config())
+    pixels = build_learner.make_baseline(load_config())
     scorer = functools.cache(evaluate.make_scorer)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "digits", digits)
-        patch.setattr(models, "make_baseline", lambda config: pixels)
+        patch.setattr(build_learner, "make_baseline", lambda config: pixels)
         patch.setattr(train, "make_scorer", scorer)
         patch.setattr(evaluate, "make_scorer", scorer)
         yield

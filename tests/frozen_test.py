@@ -15,7 +15,7 @@ from lite_jax import (
     lite_sum,
     simple_cnaps,
 )
-from lite_jax.train import init_state, make_train_step
+from lite_jax.run.train import init_state, make_train_step
 from tests import toys
 
 

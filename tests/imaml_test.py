@@ -30,7 +30,7 @@ from lite_jax import (
     maml,
     nn,
 )
-from lite_jax.class_stats import LinearClassifier, linear_logits
+from lite_jax.heads.class_means import LinearClassifier, linear_logits
 from tests import toys
 
 WAY = 3

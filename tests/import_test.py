@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 import lite_jax
-from lite_jax import cli
 from lite_jax.classify.predictions import FORMATS
+from lite_jax.cli import command
 
 ROOT = Path(__file__).parents[1]
 GRADIENT = {
-    "lite_jax", "lite_jax.additive", "lite_jax.chunks", "lite_jax.errors",
-    "lite_jax.lite", "lite_jax.partition", "lite_jax.recompute", "lite_jax.sampling",
-    "lite_jax.types",
+    "lite_jax", "lite_jax.errors", "lite_jax.trees", "lite_jax.types",
+    "lite_jax.lite", "lite_jax.lite.additive", "lite_jax.lite.backward",
+    "lite_jax.lite.chunks", "lite_jax.lite.operators", "lite_jax.lite.sampling",
+    "lite_jax.lite.transforms",
 }  # fmt: skip
 
 
@@ -80,9 +81,9 @@ def test_help_and_mistakes_of_a_run_load_nothing_heavy(arguments):
 
 def test_help_of_the_command_loads_nothing_heavy():
     _, *added = loaded(
-        "import lite_jax.cli\n"
+        "import lite_jax.cli.command\n"
         + "\n".join(
-            f"lite_jax.cli.main({arguments})"
+            f"lite_jax.cli.command.main({arguments})"
             for arguments in (
                 ["--help"],
                 ["adapt", "--help"],
@@ -97,7 +98,7 @@ def test_help_of_the_command_loads_nothing_heavy():
 
 
 def test_formats_of_the_help_are_those_that_can_be_written():
-    assert tuple(sorted(FORMATS)) == cli._FORMATS
+    assert tuple(sorted(FORMATS)) == command._FORMATS
 
 
 def test_every_public_name_is_loaded_when_asked_for():

@@ -9,7 +9,7 @@ import pytest
 from runs import use_one_block
 
 from experiments.kills import kill, left
-from lite_jax import train
+from lite_jax.run import train
 from tests import toys
 
 CHANGES = ("mkdir", "rename", "replace", "rmdir", "unlink")

@@ -2,86 +2,35 @@
 
 import ast
 import functools
+import graphlib
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lite_jax"
-LAYERS = {
-    0: ["types", "errors"],
-    1: [
-        "additive",
-        "partition",
-        "sampling",
-        "chunks",
-        "recompute",
-        "lite",
-        "loss_sum",
-        "class_stats",
-        "feature_table",
-        "mahalanobis",
-        "nn",
-        "data",
-        "metrics",
-        "checkpoint",
-        "defaults",
-        "workdir",
-        "parallel",
-        "accounting",
-        "architecture",
-        "artefact",
-        "budget",
-        "preemption",
-        "progress",
-        "published",
-        "video_metrics",
-    ],
-    2: ["learners", "hypergrad", "pmeta"],
-    3: ["objectives"],
-    4: [
-        "factory",
-        "feed",
-        "models",
-        "evaluate",
-        "train",
-        "benchmarks",
-        "reweight",
-        "rl",
-        "classify",
-        "deploy",
-        "doctor",
-    ],
-    5: ["cli", "demo", "main"],
+TOP = {"__init__", "errors", "files", "main", "trees", "types"}
+FLOORS = (  # rooms import from floors below theirs
+    ["errors", "types"],
+    ["files", "trees"],
+    ["lite"],
+    ["data", "heads", "nn"],
+    ["hypergrad"],
+    ["learners"],
+    ["pmeta"],
+    ["run"],
+    ["apps", "classify"],
+    ["cli"],
+    ["main"],
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+EXCEPTIONS = {  # (file, room above it): why
+    ("data/__main__.py", "cli"): "`python -m lite_jax.data` is a public command",
+    ("learners/inner_rules.py", "pmeta"): "p-Meta is one of the inner rules",
 }
-INSIDE = {  # arrows allowed within a layer
-    ("chunks", "additive"), ("chunks", "sampling"),
-    ("recompute", "additive"), ("recompute", "chunks"), ("recompute", "partition"),
-    ("recompute", "sampling"),
-    ("lite", "additive"), ("lite", "chunks"), ("lite", "recompute"),
-    ("lite", "sampling"),
-    ("loss_sum", "additive"), ("loss_sum", "chunks"), ("loss_sum", "partition"),
-    ("loss_sum", "recompute"), ("loss_sum", "sampling"),
-    ("class_stats", "additive"), ("feature_table", "additive"),
-    ("mahalanobis", "additive"), ("nn", "additive"),
-    ("data", "defaults"),
-    ("workdir", "metrics"), ("workdir", "defaults"), ("artefact", "metrics"),
-    ("classify", "evaluate"), ("classify", "factory"), ("classify", "models"),
-    ("cli", "demo"), ("main", "cli"),
-    ("progress", "metrics"),
-    ("models", "factory"), ("evaluate", "factory"), ("evaluate", "models"),
-    ("benchmarks", "factory"), ("benchmarks", "models"), ("benchmarks", "evaluate"),
-    ("video_metrics", "metrics"),
-    ("accounting", "architecture"),
-    ("nn", "architecture"), ("learners", "hypergrad"), ("learners", "pmeta"),
-    ("deploy", "models"), ("deploy", "evaluate"),
-    ("reweight", "factory"), ("reweight", "models"), ("reweight", "evaluate"),
-    ("rl", "factory"), ("rl", "models"), ("rl", "evaluate"),
-    ("feed", "factory"), ("train", "feed"),
-    ("train", "factory"), ("train", "models"), ("train", "evaluate"),
-}  # fmt: skip
+MOST_EXCEPTIONS = 5
 FIXTURES = ("tests.toys", "tests.bilevel")  # problems that experiments share
-LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 
 
 def files(pattern):
@@ -125,7 +74,7 @@ def imported(path):
 def used(path):
     """Return the dotted names that a file imports, or reaches through what it imports.
 
-    With `from lite_jax import factory`, `factory.AUTO` is "lite_jax.factory.AUTO".
+    With `from lite_jax import files`, `files.WEIGHTS` is "lite_jax.files.WEIGHTS".
     """
     places, names = {}, list(imported(path))
     for node in ast.walk(parsed(path)):
@@ -160,37 +109,64 @@ def private_names(path, package):
     }
 
 
-def part(dotted):
-    return dotted.split(".")[1]
+def room_of(path):
+    """Return the folder of a file in the package, or its name if it is at the top."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_rooms(path):
+    """Return the rooms that a file imports from, its own left out."""
+    names = [name for name in imported(path) if name.split(".")[0] == "lite_jax"]
+    assert "lite_jax" not in names, f"{path}: imports the whole package"
+    return {name.split(".")[1] for name in names} - {room_of(path)}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_arrows_go_down_only(path):
-    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    for name in imported(path):
-        assert name != "lite_jax", f"{path}: imports the whole package"
-        if not name.startswith("lite_jax."):
-            continue
-        other = part(name)
-        if other == own and path.parent != PACKAGE:
-            continue  # modules of one folder know each other
-        below = LAYER_OF[other] < LAYER_OF[own]
-        assert below or (own, other) in INSIDE, f"{own} imports {other}"
+def test_rooms_import_from_floors_below(path):
+    file = str(path.relative_to(PACKAGE))
+    for other in imported_rooms(path):
+        below = FLOOR_OF[other] < FLOOR_OF[room_of(path)]
+        assert below or (file, other) in EXCEPTIONS, f"{file} imports {other}"
 
 
-def test_the_table_of_layers_names_what_there_is_and_no_arrow_too_many():
-    own = {
-        path: path.relative_to(PACKAGE).with_suffix("").parts[0] for path in modules()
+def test_exceptions_are_few_and_none_is_left_over():
+    assert len(EXCEPTIONS) <= MOST_EXCEPTIONS
+    for file, room in EXCEPTIONS:
+        assert FLOOR_OF[room] >= FLOOR_OF[room_of(PACKAGE / file)]
+        assert room in imported_rooms(PACKAGE / file)
+
+
+def test_the_floors_name_the_rooms_there_are_and_few_files_are_at_the_top():
+    assert set(FLOOR_OF) == {room_of(path) for path in modules()}
+    assert {p.stem for p in PACKAGE.glob("*.py")} == TOP and len(TOP) <= 7
+
+
+def imported_modules(path):
+    """Return the files of the package that a file imports outside of functions."""
+    inside_functions = {
+        inner
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef)
+        for inner in ast.walk(node)
     }
-    assert set(LAYER_OF) == set(own.values())
-    arrows = {
-        (own[path], part(name))
-        for path in modules()
-        for name in imported(path)
-        if name.startswith("lite_jax.")
-    }
-    sideways = {(a, b) for a, b in arrows if a != b and LAYER_OF[a] <= LAYER_OF[b]}
-    assert sideways == INSIDE
+    at_once = [n for n in parsed(path).body if n not in inside_functions]
+    names = []
+    for node in at_once:
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("lite_jax"):
+            names += [node.module, *(f"{node.module}.{x.name}" for x in node.names)]
+    found = set()
+    for name in names:
+        module = ROOT.joinpath(*name.split("."))
+        for file in (module.with_suffix(".py"), module / "__init__.py"):
+            if file.is_file() and file != path:
+                found.add(file)
+    return found - {PACKAGE / "__init__.py"}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {path: imported_modules(path) for path in modules()}
+    assert sum(map(len, graph.values())) > 300
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def roots(path):
@@ -200,18 +176,17 @@ def roots(path):
 def test_only_nn_knows_flax_and_data_never_imports_jax():
     rooms = {}
     for path in modules():
-        rooms.setdefault(path.relative_to(PACKAGE).parts[0], set()).update(roots(path))
+        rooms.setdefault(room_of(path), set()).update(roots(path))
     assert {room for room, known in rooms.items() if "flax" in known} == {"nn"}
     assert "numpy" in rooms["data"]
     assert not {"jax", "flax", "optax", "chex"} & rooms["data"]
 
 
-def test_the_heart_knows_jax_and_its_own_parts_alone():
-    third_party = roots(PACKAGE / "lite.py") - {"__future__", "collections", "typing"}
-    assert third_party - {"functools", "inspect", "warnings"} == {"jax", "lite_jax"}
-    own = {part(n) for n in imported(PACKAGE / "lite.py") if n.startswith("lite_jax.")}
-    parts = {"additive", "chunks", "recompute", "sampling"}
-    assert own == {"types", "errors"} | parts
+def test_the_gradient_knows_jax_and_the_files_at_the_top_alone():
+    heart = [path for path in modules() if room_of(path) == "lite"]
+    packages = set().union(*map(roots, heart)) - set(sys.stdlib_module_names)
+    assert packages <= {"jax", "numpy", "lite_jax"}
+    assert set().union(*map(imported_rooms, heart)) == {"errors", "trees", "types"}
 
 
 def test_nothing_imports_experiments_or_configs_and_no_private_jax():
@@ -232,7 +207,7 @@ def test_experiments_use_the_public_package_and_configs_the_defaults_alone():
         assert all(n.startswith(FIXTURES) for n in fixtures), path
     for path in files("configs/*.py"):
         own = {n for n in imported(path) if n.startswith("lite_jax")}
-        assert own == {"lite_jax.defaults"}, path
+        assert own == {"lite_jax.run.recipes"}, path
         assert not private_names(path, "lite_jax"), path
 
 
@@ -244,7 +219,7 @@ def test_experiments_use_the_public_package_and_configs_the_defaults_alone():
         "import lite_jax\nlite_jax.lite._consume(key)",
         "import lite_jax.lite\nlite_jax.lite._consume(key)",
         "import lite_jax.lite as heart\nprint(heart._consume)",
-        "from lite_jax import factory as made\nmade._axis_name(config).size",
+        "from lite_jax.run import build_gradient as made\nmade._axis_name(config).size",
     ],
 )
 def test_private_names_are_noticed(line, tmp_path):

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lite_jax import Examples, Task, budget, episode_grad, exact_sum
-from lite_jax.architecture import Architecture, dense_layer
+from lite_jax import Examples, Task, episode_grad, exact_sum
+from lite_jax.nn.description import Architecture, dense_layer
 from lite_jax.pmeta.layers import compute_layer, features_of
+from lite_jax.run import memory_budget
 from tests import toys
 
 
@@ -94,4 +95,4 @@ def temporary_bytes(learner, count=25):
     params = jax.eval_shape(lambda key: learner.init(key, image), key)
     run = jax.jit(episode_grad(learner, exact_sum(5), query_chunk_size=5))
     task = jax.eval_shape(lambda: task_of_images(count))
-    return budget.temporary_bytes(run.lower(params, task, key).compile())
+    return memory_budget.temporary_bytes(run.lower(params, task, key).compile())

@@ -19,7 +19,7 @@ from lite_jax import (
     per_example,
     subsample_sum,
 )
-from lite_jax.sampling import Sampler, sample_uniform
+from lite_jax.lite.sampling import Sampler, sample_uniform
 from tests import toys
 
 pytestmark = pytest.mark.optimised

@@ -6,7 +6,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from lite_jax.data.tfrecord import make_example, write_records
+from lite_jax.data.readers.tfrecord import make_example, write_records
 
 
 def encoded(image, format="PNG"):

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.core import shuffle
 
-from lite_jax.data.tfrecord import write_records
+from lite_jax.data.readers.tfrecord import write_records
 
 shuffle.BUCKETS_NUMBER = 1  # files to sort through; few examples fit into memory
 

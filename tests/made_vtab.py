@@ -8,7 +8,7 @@ from made_records import made_image
 from made_tfds import prepare
 from PIL import Image
 
-from lite_jax.data.vtab_rules import RULES
+from lite_jax.data.vtab.rules import RULES
 
 SIZES = {"train": 40, "validation": 10, "test": 20}
 SUPPORT = 20  # in place of 1000: 16 of training, 4 of validation

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lite_jax.mahalanobis import fit_mahalanobis, mahalanobis_logits
+from lite_jax.heads.mahalanobis import fit_mahalanobis, mahalanobis_logits
 
 WAY = 5  # class 1 has one example, class 2 none
 SHAPES = {  # (examples, features, scale, offset)

@@ -12,8 +12,8 @@ from absl.testing import flagsaver
 from ml_collections import ConfigDict
 from runs import tiny_config
 
-from lite_jax import main
-from lite_jax.main import _setting_names
+from lite_jax.cli import program
+from lite_jax.cli.program import _setting_names
 
 pytestmark = [
     pytest.mark.usefixtures("as_users_run_it"),
@@ -45,7 +45,7 @@ def lite_jax(capsys, monkeypatch):
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", ["lite_jax.main", *arguments])
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
-            main.run()
+            program.run()
         printed, code = capsys.readouterr(), stop.value.code
         if isinstance(code, str):  # as Python ends a process with a message
             printed, code = printed._replace(err=f"{printed.err}{code}\n"), 1

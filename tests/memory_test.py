@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.memory import make_inputs, temporary_bytes
-from lite_jax import budget, episode_grad, lite_sum, nn, simple_cnaps
+from lite_jax import episode_grad, lite_sum, nn, simple_cnaps
+from lite_jax.run import memory_budget
 
 pytestmark = [pytest.mark.usefixtures("as_users_run_it"), pytest.mark.optimised]
 
@@ -36,7 +37,7 @@ def test_a_draw_of_one_chunk_takes_no_more_than_one_of_two():
             learner, lite_sum(num_backprop, 20), query_chunk_size=20
         )
         program = jax.jit(gradient).lower(params, task, key).compile()
-        return budget.temporary_bytes(program)
+        return memory_budget.temporary_bytes(program)
 
     learner = simple_cnaps(nn.conv4(16), way=5)
     _, task, key = jax.eval_shape(lambda: make_inputs(100, 64))

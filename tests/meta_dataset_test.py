@@ -20,10 +20,10 @@ from PIL import Image
 
 from lite_jax import UserError
 from lite_jax.data import ImageSpec, VariableSpec, load_task, make_meta_dataset
-from lite_jax.data.dumped import DumpedEpisodes
-from lite_jax.data.meta_dataset import PROTOCOLS, read_source
-from lite_jax.data.meta_dataset_spec import parse_spec, read_spec
-from lite_jax.data.tfrecord import (
+from lite_jax.data.meta_dataset.dumped import DumpedEpisodes
+from lite_jax.data.meta_dataset.source import PROTOCOLS, read_source
+from lite_jax.data.meta_dataset.spec import parse_spec, read_spec
+from lite_jax.data.readers.tfrecord import (
     RecordFile,
     make_example,
     masked_crc,

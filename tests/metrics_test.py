@@ -3,13 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from lite_jax.metrics import (
-    MetricsWriter,
-    append_row,
-    interval,
-    keep_rows,
-    write_atomically,
-)
+from lite_jax.files import append_row, keep_rows, write_atomically
+from lite_jax.run.metrics import MetricsWriter, interval
 
 
 def test_interval_is_the_published_formula():

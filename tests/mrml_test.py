@@ -22,12 +22,7 @@ from lite_jax import (
     mrml,
     nn,
 )
-from lite_jax.learners.linear_head import (
-    Fit,
-    curvature_bound,
-    head_loss,
-    no_head,
-)
+from lite_jax.heads.linear import Fit, curvature_bound, head_loss, no_head
 from tests import toys
 
 WAY = 3

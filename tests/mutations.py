@@ -50,7 +50,7 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     Mutation(
         "lite: the sampling rule is not used",
-        "lite_jax/lite.py",
+        "lite_jax/lite/operators.py",
         "return sampler.draw(open_seed(seed), population, size)",
         "return sample_uniform(open_seed(seed), population, size)",
         "`sampling` says how the H examples are drawn",
@@ -58,7 +58,7 @@ MUTATIONS = [
     ),
     Mutation(
         "lite: a sub-sample is not weighted",
-        "lite_jax/lite.py",
+        "lite_jax/lite/operators.py",
         "sample = take_chunk(lax.stop_gradient(examples), draw, 0, size)",
         "sample = jax.tree.map(lambda x: x[draw.indices], examples), jnp.ones(size)",
         "a sub-sample's sum is scaled by N over its size",
@@ -66,7 +66,7 @@ MUTATIONS = [
     ),
     Mutation(
         "lite: the plain sum forgets the mask",
-        "lite_jax/lite.py",
+        "lite_jax/lite/operators.py",
         "return whole_sum(additive, args, lax.stop_gradient(examples), mask)",
         "return whole_sum(additive, args, lax.stop_gradient(examples), None)",
         "padding does not count",
@@ -74,7 +74,7 @@ MUTATIONS = [
     ),
     Mutation(
         "lite: a key is not used up",
-        "lite_jax/lite.py",
+        "lite_jax/lite/operators.py",
         "fresh = jax.random.split(key, 1)[0]",
         "fresh = jax.random.clone(key)",
         "two sums that share a key are found out",
@@ -82,7 +82,7 @@ MUTATIONS = [
     ),
     Mutation(
         "lite: the exact gradient forgets its chunk size",
-        "lite_jax/lite.py",
+        "lite_jax/lite/operators.py",
         "return jax.grad(_substitute(fun, exact_sum(chunk_size)), argnums, has_aux)",
         "return jax.grad(_substitute(fun, exact_sum()), argnums, has_aux)",
         "`chunk_size` sets how many examples are in memory",
@@ -90,7 +90,7 @@ MUTATIONS = [
     ),
     Mutation(
         "sampling: padding counts in N/H",
-        "lite_jax/sampling.py",
+        "lite_jax/lite/sampling.py",
         "weight = total.astype(float) / jnp.maximum(count, 1).astype(float)",
         "weight = mask.size / jnp.maximum(count, 1).astype(float)",
         "uniform draws weigh N/H, N the real examples",
@@ -98,7 +98,7 @@ MUTATIONS = [
     ),
     Mutation(
         "sampling: the last example is never drawn",
-        "lite_jax/sampling.py",
+        "lite_jax/lite/sampling.py",
         "places = jax.random.randint(key, (num_backprop,), 0, jnp.maximum(total, 1))",
         "places = jax.random.randint("
         "key, (num_backprop,), 0, jnp.maximum(total - 1, 1))",
@@ -107,7 +107,7 @@ MUTATIONS = [
     ),
     Mutation(
         "sampling: classes are shuffled into each other",
-        "lite_jax/sampling.py",
+        "lite_jax/lite/sampling.py",
         "order = _shuffled(order_key, mask, strata)",
         "order = _shuffled(order_key, mask)",
         "every class gives its share of a stratified draw",
@@ -115,7 +115,7 @@ MUTATIONS = [
     ),
     Mutation(
         "sampling: draws by size have equal weights",
-        "lite_jax/sampling.py",
+        "lite_jax/lite/sampling.py",
         "weights = step.astype(float) / jnp.maximum(ticks[indices], 1).astype(float)",
         "weights = jnp.full(num_backprop, order.size / num_backprop)",
         "a draw is weighted by the inverse of its chance",
@@ -123,7 +123,7 @@ MUTATIONS = [
     ),
     Mutation(
         "sampling: a place belongs to the example before",
-        "lite_jax/sampling.py",
+        "lite_jax/lite/sampling.py",
         'found = jnp.searchsorted(line, first + places * step, side="right")',
         'found = jnp.searchsorted(line, first + places * step, side="left")',
         "chances are whole ticks, without rounding",
@@ -131,7 +131,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recompute: padding is drawn",
-        "lite_jax/recompute.py",
+        "lite_jax/lite/backward.py",
         "full_mask(examples, mask),",
         "full_mask(examples, None),",
         "no gradient comes from padding",
@@ -142,7 +142,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recompute: the drawn are not weighted",
-        "lite_jax/recompute.py",
+        "lite_jax/lite/backward.py",
         "return additive(merge(varied, fixed), chunk, weights)",
         "return additive(merge(varied, fixed), chunk, jnp.ones_like(weights))",
         "the gradient's mean over draws is exact",
@@ -150,7 +150,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recompute: what is frozen is differentiated",
-        "lite_jax/recompute.py",
+        "lite_jax/lite/backward.py",
         "return leaf.perturbed and inexact",
         "return inexact",
         "what is not differentiated costs nothing",
@@ -158,7 +158,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recompute: the backward pass begins ahead of its cotangent",
-        "lite_jax/recompute.py",
+        "lite_jax/lite/backward.py",
         "picked = _once_known(cotangent, rule.draw(seed, population))",
         "picked = rule.draw(seed, population)",
         "one chunk is in memory, forward or backward",
@@ -169,7 +169,7 @@ MUTATIONS = [
     ),
     Mutation(
         "recompute: scores are of the first features alone",
-        "lite_jax/recompute.py",
+        "lite_jax/lite/backward.py",
         "return jnp.sqrt(sum(squares[1:], squares[0]))",
         "return jnp.sqrt(squares[0])",
         "what matters is the derivative by all features of an example",
@@ -177,7 +177,7 @@ MUTATIONS = [
     ),
     Mutation(
         "mahalanobis: the regulariser is dropped",
-        "lite_jax/mahalanobis.py",
+        "lite_jax/heads/mahalanobis.py",
         "return matrix + jnp.eye(k.mean.size, dtype=matrix.dtype)",
         "return matrix",
         "Q_k = λ_k S_k + (1 − λ_k) S + I",
@@ -185,7 +185,7 @@ MUTATIONS = [
     ),
     Mutation(
         "mahalanobis: the class's covariance has the task's share",
-        "lite_jax/mahalanobis.py",
+        "lite_jax/heads/mahalanobis.py",
         "own = counts / (counts + 1) / jnp.maximum(counts - 1, 1)",
         "own = 1 / (counts + 1) / jnp.maximum(counts - 1, 1)",
         "λ_k = n_k / (n_k + 1)",
@@ -193,7 +193,7 @@ MUTATIONS = [
     ),
     Mutation(
         "mahalanobis: the task's covariance is divided by N",
-        "lite_jax/mahalanobis.py",
+        "lite_jax/heads/mahalanobis.py",
         "whole = 1 / (counts + 1) / jnp.maximum(total - 1, 1)",
         "whole = 1 / (counts + 1) / jnp.maximum(total, 1)",
         "covariances are unbiased",
@@ -201,7 +201,7 @@ MUTATIONS = [
     ),
     Mutation(
         "mahalanobis: the factor is taken for an upper one",
-        "lite_jax/mahalanobis.py",
+        "lite_jax/heads/mahalanobis.py",
         "y = cho_solve((factor, True), "
         "jnp.concatenate([inner, to_mean[None, :]]) * scales)",
         "y = cho_solve((factor, False), "
@@ -211,7 +211,7 @@ MUTATIONS = [
     ),
     Mutation(
         "mahalanobis: padding has rows of its own",
-        "lite_jax/mahalanobis.py",
+        "lite_jax/heads/mahalanobis.py",
         "rows = (features - centre[None, :]) * weights[:, None]",
         "rows = features - centre[None, :]",
         "padding may hold anything",
@@ -219,7 +219,7 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoint: a slot keeps older checkpoints",
-        "lite_jax/checkpoint.py",
+        "lite_jax/run/checkpoint.py",
         "max_to_keep=1,",
         "max_to_keep=2,",
         "a slot is one checkpoint, whatever the length of a run",
@@ -227,7 +227,7 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoint: only the first save counts",
-        "lite_jax/checkpoint.py",
+        "lite_jax/run/checkpoint.py",
         "if step in self._manager.all_steps():",
         "if self._manager.all_steps():",
         "a slot keeps the newest checkpoint",
@@ -235,7 +235,7 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoint: what was not saved is passed over",
-        "lite_jax/checkpoint.py",
+        "lite_jax/run/checkpoint.py",
         'raise OSError(f"checkpoint of step {step} was not saved")',
         "return",
         "a save is complete, or an error",
@@ -243,7 +243,7 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoint: numbers come back in another precision",
-        "lite_jax/checkpoint.py",
+        "lite_jax/run/checkpoint.py",
         "wanted = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)",
         "wanted = jax.tree.map(lambda x: np.zeros(x.shape), template)",
         "a resumed run goes on from the very numbers it was stopped at",
@@ -251,7 +251,7 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoint: shapes are not compared",
-        "lite_jax/checkpoint.py",
+        "lite_jax/run/checkpoint.py",
         "self._check_shapes(wanted)",
         "pass",
         "a checkpoint of another model is refused in a sentence",

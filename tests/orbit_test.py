@@ -7,9 +7,10 @@ from learners import filled, first_blocks
 from made_orbit import orbit, write_video
 
 from lite_jax import UserError, nn
+from lite_jax.apps.evaluations.video_metrics import score_video, user_interval
 from lite_jax.data import EpisodeSpec, ImageSpec, load_task, synthetic
 from lite_jax.data.episodes import check_spec, episode_rng
-from lite_jax.data.orbit import (
+from lite_jax.data.orbit.protocol import (
     PROTOCOLS,
     ClipRule,
     draw_task,
@@ -17,9 +18,8 @@ from lite_jax.data.orbit import (
     read_users,
     take_clips,
 )
-from lite_jax.data.orbit_source import OrbitSource, OrbitSpec
-from lite_jax.metrics import interval
-from lite_jax.video_metrics import score_video, user_interval
+from lite_jax.data.orbit.source import OrbitSource, OrbitSpec
+from lite_jax.run.metrics import interval
 
 NEW, OLD = PROTOCOLS["2022"], PROTOCOLS["2021"]
 
@@ -227,7 +227,7 @@ def test_every_user_has_fifty_tasks_an_epoch(root):
         return original(user, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lite_jax.data.orbit_source.draw_task", spy)
+        patch.setattr("lite_jax.data.orbit.source.draw_task", spy)
         for i in range(150):
             source.load_task(OrbitSpec((2, 2), 4, 4), 0, "train", i)
     assert {name: seen.count(name) for name in seen} == dict.fromkeys(

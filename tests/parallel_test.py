@@ -17,10 +17,11 @@ import optax
 import pytest
 from runs import load_config, tiny_config
 
-from lite_jax import UserError, episode_grad, exact_sum, lite_sum, parallel
-from lite_jax.sampling import SAMPLERS
-from lite_jax.train import init_state, make_train_step, train_and_evaluate
-from lite_jax.workdir import check_hosts_agree
+from lite_jax import UserError, episode_grad, exact_sum, lite_sum
+from lite_jax.lite.sampling import SAMPLERS
+from lite_jax.run import parallel
+from lite_jax.run.train import init_state, make_train_step, train_and_evaluate
+from lite_jax.run.workdir import check_hosts_agree
 from tests import toys
 
 ROOT = Path(__file__).parents[1]
@@ -166,7 +167,8 @@ sys.path.insert(0, "tests")
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 from runs import tiny_config
-from lite_jax import main, parallel, train
+from lite_jax import UserError
+from lite_jax.run import parallel, train
 hosts, workdir, seed, steps = sys.argv[1:]
 parallel.connect(hosts)
 config = tiny_config(
@@ -196,7 +198,7 @@ try:
     print("result", results["w5s1"]["protonets"].mean)
 except KeyboardInterrupt:
     print("stopped")
-except main.UserError as error:
+except UserError as error:
     print("error", error)
 """
 

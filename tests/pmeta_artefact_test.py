@@ -15,13 +15,13 @@ from learners import filled, first_blocks
 from runs import load_config
 
 from lite_jax import UserError, maml, nn
-from lite_jax.deploy import export_run
 from lite_jax.learners import inner_rules
 from lite_jax.pmeta import device
-from lite_jax.pmeta.artefact import export_plan
 from lite_jax.pmeta.attention import NO_ATTENTION, Attention
+from lite_jax.pmeta.export import export_plan
 from lite_jax.pmeta.plan import Plan, batch_logits, learned_plan, make_adapt
-from lite_jax.train import train_and_evaluate
+from lite_jax.run.export import export_run
+from lite_jax.run.train import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 NETWORK = first_blocks(nn.conv4(4, norm_groups=2), 2)

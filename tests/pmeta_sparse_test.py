@@ -11,13 +11,13 @@ import pytest
 from described import NETWORKS
 from learners import filled, first_blocks, flat, relative_error
 
-from lite_jax import Examples, UserError, budget, exact_sum, maml, nn
-from lite_jax.accounting import count_memory, residual_bytes
-from lite_jax.architecture import layer_at
+from lite_jax import Examples, UserError, exact_sum, maml, nn
 from lite_jax.learners import inner_rules
+from lite_jax.nn.description import layer_at
 from lite_jax.pmeta.attention import NO_ATTENTION, Attention, init_attention
 from lite_jax.pmeta.layers import NORM_GRADIENTS, compute_layer, features_of
 from lite_jax.pmeta.masked import masked_features
+from lite_jax.pmeta.memory_model import count_memory, residual_bytes
 from lite_jax.pmeta.plan import (
     Plan,
     batch_logits,
@@ -29,6 +29,7 @@ from lite_jax.pmeta.plan import (
     make_step,
 )
 from lite_jax.pmeta.sparse import Choice, sparse_features
+from lite_jax.run import memory_budget
 
 FEW_BLOCKS = {
     name: (first_blocks(network, 2), shape)
@@ -209,7 +210,9 @@ class Deployed:
 
     def temporary_bytes(self, plan):
         loss, inputs = self.gradient(plan)
-        return budget.temporary_bytes(jax.jit(jax.grad(loss)).lower(*inputs).compile())
+        return memory_budget.temporary_bytes(
+            jax.jit(jax.grad(loss)).lower(*inputs).compile()
+        )
 
 
 @functools.cache
@@ -277,7 +280,7 @@ def test_compiled_bytes_fall_with_the_layers_that_are_trained(as_users_run_it):
 
     inputs = deployed.inner, deployed.inputs, deployed.labels
     program = jax.jit(jax.grad(plain)).lower(*inputs).compile()
-    assert temporary_bytes() <= 3.4e6 < 3.6e6 < budget.temporary_bytes(program)
+    assert temporary_bytes() <= 3.4e6 < 3.6e6 < memory_budget.temporary_bytes(program)
     assert temporary_bytes("blocks.0") <= 1.15e6
     head = deployed.temporary_bytes(deployed.plan(["head"]))
     assert temporary_bytes(*below) <= 1.1 * head
@@ -296,7 +299,7 @@ def test_accumulation_takes_the_memory_of_one_example(as_users_run_it):
         lowered = step.lower(
             deployed.inner, {}, plan.steps[0], inputs, jnp.zeros(count, jnp.int32)
         )
-        return budget.temporary_bytes(lowered.compile())
+        return memory_budget.temporary_bytes(lowered.compile())
 
     few, many = bytes_of(2), bytes_of(50)
     assert many <= 1.01 * few <= 1.2 * deployed.temporary_bytes(plan)

@@ -19,17 +19,9 @@ from learners import (
 from runs import load_config
 from scipy import special
 
-from lite_jax import (
-    UserError,
-    exact_sum,
-    factory,
-    lite_sum,
-    maml,
-    models,
-    nn,
-)
-from lite_jax.architecture import at_path, conv4
+from lite_jax import UserError, exact_sum, lite_sum, maml, nn
 from lite_jax.learners import inner_rules
+from lite_jax.nn.description import at_path, conv4
 from lite_jax.pmeta.attention import (
     NO_ATTENTION,
     Attention,
@@ -45,6 +37,7 @@ from lite_jax.pmeta.layers import (
     standardise,
 )
 from lite_jax.pmeta.masked import masked_features
+from lite_jax.run import build_gradient, build_learner
 from lite_jax.types import Task
 
 BOTH = Attention(0.3, 0.2)
@@ -445,7 +438,7 @@ def test_padding_does_not_count(attentive):
 def test_bad_settings_are_named(variants, changes, message):
     config = load_config("pmeta", variants, **changes)
     with pytest.raises(UserError, match=message):
-        learner = models.make_tested_learner(config, 5)
+        learner = build_learner.make_tested_learner(config, 5)
         shapes_of(learner, (28, 28, 3))
 
 
@@ -453,7 +446,7 @@ def test_training_makes_step_sizes_exactly_zero_and_never_negative(as_users_run_
     config = load_config("pmeta", "synthetic", inner__penalty=100.0, train__steps=30,
                          backbone__width=8, optimizer__schedule="constant",
                          optimizer__learning_rate=1e-2)  # fmt: skip
-    optimizer = factory.make_optimizer(config)
+    optimizer = build_gradient.make_optimizer(config)
     params = {"inner_rule": {"a": jnp.array([0.05, 0.1])}, "head": jnp.array([0.05])}
     state = optimizer.init(params)
     for _ in range(20):

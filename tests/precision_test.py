@@ -16,12 +16,12 @@ from lite_jax import (
     episode_grad,
     exact_sum,
     lite_sum,
-    models,
     nn,
     protonets,
     simple_cnaps,
 )
-from lite_jax.defaults import base_config
+from lite_jax.run import build_backbone
+from lite_jax.run.settings import base_config
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
@@ -173,9 +173,9 @@ def test_film_is_applied_in_low_precision_too():
 def test_configs_choose_it():
     settings = base_config().backbone
     settings.dtype = "bfloat16"
-    network = models.make_backbone(settings)
+    network = build_backbone.make_backbone(settings)
     params = shapes_of(network)
     assert product_dtypes(network.apply, params, task().query.inputs) == {"bf16"}
     settings.dtype = "float16"
     with pytest.raises(UserError, match=r"backbone\.dtype.*float16.*bfloat16"):
-        models.make_backbone(settings)
+        build_backbone.make_backbone(settings)

@@ -27,9 +27,9 @@ from lite_jax.data import (
     run_ahead,
 )
 from lite_jax.data.cache import build_cache
-from lite_jax.data.items import ItemSource
+from lite_jax.data.readers.items import ItemSource
 from lite_jax.data.sources import class_groups
-from lite_jax.defaults import base_config
+from lite_jax.run.settings import base_config
 
 CLASSES = [f"class {c}" for c in range(8)]
 SIZES = [6 + c % 3 for c in range(8)]

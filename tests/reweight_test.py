@@ -12,8 +12,7 @@ from runs import load_config
 from scipy import special
 
 from lite_jax import UserError, exact_sum, hypergrad, nn
-from lite_jax.metrics import read_rows
-from lite_jax.reweight import (
+from lite_jax.apps.reweight import (
     LabelledSet,
     bench,
     loop,
@@ -24,9 +23,10 @@ from lite_jax.reweight import (
     run_reweighting,
     training,
 )
-from lite_jax.reweight import run as reweight_run
-from lite_jax.reweight.pruning import SCORES, kept_rows
-from lite_jax.reweight.text import generated_texts, read_tsv
+from lite_jax.apps.reweight import run as reweight_run
+from lite_jax.apps.reweight.pruning import SCORES, kept_rows
+from lite_jax.apps.reweight.text import generated_texts, read_tsv
+from lite_jax.files import read_rows
 
 # ------------------------------------------------------------------- the problem
 

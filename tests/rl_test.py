@@ -12,16 +12,16 @@ from runs import load_config
 from scipy import integrate, stats
 
 from lite_jax import UserError, nn
+from lite_jax.apps.rl import evaluate_policy, run, run_policy
+from lite_jax.apps.rl.environments import navigation
+from lite_jax.apps.rl.episodes import Episodes, advantages, masked_mean
+from lite_jax.apps.rl.half_cheetah import half_cheetah
+from lite_jax.apps.rl.meta_policy import MetaPolicy, Played
+from lite_jax.apps.rl.policy import Gaussian, Policy
+from lite_jax.apps.rl.trust_region import TrustRegion, trust_region_step
+from lite_jax.files import read_rows
 from lite_jax.learners import inner_rules
-from lite_jax.metrics import read_rows
 from lite_jax.pmeta.attention import Attention
-from lite_jax.rl import evaluate_policy, run, run_policy
-from lite_jax.rl.environments import navigation
-from lite_jax.rl.episodes import Episodes, advantages, masked_mean
-from lite_jax.rl.half_cheetah import half_cheetah
-from lite_jax.rl.meta_policy import MetaPolicy, Played
-from lite_jax.rl.policy import Gaussian, Policy
-from lite_jax.rl.trust_region import TrustRegion, trust_region_step
 
 POLICY = Policy(nn.mlp(6, 2), 3, 2)
 RULES = {

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from flax import linen
 
-from lite_jax import architecture, models
+from lite_jax.nn import description
 from lite_jax.nn.backbones import ConvBlock
 from lite_jax.nn.layers import global_average
 from lite_jax.nn.network import make_network
+from lite_jax.run import build_backbone
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -60,9 +61,9 @@ def one_block(
     del remat
 
     def describe(image, way):
-        found = architecture.conv4(image, way, width=width, groups=norm_groups)
-        head = architecture.dense_layer(found.head.path, width, way)
-        return architecture.Architecture(found.blocks[:1], head, average=True)
+        found = description.conv4(image, way, width=width, groups=norm_groups)
+        head = description.dense_layer(found.head.path, width, way)
+        return description.Architecture(found.blocks[:1], head, average=True)
 
     return make_network(
         _OneBlock(width, norm, norm_groups, film),
@@ -72,8 +73,8 @@ def one_block(
 
 def use_one_block(patch):
     """Let runs have one block where their settings say Conv-4; `patch` undoes it."""
-    _, settings = models._BACKBONES["conv4"]
-    patch.setitem(models._BACKBONES, "conv4", (one_block, settings))
+    _, settings = build_backbone._BACKBONES["conv4"]
+    patch.setitem(build_backbone._BACKBONES, "conv4", (one_block, settings))
 
 
 class _OneBlock(linen.Module):

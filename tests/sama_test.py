@@ -10,9 +10,10 @@ import pytest
 from estimates import estimate, products_of, relative_error
 
 from experiments.sama import text_encoder_step, texts
-from lite_jax import UserError, budget, exact_sum, hypergrad
+from lite_jax import UserError, exact_sum, hypergrad
+from lite_jax.apps.reweight import per_example, reweighting_problem
 from lite_jax.hypergrad import InnerStep, Problem, identity, sama
-from lite_jax.reweight import per_example, reweighting_problem
+from lite_jax.run import memory_budget
 from tests import bilevel
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
@@ -194,7 +195,7 @@ def test_memory_is_that_of_one_product_and_not_of_what_runs_beside_it():
 
     def mib(function):
         program = jax.jit(function).lower(*arguments).compile()
-        return budget.temporary_bytes(program) / 2**20
+        return memory_budget.temporary_bytes(program) / 2**20
 
     def of(estimator):
         def run(params, weights, batches, step):

@@ -20,7 +20,7 @@ from lite_jax import (
     maml,
     protonets,
 )
-from lite_jax.sampling import (
+from lite_jax.lite.sampling import (
     SAMPLERS,
     UNIFORM_SHARE,
     Population,

@@ -21,27 +21,25 @@ from runs import tiny_config
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from lite_jax import (
-    Examples,
-    Task,
-    UserError,
+from lite_jax import Examples, Task, UserError, per_example
+from lite_jax.run import (
+    build_data,
+    build_gradient,
+    build_learner,
     evaluate,
-    factory,
     feed,
-    models,
     parallel,
-    per_example,
     progress,
     train,
     workdir,
 )
-from lite_jax.checkpoint import Slot
-from lite_jax.evaluate import evaluate_checkpoint, format_results
-from lite_jax.feed import Feed
-from lite_jax.metrics import MetricsWriter
-from lite_jax.preemption import Preempted
-from lite_jax.progress import Reporter
-from lite_jax.train import train_and_evaluate
+from lite_jax.run.checkpoint import Slot
+from lite_jax.run.evaluate import evaluate_checkpoint, format_results
+from lite_jax.run.feed import Feed
+from lite_jax.run.metrics import MetricsWriter
+from lite_jax.run.preemption import Preempted
+from lite_jax.run.progress import Reporter
+from lite_jax.run.train import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
@@ -67,8 +65,8 @@ def shared_programs(as_users_run_it):
     """Let runs of equal settings share their learners, and so what is compiled."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            (factory, "make_grad_fn"), (factory, "make_optimizer"),
-            (models, "make_learners"), (models, "make_baseline"),
+            (build_data, "make_grad_fn"), (build_data, "make_optimizer"),
+            (build_learner, "make_learners"), (build_learner, "make_baseline"),
         ):  # fmt: skip
             patch.setattr(module, name, by_settings(getattr(module, name)))
         patch.setattr(train, "make_train_step", functools.cache(train.make_train_step))
@@ -104,10 +102,10 @@ def rows(workdir, split=None):
 
 
 def parameters(workdir, config, slot="last"):
-    sources = factory.make_sources(config)
-    learner = models.make_learners(config, sources).trained
-    optimizer = factory.make_optimizer(config)
-    params = models.init_params(config, learner, sources)
+    sources = build_data.make_sources(config)
+    learner = build_learner.make_learners(config, sources).trained
+    optimizer = build_gradient.make_optimizer(config)
+    params = build_learner.init_params(config, learner, sources)
     state = train.init_state(optimizer, params, learner.frozen)
     template = {"state": state, "best": np.array(0, np.float32)}
     with closing(Slot(workdir / "checkpoints" / slot)) as found:
@@ -241,11 +239,11 @@ def test_best_parameters_are_those_of_the_first_best_validation(
 def test_the_accuracy_that_counts_is_of_the_validation_tasks(finished):
     workdir, _ = finished
     config = tiny_config()
-    sources = factory.make_sources(config)
+    sources = build_data.make_sources(config)
     tasks = evaluate.split_tasks(
         config, config.valid.episode, sources("valid"), "valid", config.valid.tasks
     )
-    score = evaluate.make_scorer(models.make_learners(config, sources).tested, 8)
+    score = evaluate.make_scorer(build_learner.make_learners(config, sources).tested, 8)
     params = jax.device_put(parameters(workdir, config)["state"].params)
     expected = np.mean([score(params, jax.device_put(task)) for task in tasks])
     found = rows(workdir, "valid")[-1]["accuracy"]
@@ -263,16 +261,18 @@ def test_without_validation_the_last_parameters_are_tested(tmp_path):
 def test_one_compilation_serves_all_tasks_of_a_config(estimator, tmp_path):
     """Ways 3 to 5, shots 2 to 4: every step is of another size, one program runs."""
     config = tiny_config(gradient__estimator=estimator)
-    sources = factory.make_sources(config)
-    learner = models.make_learners(config, sources).trained
+    sources = build_data.make_sources(config)
+    learner = build_learner.make_learners(config, sources).trained
     traces = []
 
     def counted(*args):
         traces.append(args)
-        return factory.make_grad_fn(config, learner)(*args)
+        return build_gradient.make_grad_fn(config, learner)(*args)
 
-    optimizer = factory.make_optimizer(config)
-    state = train.init_state(optimizer, models.init_params(config, learner, sources))
+    optimizer = build_gradient.make_optimizer(config)
+    state = train.init_state(
+        optimizer, build_learner.init_params(config, learner, sources)
+    )
     load_step = Feed(config, sources("train")).step
     train_step = train.make_train_step(counted, optimizer)
     sizes, traced = set(), []
@@ -298,12 +298,16 @@ def test_one_compilation_serves_the_episodes_of_the_paper():
         train__episode__query=2,
         train__episode__max_support=500,
     )
-    sources = factory.make_sources(config)
-    learner = models.make_learners(config, sources).trained
-    optimizer = factory.make_optimizer(config)
-    state = train.init_state(optimizer, models.init_params(config, learner, sources))
+    sources = build_data.make_sources(config)
+    learner = build_learner.make_learners(config, sources).trained
+    optimizer = build_gradient.make_optimizer(config)
+    state = train.init_state(
+        optimizer, build_learner.init_params(config, learner, sources)
+    )
     load_step = Feed(config, sources("train")).step
-    train_step = train.make_train_step(factory.make_grad_fn(config, learner), optimizer)
+    train_step = train.make_train_step(
+        build_gradient.make_grad_fn(config, learner), optimizer
+    )
     ways, supports = set(), set()
     for step in range(1, 13):
         tasks = load_step(step)
@@ -326,7 +330,7 @@ def test_episodes_ahead_are_bounded_whatever_the_step(prefetch, monkeypatch):
         return run_ahead(make, counted_numbers, **options)
 
     monkeypatch.setattr(feed, "run_ahead", counted)
-    made = Feed(config, factory.make_sources(config)("train"))
+    made = Feed(config, build_data.make_sources(config)("train"))
     with contextlib.closing(made.ahead(range(3, 6))) as ahead:
         for step in (3, 4):
             tasks = next(ahead)
@@ -365,10 +369,10 @@ def test_a_run_tells_how_long_it_waited_for_data(
 
 def test_tasks_of_a_step_are_averaged():
     config = tiny_config()
-    sources = factory.make_sources(config)
-    learner = models.make_learners(config, sources).trained
-    params = models.init_params(config, learner, sources)
-    grad_fn = factory.make_grad_fn(config, learner)
+    sources = build_data.make_sources(config)
+    learner = build_learner.make_learners(config, sources).trained
+    params = build_learner.init_params(config, learner, sources)
+    grad_fn = build_gradient.make_grad_fn(config, learner)
     tasks = Feed(config, sources("train")).step(1)
     averaged = jax.jit(parallel.mean_over_tasks(grad_fn))
     mean = averaged(params, tasks, jax.random.key(0))
@@ -413,7 +417,7 @@ def test_divergence_is_noticed(tmp_path):
 
 def test_a_gradient_that_is_not_finite_can_be_skipped():
     config = tiny_config(optimizer__skip_not_finite=1)
-    optimizer = factory.make_optimizer(config)
+    optimizer = build_gradient.make_optimizer(config)
 
     def grad_fn(params, task, key):
         slope = task.query.inputs
@@ -533,11 +537,11 @@ def test_baseline_is_the_nearest_raw_pixel_mean():
     config = tiny_config()
     task = next(
         iter(evaluate.split_tasks(
-            config, config.test.episodes.w5s5, factory.make_sources(config)("test"),
+            config, config.test.episodes.w5s5, build_data.make_sources(config)("test"),
             "t", 1,
         ))
     )  # fmt: skip
-    score = evaluate.make_scorer(models.make_baseline(config), chunk_size=4)
+    score = evaluate.make_scorer(build_learner.make_baseline(config), chunk_size=4)
     support, query = (
         x.inputs.reshape(len(x.inputs), -1) / 255.0 for x in (task.support, task.query)
     )
@@ -606,7 +610,7 @@ def test_h_above_a_fixed_n_is_refused_and_above_a_varying_one_clipped(tmp_path, 
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with caplog.at_level(logging.WARNING, "lite_jax"):
-        set_sum = factory.make_set_sum(tiny_config(gradient__num_backprop=99))
+        set_sum = build_gradient.make_set_sum(tiny_config(gradient__num_backprop=99))
     assert (
         "num_backprop=99 is more than the 6 support images of the smallest"
         in caplog.text
@@ -626,7 +630,7 @@ def test_unwritable_workdir_is_explained(tmp_path):
 
 def updates_of(gradients, **settings):
     """Return an update for each gradient, as the optimiser of the settings has it."""
-    optimizer = factory.make_optimizer(
+    optimizer = build_gradient.make_optimizer(
         tiny_config(optimizer__learning_rate=0.1, **settings)
     )
     params = {"w": np.zeros(4, np.float32)}
@@ -653,10 +657,10 @@ def test_optimizer_clips_by_the_norm_of_the_whole_gradient():
 
 def test_weight_decay_leaves_statistics_and_norms_as_they_are():
     config = tiny_config(optimizer__weight_decay=0.1, optimizer__schedule="constant")
-    sources = factory.make_sources(config)
-    learner = models.make_learners(config, sources).trained
-    params = models.init_params(config, learner, sources)
-    optimizer = factory.make_optimizer(config)
+    sources = build_data.make_sources(config)
+    learner = build_learner.make_learners(config, sources).trained
+    params = build_learner.init_params(config, learner, sources)
+    optimizer = build_gradient.make_optimizer(config)
     nothing = jax.tree.map(np.zeros_like, params)
     updates, _ = optimizer.update(nothing, optimizer.init(params), params)
     leaves = jax.tree_util.tree_leaves_with_path(updates)
@@ -667,7 +671,7 @@ def test_weight_decay_leaves_statistics_and_norms_as_they_are():
 
 def test_a_single_number_fixes_the_way():
     config = tiny_config(train__episode__way=(4,))
-    assert factory.make_spec(config.train.episode).way == (4, 4)
+    assert build_data.make_spec(config.train.episode).way == (4, 4)
 
 
 def with_one_test(**changes):
@@ -717,11 +721,15 @@ def first_step(estimator, remat):
         gradient__estimator=estimator, backbone__remat=remat,
         train__episode__max_support=5,
     )  # fmt: skip
-    sources = factory.make_sources(config)
-    learner = models.make_learners(config, sources).trained
-    optimizer = factory.make_optimizer(config)
-    state = train.init_state(optimizer, models.init_params(config, learner, sources))
-    step = train.make_train_step(factory.make_grad_fn(config, learner), optimizer)
+    sources = build_data.make_sources(config)
+    learner = build_learner.make_learners(config, sources).trained
+    optimizer = build_gradient.make_optimizer(config)
+    state = train.init_state(
+        optimizer, build_learner.init_params(config, learner, sources)
+    )
+    step = train.make_train_step(
+        build_gradient.make_grad_fn(config, learner), optimizer
+    )
     tasks = Feed(config, sources("train")).step(1)
     assert tasks.support.mask.shape == (2, 5)
     _, metrics = step(state, tasks, jax.random.key(0))

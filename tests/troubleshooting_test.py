@@ -12,17 +12,18 @@ from learners import filled
 from runs import load_config, tiny_config
 
 import lite_jax
-from lite_jax import budget, cnaps, exact_sum, factory, nn, parallel, workdir
-from lite_jax.additive import batched, check_additive
-from lite_jax.benchmarks.jobs import Job, run_jobs
+from lite_jax import cnaps, exact_sum, nn
+from lite_jax.apps.evaluations.jobs import Job, run_jobs
 from lite_jax.classify import load_classifier
-from lite_jax.data.arrays import array_source
+from lite_jax.classify.demo.server import serve
 from lite_jax.data.images import ImageSpec
-from lite_jax.data.prepared import find_prepared
-from lite_jax.data.tfrecord import RecordFile
-from lite_jax.demo.server import serve
+from lite_jax.data.readers.arrays import array_source
+from lite_jax.data.readers.prepared import find_prepared
+from lite_jax.data.readers.tfrecord import RecordFile
 from lite_jax.learners import protonets
-from lite_jax.train import train_and_evaluate
+from lite_jax.lite.additive import batched, check_additive
+from lite_jax.run import build_gradient, memory_budget, parallel, workdir
+from lite_jax.run.train import train_and_evaluate
 from lite_jax.types import Examples
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
@@ -62,11 +63,11 @@ def memory(tmp_path):
     def build(chunk_size):
         return jax.jit(lambda x: x @ x.T).lower(jnp.ones((chunk_size, 9))).compile()
 
-    budget.largest_chunk(build, 8, 1e-9)
+    memory_budget.largest_chunk(build, 8, 1e-9)
 
 
 def out_of_memory(tmp_path):
-    with budget.out_of_memory_explained(tiny_config()):
+    with memory_budget.out_of_memory_explained(tiny_config()):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: of 80 GB")
 
 
@@ -133,7 +134,7 @@ NEED_A_RUN = no_sub_folders, port_in_use, unreadable_class
 
 def too_much_backward(tmp_path):
     config = load_config("protonets", "synthetic", gradient__num_backprop=10_000)
-    factory.make_set_sum(config)
+    build_gradient.make_set_sum(config)
 
 
 def mixed(weights, images):

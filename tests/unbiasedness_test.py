@@ -8,7 +8,7 @@ import pytest
 from experiments.responses import Responses, draw_weights, in_turn, sketched_grad
 from experiments.unbiasedness import errors, squared_bias
 from lite_jax import exact_sum, lite_sum
-from lite_jax.sampling import SAMPLERS, Draw, Population, Sampler
+from lite_jax.lite.sampling import SAMPLERS, Draw, Population, Sampler
 from tests import toys
 
 

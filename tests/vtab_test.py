@@ -11,9 +11,8 @@ from PIL import Image
 
 from lite_jax import UserError
 from lite_jax.data import ImageSpec
-from lite_jax.data.prepared import PreparedSplit, find_prepared
-from lite_jax.data.vtab import vtab_task
-from lite_jax.data.vtab_rules import (
+from lite_jax.data.readers.prepared import PreparedSplit, find_prepared
+from lite_jax.data.vtab.rules import (
     GROUPS,
     RULES,
     VTAB,
@@ -23,6 +22,7 @@ from lite_jax.data.vtab_rules import (
     dsprites_orientation,
     kitti_distance,
 )
+from lite_jax.data.vtab.tasks import vtab_task
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,8 @@ def write_info(folder, sizes):
 def test_splits_of_the_real_sizes_are_the_published_ones(name, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "lite_jax.data.vtab.PreparedSplit", lambda folder, split: asked.append(split)
+        "lite_jax.data.vtab.tasks.PreparedSplit",
+        lambda folder, split: asked.append(split),
     )
     rule = RULES[name]
     write_info(tmp_path / rule.dataset / f"{rule.version or 4}.0.0", REAL_SIZES[name])

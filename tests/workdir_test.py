@@ -9,8 +9,8 @@ import pytest
 from runs import tiny_config
 
 from lite_jax import UserError
-from lite_jax.checkpoint import Slot
-from lite_jax.workdir import check_same, claim, read_config
+from lite_jax.run.checkpoint import Slot
+from lite_jax.run.workdir import check_same, claim, read_config
 
 
 def test_a_folder_is_claimed_once_and_recognised_after(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 
 from lite_jax.classify.classifier import Classifier
 from lite_jax.data.describe import draw_sheet
-from lite_jax.data.folders import class_folders, images_of
+from lite_jax.data.readers.folders import class_folders, images_of
 from lite_jax.data.supports import read_readable
 from lite_jax.errors import UserError
 

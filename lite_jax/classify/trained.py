@@ -14,9 +14,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lite_jax import factory, models, workdir
-from lite_jax.budget import out_of_memory_explained
-from lite_jax.checkpoint import Slot
 from lite_jax.classify.classifier import Classifier, in_batches, padded, padded_size
 from lite_jax.classify.held_out import fit_temperature, hold_out
 from lite_jax.classify.saved import Program, save_classifier
@@ -29,8 +26,11 @@ from lite_jax.data.supports import (
     read_support,
 )
 from lite_jax.errors import UserError
-from lite_jax.evaluate import check_trained
 from lite_jax.lite import exact_sum
+from lite_jax.run import build_backbone, build_gradient, build_learner, workdir
+from lite_jax.run.checkpoint import Slot
+from lite_jax.run.evaluate import check_trained
+from lite_jax.run.memory_budget import out_of_memory_explained
 from lite_jax.types import Examples, Learner, Network, Params, PyTree
 
 
@@ -46,8 +46,8 @@ def load(run: str | Path) -> TrainedLearner:
             something else than images.
 
     >>> import tempfile
-    >>> from lite_jax.defaults import base_config
-    >>> from lite_jax.train import train_and_evaluate
+    >>> from lite_jax.run.recipes import base_config
+    >>> from lite_jax.run.train import train_and_evaluate
     >>> config = base_config()  # a run of no steps, on raw pixels
     >>> config.backbone.name, config.data.dataset = "pixels", "synthetic"
     >>> config.train.steps, config.valid.tasks, config.test.tasks = 0, 0, 1
@@ -71,15 +71,15 @@ def load(run: str | Path) -> TrainedLearner:
                 "no classifier of images: choose another run"
             )
     config.backbone.weights = ""  # the checkpoint holds them
-    if config.gradient.chunk_size == factory.AUTO:
-        config = factory.with_chunk_size(config, _CHUNK)
+    if config.gradient.chunk_size == build_gradient.AUTO:
+        config = build_gradient.with_chunk_size(config, _CHUNK)
     spec = own_image_spec(config.data)
     with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
         params = best.restore_all()
     if config.learner == "classifier":  # tested through prototypes
         params = {"backbone": params["backbone"]}
-    learner = models.make_tested_learner(config, models.most_ways(config))
-    if _shapes(params) != _shapes(models.params_shape(learner, spec.shape)):
+    learner = build_learner.make_tested_learner(config, build_learner.most_ways(config))
+    if _shapes(params) != _shapes(build_learner.params_shape(learner, spec.shape)):
         raise UserError(
             f"run={run}: its checkpoint does not fit its config.json: copy both again"
         )
@@ -144,7 +144,7 @@ class TrainedLearner:
             state = jax.block_until_ready(task.adapt(everything))
             seconds = time.perf_counter() - begun
             if folds is None:
-                fixed = models.has_fixed_features(self.config)
+                fixed = build_learner.has_fixed_features(self.config)
                 folds = len(inputs) if fixed else min(10, len(inputs))
             columns = len(support.class_names)
             held_out, logits, labels = hold_out(
@@ -180,17 +180,17 @@ class TrainedLearner:
 
     @functools.cached_property
     def _backbone(self) -> Any:
-        backbone = models.make_backbone(self.config.backbone)
+        backbone = build_backbone.make_backbone(self.config.backbone)
         return lambda params, images: backbone.apply(params["backbone"], images)
 
     def _way(self, classes: int) -> int:
         """Return the classes that there is to be room for."""
-        most = models.most_ways(self.config)
+        most = build_learner.most_ways(self.config)
         if classes <= most:
             return most
         way = padded_size(classes)
-        learner = models.make_tested_learner(self.config, way)
-        wanted = models.params_shape(learner, self.spec.shape)
+        learner = build_learner.make_tested_learner(self.config, way)
+        wanted = build_learner.params_shape(learner, self.spec.shape)
         if _shapes(wanted) != _shapes(self.params):
             raise UserError(
                 f"support: {classes} classes, and the learned head of this run has "
@@ -210,10 +210,10 @@ class TrainedLearner:
         return {}
 
     def _make_programs(self, way: int) -> _Programs:
-        fixed = models.has_fixed_features(self.config)
+        fixed = build_learner.has_fixed_features(self.config)
         backbone = Network(lambda key, spec: {}, lambda params, x: x) if fixed else None
-        learner = models.make_tested_learner(self.config, way, backbone)
-        chunk_size = factory.chunk_size(self.config)
+        learner = build_learner.make_tested_learner(self.config, way, backbone)
+        chunk_size = build_gradient.chunk_size(self.config)
         set_sum = exact_sum(None if fixed else chunk_size)
 
         @jax.jit

@@ -4,14 +4,14 @@ Everything here is NumPy; no module of this folder imports JAX.
 """
 
 from lite_jax.data.augment import random_affine, random_crop
-from lite_jax.data.builtin import digits, synthetic
-from lite_jax.data.combined import Mixture, rotated
-from lite_jax.data.dumped import DumpedEpisodes
 from lite_jax.data.episodes import EpisodeSpec, VariableSpec, sample_episode
-from lite_jax.data.folders import folder, omniglot_folder
 from lite_jax.data.images import RESIZE_RULES, ImageSpec, make_resize
 from lite_jax.data.loader import load_batch, load_task, run_ahead
-from lite_jax.data.meta_dataset import make_meta_dataset
+from lite_jax.data.meta_dataset.dumped import DumpedEpisodes
+from lite_jax.data.meta_dataset.source import make_meta_dataset
+from lite_jax.data.readers.builtin import digits, synthetic
+from lite_jax.data.readers.combined import Mixture, rotated
+from lite_jax.data.readers.folders import folder, omniglot_folder
 from lite_jax.data.registry import DATASETS, detect, open_source
 from lite_jax.data.sources import SPLITS, ArraySource, ClassSource, Groups
 

@@ -20,7 +20,7 @@ from lite_jax.data.episodes import (
 )
 from lite_jax.data.images import as_picture, watched_sizes
 from lite_jax.data.loader import load_task
-from lite_jax.data.orbit_source import OrbitSource
+from lite_jax.data.orbit.source import OrbitSource
 from lite_jax.data.sources import ClassSource, class_groups
 from lite_jax.errors import UserError
 

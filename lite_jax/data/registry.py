@@ -6,18 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lite_jax.data.arrays import array_source
-from lite_jax.data.builtin import digits, synthetic
 from lite_jax.data.cache import INDEX, open_cache
 from lite_jax.data.class_lists import classes_of_split
-from lite_jax.data.folders import folder, has_images, omniglot_folder
 from lite_jax.data.images import ImageSpec
-from lite_jax.data.items import item_source
-from lite_jax.data.meta_dataset import make_meta_dataset
-from lite_jax.data.orbit import find_protocol, read_users
-from lite_jax.data.orbit_source import OrbitSource
-from lite_jax.data.parquet import parquet_source
-from lite_jax.data.prepared import INFO, find_prepared, prepared_classes
+from lite_jax.data.meta_dataset.source import make_meta_dataset
+from lite_jax.data.orbit.protocol import find_protocol, read_users
+from lite_jax.data.orbit.source import OrbitSource
+from lite_jax.data.readers.arrays import array_source
+from lite_jax.data.readers.builtin import digits, synthetic
+from lite_jax.data.readers.folders import folder, has_images, omniglot_folder
+from lite_jax.data.readers.items import item_source
+from lite_jax.data.readers.parquet import parquet_source
+from lite_jax.data.readers.prepared import INFO, find_prepared, prepared_classes
 from lite_jax.data.sources import ClassSource, check_split
 from lite_jax.errors import UserError, unknown_name
 

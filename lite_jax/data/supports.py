@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lite_jax.data.folders import class_folders, images_of
 from lite_jax.data.images import ImageSpec
-from lite_jax.data.items import decode_each, dry_class
+from lite_jax.data.readers.folders import class_folders, images_of
+from lite_jax.data.readers.items import decode_each, dry_class
 from lite_jax.errors import UserError
 
 Image = str | Path | bytes | np.ndarray

@@ -1,6 +1,6 @@
 """Hypergradients: estimators of d outer / d meta-parameters behind one signature."""
 
-from lite_jax.hypergrad import solvers, trees
+from lite_jax.hypergrad import solvers
 from lite_jax.hypergrad.implicit import conjugate_gradient, dense, identity, neumann
 from lite_jax.hypergrad.problem import Estimator, Hypergrad, InnerStep, Problem
 from lite_jax.hypergrad.products import Products, with_slopes

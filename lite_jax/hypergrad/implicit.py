@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from lite_jax import trees
 from lite_jax.errors import UserError
-from lite_jax.hypergrad import solvers, trees
+from lite_jax.hypergrad import solvers
 from lite_jax.hypergrad.problem import (
     Estimator,
     Hypergrad,

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lite_jax import trees
 from lite_jax.errors import UserError, unknown_name
-from lite_jax.hypergrad import trees
 from lite_jax.hypergrad.implicit import _WHOLE
 from lite_jax.hypergrad.problem import (
     Estimator,

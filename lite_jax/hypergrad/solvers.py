@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite_jax.hypergrad import trees
+from lite_jax import trees
 from lite_jax.types import PyTree
 
 _logger = logging.getLogger(__name__)

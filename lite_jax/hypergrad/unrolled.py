@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from lite_jax import trees
 from lite_jax.errors import UserError
-from lite_jax.hypergrad import trees
 from lite_jax.hypergrad.implicit import _WHOLE
 from lite_jax.hypergrad.problem import (
     Estimator,

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lite_jax.class_stats import LinearClassifier, check_way, linear_logits
+from lite_jax.heads.class_means import LinearClassifier, check_way, linear_logits
 from lite_jax.nn import feature_size
 from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lite_jax.additive import Pooled, batched
-from lite_jax.class_stats import (
+from lite_jax.errors import UserError
+from lite_jax.heads.class_means import (
     ClassSums,
     LinearClassifier,
     check_labels,
@@ -24,13 +24,13 @@ from lite_jax.class_stats import (
     classes_present,
     linear_logits,
 )
-from lite_jax.errors import UserError
-from lite_jax.feature_table import Slotted, add_rows, with_slots
-from lite_jax.mahalanobis import (
+from lite_jax.heads.mahalanobis import (
     MahalanobisState,
     fit_mahalanobis,
     mahalanobis_logits,
 )
+from lite_jax.lite.additive import Pooled, batched
+from lite_jax.lite.feature_table import Slotted, add_rows, with_slots
 from lite_jax.nn import feature_size, set_encoder
 from lite_jax.nn.hypernets import AMPLITUDE, film_generator, linear_hypernet
 from lite_jax.types import (
@@ -105,10 +105,10 @@ def simple_cnaps(
     z = (1/N) Σ_n e(x_n),  film = g(z)
     p(y = k | x) ∝ exp(-(f(x; film) - μ_k)ᵀ Q_k⁻¹ (f(x; film) - μ_k))
 
-    Q_k is made of class and task covariances; see `lite_jax.mahalanobis`. The second
-    sum is direct: each example adds its features in a row of its own, `[n, d]` in all,
-    so that means and covariances are those of exact features, at `n · d` numbers
-    instead of the `way · d²` of second moments.
+    Q_k is made of class and task covariances; see `lite_jax.heads.mahalanobis`. The
+    second sum is direct: each example adds its features in a row of its own, `[n, d]`
+    in all, so that means and covariances are those of exact features, at `n · d`
+    numbers instead of the `way · d²` of second moments.
 
     Args, errors and parameters are those of `cnaps`, less the head, which has none.
     `encode` takes an example of the second sum: a `Slotted`, an image and its row.

@@ -7,16 +7,10 @@ from typing import Any
 import jax
 import optax
 
-from lite_jax.class_stats import LinearClassifier, check_way, linear_logits
 from lite_jax.errors import UserError
+from lite_jax.heads.class_means import LinearClassifier, check_way, linear_logits
+from lite_jax.heads.linear import descend, features_of, head_loss, no_head, read_support
 from lite_jax.learners.inner_rules import optax_rule
-from lite_jax.learners.linear_head import (
-    descend,
-    features_of,
-    head_loss,
-    no_head,
-    read_support,
-)
 from lite_jax.learners.maml import maml
 from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from lite_jax import trees
 from lite_jax.errors import UserError, unknown_name
-from lite_jax.hypergrad import InnerStep, adapted, check_adaptation, solvers, trees
+from lite_jax.hypergrad import InnerStep, adapted, check_adaptation, solvers
 from lite_jax.learners.inner_model import AdaptedState, InnerModel
 from lite_jax.types import Examples, Key, Learner, Network, Params, PyTree, SetSum
 

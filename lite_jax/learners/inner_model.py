@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lite_jax.class_stats import (
+from lite_jax.errors import UserError
+from lite_jax.heads.class_means import (
     LinearClassifier,
     check_labels,
     check_way,
@@ -17,7 +18,6 @@ from lite_jax.class_stats import (
     draw_linear,
     linear_logits,
 )
-from lite_jax.errors import UserError
 from lite_jax.nn import feature_size
 from lite_jax.types import Examples, Key, Network, Params
 

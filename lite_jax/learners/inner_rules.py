@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lite_jax.architecture import Architecture, Layer, layer_at
 from lite_jax.errors import UserError, unknown_name
-from lite_jax.partition import split
+from lite_jax.nn.description import Architecture, Layer, layer_at
 from lite_jax.pmeta.attention import NO_ATTENTION, Attention, init_attention
 from lite_jax.pmeta.layers import NormGradient, check_norm_gradient
 from lite_jax.pmeta.masked import masked_features
+from lite_jax.trees import split
 from lite_jax.types import Key, Network, Params, PyTree
 
 
@@ -136,8 +136,9 @@ def p_meta(
 
     θ_l ← θ_l − α_l^k (γ_l ⊙ g_l). The step sizes are kept sparse by a Lasso that weighs
     a layer by what its weight gradient stores, λ Σ_{l,k} m_l α_l^k, and are to stay at
-    0 or above: project them after each update (`lite_jax.factory.make_optimizer`).
-    Then many are exactly 0, and the layer is not trained at that step. γ is meta
+    0 or above: project them after each update, as
+    `lite_jax.run.build_gradient.make_optimizer` does. Then many are exactly 0, and
+    the layer is not trained at that step. γ is meta
     attention (`lite_jax.pmeta.attention`). A layer is what has weights of its own: a
     convolution, a norm, the head.
 

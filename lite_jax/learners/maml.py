@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite_jax.architecture import Architecture
 from lite_jax.errors import UserError
 from lite_jax.learners.inner_model import AdaptedState, InnerModel
 from lite_jax.learners.inner_rules import (
@@ -18,7 +17,8 @@ from lite_jax.learners.inner_rules import (
     sgd,
 )
 from lite_jax.lite import batched
-from lite_jax.partition import merge, split
+from lite_jax.nn.description import Architecture
+from lite_jax.trees import merge, split
 from lite_jax.types import (
     Examples,
     Key,

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lite_jax.class_stats import LinearClassifier, check_way, linear_logits
+from lite_jax import trees
 from lite_jax.errors import UserError, unknown_name
-from lite_jax.hypergrad import Problem, Products, solvers, trees
-from lite_jax.learners.linear_head import (
+from lite_jax.heads.class_means import LinearClassifier, check_way, linear_logits
+from lite_jax.heads.linear import (
     Fit,
     curvature_bound,
     descend,
@@ -22,6 +22,7 @@ from lite_jax.learners.linear_head import (
     no_head,
     read_support,
 )
+from lite_jax.hypergrad import Problem, Products, solvers
 from lite_jax.lite import exact_sum
 from lite_jax.nn import feature_size
 from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lite_jax.additive import Pooled
-from lite_jax.class_stats import (
+from lite_jax.errors import UserError
+from lite_jax.heads.class_means import (
     ClassSums,
     check_labels,
     check_way,
@@ -17,7 +17,7 @@ from lite_jax.class_stats import (
     classes_present,
     euclidean_logits,
 )
-from lite_jax.errors import UserError
+from lite_jax.lite.additive import Pooled
 from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
 
 

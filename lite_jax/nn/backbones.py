@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from lite_jax import architecture
+from lite_jax.nn import description
 from lite_jax.nn.layers import Conv, Norm, check_groups, global_average, max_pool
 from lite_jax.nn.network import make_network, normalise
 from lite_jax.types import Network
@@ -52,7 +52,7 @@ def conv4(
     check_groups(width, norm_groups)
     module = Conv4(width, norm, norm_groups, remat)
     describe = functools.partial(
-        architecture.conv4, width=width, groups=norm_groups, norm=norm
+        description.conv4, width=width, groups=norm_groups, norm=norm
     )
     return make_network(module, mean=mean, std=std, least_size=16, describe=describe)
 

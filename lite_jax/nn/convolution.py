@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite_jax.additive import accumulation_dtype
+from lite_jax.lite.additive import accumulation_dtype
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lite_jax import architecture
+from lite_jax.nn import description
 from lite_jax.types import Network
 
 
@@ -28,9 +28,9 @@ def mlp(width: int = 128, depth: int = 1) -> Network:
     def apply(params: Any, inputs: jax.Array) -> Any:
         return module.apply({"params": params}, inputs)
 
-    def describe(shape: tuple[int, ...], outputs: int) -> architecture.Architecture:
+    def describe(shape: tuple[int, ...], outputs: int) -> description.Architecture:
         hidden = (width,) * depth
-        return architecture.perceptron(math.prod(shape), hidden, outputs)
+        return description.perceptron(math.prod(shape), hidden, outputs)
 
     return Network(init, apply, describe=describe)
 

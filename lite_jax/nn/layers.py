@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite_jax.additive import accumulation_dtype
 from lite_jax.errors import UserError, unknown_name
+from lite_jax.lite.additive import accumulation_dtype
 from lite_jax.nn.convolution import conv_general_dilated
 
 Conv = functools.partial(

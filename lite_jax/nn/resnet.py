@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from lite_jax import architecture
+from lite_jax.nn import description
 from lite_jax.nn.layers import (
     Conv,
     Norm,
@@ -88,7 +88,7 @@ def resnet12(
     """
     module = ResNet12(tuple(widths), norm, norm_groups, remat)
     describe = functools.partial(
-        architecture.resnet12, widths=tuple(widths), groups=norm_groups, norm=norm
+        description.resnet12, widths=tuple(widths), groups=norm_groups, norm=norm
     )
     return make_network(module, mean=mean, std=std, least_size=16, describe=describe)
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite_jax.architecture import Architecture
 from lite_jax.errors import UserError
+from lite_jax.nn.description import Architecture
 from lite_jax.types import Key, Params
 
 

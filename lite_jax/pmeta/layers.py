@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite_jax.architecture import Architecture, Block, Layer, Unit, at_path
 from lite_jax.errors import unknown_name
 from lite_jax.nn.convolution import conv_general_dilated
+from lite_jax.nn.description import Architecture, Block, Layer, Unit, at_path
 from lite_jax.nn.layers import max_pool
 from lite_jax.nn.network import normalise
 from lite_jax.types import Params

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lite_jax.architecture import Architecture, Layer, at_path
+from lite_jax.nn.description import Architecture, Layer, at_path
 from lite_jax.pmeta.attention import (
     Attention,
     channel_scores,

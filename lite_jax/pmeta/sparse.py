@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite_jax.architecture import Architecture, Block, Layer, Unit, at_path
+from lite_jax.nn.description import Architecture, Block, Layer, Unit, at_path
 from lite_jax.nn.layers import windows, wins
 from lite_jax.pmeta.attention import (
     NO_ATTENTION,

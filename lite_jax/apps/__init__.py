@@ -1,0 +1,1 @@
+"""Programs on top: evaluations, reweighting, policies."""

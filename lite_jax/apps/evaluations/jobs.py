@@ -1,0 +1,93 @@
+"""What a benchmark is made of: data sets, each with settings and a way to be scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from lite_jax.errors import UserError, unknown_name
+from lite_jax.files import append_row, read_rows
+from lite_jax.run import build_learner
+from lite_jax.types import Learner
+
+Row = dict[str, Any]
+OVER_TASKS = "1.96 σ/√n over tasks, σ with denominator n"
+OVER_IMAGES = "1.96 √(p(1-p)/n) over test images, of one support set"
+
+
+class Job(NamedTuple):
+    """One data set: its name, the settings that its row records, and its scores."""
+
+    dataset: str
+    settings: Row
+    run: Callable[[], Row]
+
+
+def run_jobs(jobs: Sequence[Job], path: Path) -> list[Row]:
+    """Run the jobs whose rows a file lacks, append theirs, and return all.
+
+    Raises:
+        UserError: The file has a row of one of them under other settings.
+    """
+    done = _rows_of(jobs, path)
+    bar = tqdm(jobs, path.stem, unit="data set")
+    for job in bar:
+        bar.set_postfix_str(job.dataset)
+        if job.dataset not in done:
+            done[job.dataset] = job.settings | job.run()
+            append_row(path, done[job.dataset])
+    return [done[job.dataset] for job in jobs]
+
+
+def _rows_of(jobs: Sequence[Job], path: Path) -> dict[str, Row]:
+    """Return the rows that are there already, by data set."""
+    found = {row["dataset"]: row for row in read_rows(path)}
+    for job in jobs:
+        row = found.get(job.dataset, job.settings)
+        there = {k: row.get(k) for k, v in job.settings.items() if row.get(k) != v}
+        if there:
+            here = {name: job.settings[name] for name in there}
+            raise UserError(
+                f"{path} has results of {job.dataset} under {there}, and this run has "
+                f"{here}: restore those settings, or move the file away"
+            )
+    return found
+
+
+def settings_row(config: ConfigDict, dataset: str, protocol: str, resize: str) -> Row:
+    """Return what every row of a benchmark records."""
+    return {
+        "benchmark": config.benchmark.name,
+        "dataset": dataset,
+        "learner": config.learner,
+        "backbone": config.backbone.name,
+        "image_size": config.data.image_size,
+        "protocol": protocol,
+        "resize": resize,
+        "seed": config.seed,
+    }
+
+
+def chosen(config: ConfigDict, known: Iterable[str]) -> list[str]:
+    """Return the data sets that `benchmark.only` leaves.
+
+    Raises:
+        UserError: It names one that the benchmark lacks.
+    """
+    known = list(known)
+    only = [x.strip() for x in config.benchmark.only.split(",") if x.strip()]
+    for name in only:
+        if name not in known:
+            raise unknown_name("data set in benchmark.only", name, known)
+    return [name for name in known if not only or name in only]
+
+
+def learner_of(config: ConfigDict, way: int) -> Learner:
+    """Return the learner that is tested, for tasks of at most `way` classes."""
+    copy = config.copy_and_resolve_references()
+    copy.backbone.weights = ""  # the checkpoint holds all parameters
+    return build_learner.make_tested_learner(copy, way)

@@ -1,0 +1,87 @@
+"""From a configuration and a workdir to the table of a benchmark.
+
+Every data set's row is appended to `<workdir>/<benchmark>.jsonl` when it is known, so a
+run that was stopped goes on with the next data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from lite_jax import errors
+from lite_jax.apps.evaluations.jobs import learner_of, run_jobs
+from lite_jax.apps.evaluations.orbit import plan_orbit, report_orbit
+from lite_jax.apps.evaluations.vtab_md import (
+    plan_meta_dataset,
+    plan_vtab_md,
+    report_vtab_md,
+)
+from lite_jax.run import build_gradient, build_learner, memory_budget
+from lite_jax.run.checkpoint import Slot
+from lite_jax.run.evaluate import check_trained, with_fitting_chunk
+from lite_jax.types import Examples, Params, Task
+
+
+def run_benchmark(config: ConfigDict, folder: Path) -> str:
+    """Test the best parameters of a workdir on the benchmark that the config names.
+
+    Returns:
+        The table of results beside published ones.
+
+    Raises:
+        UserError: An unknown benchmark, data that are not there (all are looked for
+            before anything is computed), no checkpoint, or results of other settings
+            in the workdir.
+    """
+    name = config.benchmark.name
+    plan, report = errors.pick("benchmark.name", name, _BENCHMARKS)
+    check_trained(config, folder)
+    params = _read_params(config, folder)
+    with memory_budget.out_of_memory_explained(config):
+        config = _fitted(config, params)
+        rows = run_jobs(plan(config, params), folder / f"{name}.jsonl")
+    return report(config, rows)
+
+
+_BENCHMARKS = {
+    "meta_dataset": (plan_meta_dataset, report_vtab_md),
+    "orbit": (plan_orbit, report_orbit),
+    "vtab_md": (plan_vtab_md, report_vtab_md),
+}
+
+
+def _read_params(config: ConfigDict, folder: Path) -> Params:
+    """Return the best parameters; their shapes do not depend on a data set."""
+    learner, spec = learner_of(config, _WAY), _image(config, ())
+    shapes = jax.eval_shape(lambda key: learner.init(key, spec), jax.random.key(0))
+    with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
+        return best.restore(shapes)
+
+
+def _fitted(config: ConfigDict, params: Params) -> ConfigDict:
+    """Return the config, with the largest chunk that fits if it is to be found."""
+    if config.gradient.chunk_size != build_gradient.AUTO:
+        return config
+    count = jnp.int32
+    examples = Examples(
+        _image(config, (_MOST,)),
+        jax.ShapeDtypeStruct((_MOST,), count),
+        jax.ShapeDtypeStruct((_MOST,), jnp.bool_),
+    )
+    learner = learner_of(config, _WAY)
+    return with_fitting_chunk(config, learner, params, [Task(examples, examples)])
+
+
+def _image(config: ConfigDict, lead: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    side, length = config.data.image_size, build_learner.clip_length(config)
+    clip = () if length is None else (length,)
+    return jax.ShapeDtypeStruct((*lead, *clip, side, side, 3), jnp.uint8)
+
+
+_WAY = 50  # of Meta-Dataset's largest tasks
+_MOST = 512

@@ -1,0 +1,143 @@
+"""What the jobs work with: the sets, the classifier, its training and the weighting."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from lite_jax import errors, nn
+from lite_jax.apps.reweight.sets import LabelledSet, Sets
+from lite_jax.apps.reweight.training import Logits, make_plain_training
+from lite_jax.apps.reweight.weightings import Weighting, meta_weight_net, per_example
+from lite_jax.errors import UserError
+from lite_jax.hypergrad import Estimator, conjugate_gradient, identity, neumann, sama
+from lite_jax.run import build_gradient
+from lite_jax.run.metrics import Interval, interval
+from lite_jax.types import Network, Params
+
+
+class Bench(NamedTuple):
+    """The sets, and what is trained on them.
+
+    Attributes:
+        config: The run's.
+        sets: The three sets, on the host.
+        train: The training set on the device, and
+        meta: the clean one.
+        init: `key -> params` of the classifier.
+        logits: The compiled classifier, `(params, inputs) -> [n, classes]`.
+        optimizer: Of the classifier.
+        weighting: Of its examples.
+        estimator: Of the weighting's gradient.
+    """
+
+    config: ConfigDict
+    sets: Sets
+    train: LabelledSet
+    meta: LabelledSet
+    init: Callable[[Any], Params]
+    logits: Logits
+    optimizer: optax.GradientTransformation
+    weighting: Weighting
+    estimator: Estimator
+
+    def key(self, use: str, index: int = 0) -> Any:
+        """Return the seed's key for one use, and for one of its networks."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), _USES.index(use))
+        return jax.random.fold_in(key, index)
+
+    def plain(self, share: float = 1.0) -> Callable[..., Params]:
+        """Return ordinary training, of a share of the steps that reweighting takes."""
+        steps = self.config.train.steps * self.config.inner.steps
+        return make_plain_training(
+            self.logits,
+            self.optimizer,
+            steps=max(1, int(share * steps)),
+            batch_size=self.config.train.batch_size,
+        )
+
+    def accuracy(self, params: Params) -> Interval:
+        """Return the accuracy on the test set, with the interval over its examples."""
+        found = self.logits(params, self.sets.test.inputs).argmax(1)
+        return interval(np.asarray(found) == self.sets.test.labels)
+
+
+_USES = ("classifier", "weighting", "batches", "plain", "scores", "early")
+
+
+def make_bench(config: ConfigDict, sets: Sets) -> Bench:
+    """Return what the configuration chooses, for these sets.
+
+    Raises:
+        UserError: An unknown name, or a network that does not read what the sets hold.
+    """
+    network = _make_network(config, sets)
+    example = sets.train.inputs[0]
+    spec = jax.ShapeDtypeStruct(example.shape, example.dtype)
+
+    def init(key: Any) -> Params:
+        backbone_key, head_key = jax.random.split(key)
+        params = {"backbone": network.init(backbone_key, spec)}
+        size = nn.feature_size(network, params["backbone"], spec)
+        kernel = jax.random.normal(head_key, (size, sets.num_classes)) / size**0.5
+        return params | {
+            "head": {"kernel": kernel, "bias": jnp.zeros(sets.num_classes)}
+        }
+
+    @jax.jit
+    def logits(params: Params, inputs: Any) -> jax.Array:
+        features = network.apply(params["backbone"], inputs)
+        return features @ params["head"]["kernel"] + params["head"]["bias"][None]
+
+    train, meta = jax.device_put((sets.train, sets.meta))
+    optimizer = build_gradient.make_inner_optimizer(config)
+    weighting = _make_weighting(config)
+    estimator = _make_estimator(config, optimizer)
+    return Bench(
+        config, sets, train, meta, init, logits, optimizer, weighting, estimator
+    )
+
+
+def _make_weighting(config: ConfigDict) -> Weighting:
+    weightings = {
+        "meta_weight_net": functools.partial(meta_weight_net, config.reweight.hidden),
+        "per_example": per_example,
+    }
+    return errors.pick("reweight.weighting", config.reweight.weighting, weightings)()
+
+
+def _make_estimator(
+    config: ConfigDict, optimizer: optax.GradientTransformation
+) -> Estimator:
+    steps, damping = config.hypergrad.steps, config.hypergrad.damping
+    estimators = {
+        "conjugate_gradient": lambda: conjugate_gradient(steps, damping),
+        "identity": identity,
+        "neumann": lambda: neumann(steps, config.inner.learning_rate),
+        "sama": lambda: sama(optimizer),
+    }
+    return errors.pick("hypergrad.through", config.hypergrad.through, estimators)()
+
+
+def _make_network(config: ConfigDict, sets: Sets) -> Network:
+    settings, dataset = config.reweight, config.data.dataset
+    size = {"width": settings.width, "depth": settings.depth}
+    readers = {"mlp": "vectors", "transformer": "texts"}
+    reads = errors.pick("reweight.network", settings.network, readers)
+    given = "vectors" if sets.vocabulary is None else "texts"
+    if reads != given:
+        wanted = next(name for name, kind in readers.items() if kind == given)
+        raise UserError(
+            f"reweight.network={settings.network} reads {reads}, and "
+            f"data.dataset={dataset} gives {given}: set reweight.network={wanted}"
+        )
+    if sets.vocabulary is None:
+        return nn.mlp(**size)
+    return nn.text_encoder(sets.vocabulary, heads=settings.heads, **size)

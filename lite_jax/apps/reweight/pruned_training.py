@@ -1,0 +1,143 @@
+"""The job that trains on what each rule keeps of a training set."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lite_jax.apps.reweight.bench import Bench
+from lite_jax.apps.reweight.loop import learn_weights
+from lite_jax.apps.reweight.pruning import SCORES, kept_rows, mean_scores
+from lite_jax.errors import UserError
+from lite_jax.files import append_row, read_rows
+from lite_jax.run.evaluate import format_table
+
+EVERYTHING = "everything"
+
+
+class _Training(NamedTuple):
+    """One network to train: the rule that chooses its examples, the share, the seed."""
+
+    rule: str
+    keep: float
+    seed: int
+
+
+def compare_rules(bench: Bench, folder: Path) -> str:
+    """Train on what each rule keeps, from the same seeds, and compare.
+
+    Leaves what `learn_weights` does, and `pruning.jsonl`, a row a network; those that
+    have one already are not trained again.
+    """
+    keep, seeds = shares_kept(bench.config), bench.config.reweight.seeds
+    weights = np.asarray(learn_weights(bench, folder).importance())
+    path, train = folder / "pruning.jsonl", bench.plain()
+    done = {_Training(r["rule"], r["keep"], r["seed"]): r for r in read_rows(path)}
+    rules = _rules(bench, weights)
+    for wanted in _trainings(keep, rules, seeds):
+        if wanted in done:
+            continue
+        kept = np.arange(len(weights))
+        if wanted.rule != EVERYTHING:
+            kept = rules[wanted.rule](wanted.keep, wanted.seed)
+        params = train(
+            bench.init(bench.key("classifier", wanted.seed)),
+            jax.tree.map(lambda x, kept=kept: x[kept], bench.train),
+            bench.key("plain", wanted.seed),
+        )
+        row: dict[str, Any] = wanted._asdict()
+        row |= {"kept": len(kept), "accuracy": bench.accuracy(params).mean}
+        if bench.sets.wrong is not None:
+            row["share_wrong"] = float(bench.sets.wrong[kept].mean())
+        append_row(path, row)
+        done[wanted] = row
+    return _table(keep, rules, seeds, done)
+
+
+def shares_kept(config: ConfigDict) -> list[float]:
+    """Return the shares of `reweight.keep`.
+
+    Raises:
+        UserError: What is no list of shares.
+    """
+    text = str(config.reweight.keep)
+    try:
+        keep = [float(x) for x in text.split(",")]
+    except ValueError:
+        keep = [0.0]
+    if not all(0 < share <= 1 for share in keep):
+        raise UserError(
+            f"reweight.keep={text}: expected shares above 0 up to 1, as 0.9,0.7,0.5"
+        )
+    return keep
+
+
+Rules = dict[str, Callable[[float, int], np.ndarray]]
+"""Name → `(share, seed) -> rows kept`."""
+
+
+def _rules(bench: Bench, weights: np.ndarray) -> Rules:
+    """Return the ways of choosing what is kept.
+
+    Difficulty scores are those of `seeds` networks after a tenth of the training, which
+    are not trained before a score is asked for.
+    """
+    config, train = bench.config, bench.plain(share=0.1)
+
+    @functools.cache
+    def scores() -> dict[str, np.ndarray]:
+        networks = [
+            train(
+                bench.init(bench.key("scores", seed)),
+                bench.train,
+                bench.key("early", seed),
+            )
+            for seed in range(config.reweight.seeds)
+        ]
+        return mean_scores(bench.logits, networks, bench.train)
+
+    def random(share: float, seed: int) -> np.ndarray:
+        noise = np.random.default_rng([config.seed, seed]).random(len(weights))
+        return kept_rows(noise, share, highest=True)
+
+    def learned(share: float, seed: int) -> np.ndarray:
+        return kept_rows(weights, share, highest=True)
+
+    def by(score: str, highest: bool) -> Callable[[float, int], np.ndarray]:
+        return lambda share, seed: kept_rows(scores()[score], share, highest=highest)
+
+    found: Rules = {"learned weights": learned, "random": random}
+    for name in SCORES:
+        found[f"{name}, hardest"] = by(name, True)
+        found[f"{name}, easiest"] = by(name, False)
+    return found
+
+
+def _trainings(keep: list[float], rules: Rules, seeds: int) -> Iterator[_Training]:
+    """Yield every network, those of one share together: they are compiled once."""
+    yield from (_Training(EVERYTHING, 1.0, seed) for seed in range(seeds))
+    for share in keep:
+        for rule in rules:
+            yield from (_Training(rule, share, seed) for seed in range(seeds))
+
+
+def _table(
+    keep: list[float], rules: Rules, seeds: int, done: dict[_Training, dict[str, Any]]
+) -> str:
+    def cell(rule: str, share: float) -> str:
+        rows = [done[_Training(rule, share, seed)] for seed in range(seeds)]
+        values = [100 * row["accuracy"] for row in rows]
+        return f"{np.mean(values):.1f} ± {np.std(values):.1f}"
+
+    header = ["kept", *(f"{100 * share:g} %" for share in keep)]
+    rows = [[rule, *(cell(rule, share) for share in keep)] for rule in rules]
+    return (
+        f"{format_table(header, rows)}\ntest accuracy in %, mean and deviation of "
+        f"{seeds} seeds; with everything {cell(EVERYTHING, 1.0)}"
+    )

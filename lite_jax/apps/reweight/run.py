@@ -1,0 +1,75 @@
+"""A reweighting run: settings looked at, sets made, the job done."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from lite_jax import errors
+from lite_jax.apps.reweight.bench import make_bench
+from lite_jax.apps.reweight.noisy_labels import compare_training
+from lite_jax.apps.reweight.pruned_training import compare_rules, shares_kept
+from lite_jax.apps.reweight.sets import Sets, make_sets
+from lite_jax.errors import UserError
+from lite_jax.run import settings, workdir
+
+_logger = logging.getLogger(__name__)
+
+_JOBS = {"prune": compare_rules, "reweight": compare_training}
+
+
+def run_reweighting(config: ConfigDict, folder: Path) -> str:
+    """Do the job that `config.reweight.job` names, and return its table.
+
+    Leaves `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/last` in the
+    folder, and `weights.npy`, each training example's mean weight; pruning adds
+    `pruning.jsonl`, a row a network. A run that was stopped goes on.
+
+    Raises:
+        UserError: Settings or data that cannot serve the job, or a workdir of another
+            run; all are looked at before anything is written.
+    """
+    job = errors.pick("reweight.job", config.reweight.job, _JOBS)
+    _check_settings(config)
+    sets = make_sets(config)
+    bench = make_bench(config, sets)
+    with workdir.occupied(folder, config):
+        _logger.info(
+            "%s: %d training examples (%s), %d clean ones, %d test ones, %d classes",
+            config.name, len(sets.train.labels), _noise(sets), len(sets.meta.labels),
+            len(sets.test.labels), sets.num_classes,
+        )  # fmt: skip
+        return job(bench, folder)
+
+
+def _check_settings(config: ConfigDict) -> None:
+    settings.check_at_least(
+        config,
+        1,
+        "train.steps",
+        "train.batch_size",
+        "train.valid_every",
+        "inner.steps",
+        "reweight.train_size",
+        "reweight.meta_size",
+        "reweight.meta_batch_size",
+        "reweight.seeds",
+        "reweight.width",
+        "reweight.heads",
+        "reweight.vocabulary",
+        "reweight.length",
+    )
+    shares_kept(config)
+    if config.reweight.width % config.reweight.heads:
+        raise UserError(
+            f"reweight.width={config.reweight.width} is no multiple of "
+            f"reweight.heads={config.reweight.heads}"
+        )
+
+
+def _noise(sets: Sets) -> str:
+    if sets.wrong is None:
+        return "labels as they are"
+    return f"{100 * sets.wrong.mean():.0f} % of the labels wrong"

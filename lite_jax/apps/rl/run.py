@@ -1,0 +1,279 @@
+"""A run: a policy's start learned by trust-region steps, then tested on new tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from lite_jax import errors, nn
+from lite_jax.apps.rl.environments import Environment, navigation
+from lite_jax.apps.rl.episodes import Episodes
+from lite_jax.apps.rl.half_cheetah import half_cheetah
+from lite_jax.apps.rl.meta_policy import MetaPolicy, Played
+from lite_jax.apps.rl.policy import Policy
+from lite_jax.apps.rl.trust_region import TrustRegion, trust_region_step
+from lite_jax.errors import UserError
+from lite_jax.run import settings as factory
+from lite_jax.run import workdir
+from lite_jax.run.build_learner import make_inner_rule
+from lite_jax.run.checkpoint import Slot
+from lite_jax.run.evaluate import check_trained, format_table
+from lite_jax.run.metrics import Interval, MetricsWriter, interval
+from lite_jax.run.progress import Reporter
+from lite_jax.types import Key, Params, PyTree
+
+_logger = logging.getLogger(__name__)
+
+
+class Setting(NamedTuple):
+    """What a run is made of.
+
+    Attributes:
+        config: The run's.
+        environment: What is acted in.
+        learner: The policy and how it adapts.
+    """
+
+    config: ConfigDict
+    environment: Environment
+    learner: MetaPolicy
+
+    def key(self, use: str, index: int = 0) -> Key:
+        """Return the seed's key for one use, and for one step or batch of it."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), _USES.index(use))
+        return jax.random.fold_in(key, index)
+
+
+_USES = ("init", "train", "test")
+
+
+class State(NamedTuple):
+    """All that the next step depends on, besides the seed.
+
+    Attributes:
+        step: int32 scalar, steps taken so far.
+        params: Of the learner.
+        best: The best mean return after adaptation, over the steps between two
+            checkpoints.
+    """
+
+    step: Any
+    params: Params
+    best: Any
+
+
+def run_policy(config: ConfigDict, folder: Path) -> str:
+    """Meta-train the policy, or go on doing so; test the best; return the table.
+
+    Leaves `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/{last,best}`
+    in the folder. Best is what had the highest return after adaptation in training,
+    over the `train.valid_every` steps that end with its checkpoint.
+
+    Raises:
+        UserError: Settings that cannot serve the run, or a workdir of another run.
+    """
+    setting = make_setting(config)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workdir.occupied(folder, config))
+        last, best = (
+            stack.enter_context(closing(Slot(folder / "checkpoints" / name)))
+            for name in ("last", "best")
+        )
+        params = setting.learner.init(setting.key("init"))
+        state = State(np.int32(0), params, np.float32(-math.inf))
+        if last.step() is not None:
+            state = last.restore(state)
+            _logger.info("resumed after step %d", state.step)
+        writer = stack.enter_context(closing(MetricsWriter(folder, int(state.step))))
+        _train(setting, state, last, best, writer)
+        results = _test(setting, best.restore(params))
+        for name, result in results.items():
+            row = {"policy": name, **result._asdict()}
+            writer.write("test", config.train.steps, row)
+    return _table(results)
+
+
+def evaluate_policy(config: ConfigDict, folder: Path) -> str:
+    """Test the best policy of a workdir, by test settings that may be new ones.
+
+    Raises:
+        UserError: No checkpoint there, or one of another policy.
+    """
+    return _table(_test(*restore_policy(config, folder)))
+
+
+def restore_policy(config: ConfigDict, folder: Path) -> tuple[Setting, Params]:
+    """Return what a workdir's run is made of, and its best parameters.
+
+    Raises:
+        UserError: No checkpoint there, or one of another policy.
+    """
+    setting = make_setting(config)
+    check_trained(config, folder)
+    shapes = jax.eval_shape(setting.learner.init, setting.key("init"))
+    with closing(Slot(folder / "checkpoints/best")) as best:
+        return setting, best.restore(shapes)
+
+
+def make_setting(config: ConfigDict) -> Setting:
+    """Return what the configuration chooses.
+
+    Raises:
+        UserError: An unknown name, or a number out of its range.
+    """
+    factory.check_at_least(
+        config,
+        1,
+        "train.steps",
+        "train.tasks_per_step",
+        "train.valid_every",
+        "test.tasks",
+        "inner.steps",
+        "rl.episodes",
+        "rl.horizon",
+        "rl.width",
+        "rl.depth",
+        "rl.solver_steps",
+    )
+    settings = config.rl
+    for name in ("discount", "gae_lambda"):
+        if not 0 <= settings[name] <= 1:
+            raise UserError(f"rl.{name}={settings[name]}: expected 0 to 1")
+    if not settings.divergence > 0:
+        raise UserError(f"rl.divergence={settings.divergence}: expected > 0")
+    if settings.damping < 0:
+        raise UserError(f"rl.damping={settings.damping}: expected 0 or more")
+    makers: dict[str, Callable[[], Environment]] = {
+        "half_cheetah": lambda: half_cheetah(settings.frame_skip),
+        "navigation": navigation,
+    }
+    environment = errors.pick("rl.environment", settings.environment, makers)()
+    network = nn.mlp(settings.width, settings.depth)
+    policy = Policy(network, environment.observation_size, environment.action_size)
+    learner = MetaPolicy(
+        policy,
+        make_inner_rule(config.inner),
+        config.inner.steps,
+        settings.discount,
+        settings.gae_lambda,
+    ).check()
+    return Setting(config, environment, learner)
+
+
+def play(setting: Setting, params: Params, tasks: PyTree, key: Key) -> Played:
+    """Return what is played before and after adaptation, of every task."""
+    learner, settings = setting.learner, setting.config.rl
+    count = len(jax.tree.leaves(tasks)[0])
+
+    def collect(policies: Params, key: Key) -> Episodes:
+        sizes = settings.episodes, settings.horizon
+        return setting.environment.play(learner.policy, policies, tasks, key, *sizes)
+
+    policies = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (count, *x.shape)), _start(params)
+    )
+    inner: tuple[Episodes, ...] = ()
+    *keys, last_key = jax.random.split(key, learner.steps + 1)
+    for own in keys:
+        inner += (collect(policies, own),)
+        policies = _adapted(learner, params, inner)
+    outer = collect(policies, last_key)
+    actions = _distributions(learner, policies, outer.observations)
+    return Played(inner, outer, actions)
+
+
+def _start(params: Params) -> Params:
+    return {name: params[name] for name in ("backbone", "head", "log_std")}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _adapted(learner: MetaPolicy, params: Params, collected: Any) -> Params:
+    return jax.vmap(learner.adapt, (None, 0))(params, collected)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _distributions(learner: MetaPolicy, policies: Params, observations: Any) -> Any:
+    return jax.vmap(learner.policy.distribution)(policies, observations)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _step(
+    learner: MetaPolicy, params: Params, played: Played, settings: TrustRegion
+) -> Any:
+    floor = jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), params)
+    if learner.rule.penalty is not None:  # step sizes
+        floor |= {"inner_rule": jax.tree.map(jnp.zeros_like, params["inner_rule"])}
+    return trust_region_step(
+        learner.loss, learner.divergence, params, played, settings, floor
+    )
+
+
+def _train(
+    setting: Setting, state: State, last: Slot, best: Slot, writer: MetricsWriter
+) -> None:
+    config = setting.config
+    width = config.train.tasks_per_step
+    region = TrustRegion(
+        config.rl.divergence, config.rl.solver_steps, config.rl.damping
+    )
+    done, total = int(state.step), config.train.steps
+    params, record = jax.tree.map(jnp.asarray, state.params), float(state.best)
+    returns: list[float] = []
+    with tqdm(total=total * width, initial=done * width, unit="task") as bar:
+        report = Reporter(writer, bar, width)
+        for step in range(done + 1, total + 1):
+            task_key, play_key = jax.random.split(setting.key("train", step))
+            tasks = setting.environment.draw_tasks(task_key, width)
+            played = play(setting, params, tasks, play_key)
+            params, outcome = _step(setting.learner, params, played, region)
+            after = played.outer.returns().mean()
+            returns.append(float(after))
+            before = played.inner[0].returns().mean()
+            metrics = outcome._asdict() | {"return": after, "return_before": before}
+            report.later(step, metrics)
+            if step % config.train.valid_every and step != total:
+                continue
+            report.now()
+            mean = float(np.mean(returns))
+            returns.clear()
+            if mean > record:
+                record = mean
+                best.save(step, params)
+            last.save(step, State(np.int32(step), params, np.float32(record)))
+
+
+def _test(setting: Setting, params: Params) -> dict[str, Interval]:
+    """Return the returns of new tasks before and after adaptation."""
+    config = setting.config
+    params = jax.tree.map(jnp.asarray, params)
+    width = config.train.tasks_per_step
+    found: dict[str, list[float]] = {"before adaptation": [], "after adaptation": []}
+    batches = range(0, config.test.tasks, width)
+    for index, first in enumerate(tqdm(batches, "testing", leave=False)):
+        task_key, play_key = jax.random.split(setting.key("test", index))
+        tasks = setting.environment.draw_tasks(task_key, width)
+        played = play(setting, params, tasks, play_key)
+        wanted = min(width, config.test.tasks - first)
+        for name, episodes in zip(found, (played.inner[0], played.outer), strict=True):
+            found[name] += np.asarray(episodes.returns().mean(1))[:wanted].tolist()
+    return {name: interval(values) for name, values in found.items()}
+
+
+def _table(results: dict[str, Interval]) -> str:
+    rows = [
+        [name, f"{x.mean:.2f} ± {x.half_width:.2f}", str(x.num_tasks)]
+        for name, x in results.items()
+    ]
+    return format_table(["policy", "return", "tasks"], rows)

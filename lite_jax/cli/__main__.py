@@ -1,0 +1,6 @@
+"""`python -m lite_jax.cli`: the command `lite-jax`; see `lite_jax.cli.command`."""
+
+from lite_jax.cli.command import run
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""Meta-Dataset: its sources, and how classes and examples are drawn."""

@@ -1,0 +1,130 @@
+"""Meta-Dataset as TensorFlow Datasets prepares it: one split, class after class.
+
+`metadata.json` beside the shards says, for Meta-Dataset's versions v1 and v2, where
+each meta-split begins (`meta_split_slices`) and where each of its classes lies within
+it (`relative_class_slices`), and holds the source's `dataset_specs`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lite_jax.data.images import ImageSpec
+from lite_jax.data.meta_dataset.spec import DatasetSpec, parse_spec
+from lite_jax.data.readers.prepared import PreparedSplit, open_feature
+from lite_jax.data.sources import Groups
+from lite_jax.errors import UserError
+
+_VERSION = "v2"  # of ImageNet's split; that of all other sources is the same in v1
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedRecords:
+    """Classes that are slices of one prepared split."""
+
+    class_names: Sequence[str]
+    slices: np.ndarray
+    examples: PreparedSplit
+    spec: ImageSpec
+    groups: Groups | None = None
+
+    @property
+    def class_sizes(self) -> list[int]:
+        """Images of each class."""
+        return (self.slices[:, 1] - self.slices[:, 0]).tolist()
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """`(height, width, channels)`."""
+        return self.spec.shape
+
+    def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return images `[len(indices), height, width, channels]` uint8."""
+        places = self.slices[class_index, 0] + np.asarray(indices, int)
+        found = self.examples.read(places)
+        return np.stack([open_feature(x["image"], self.spec) for x in found])
+
+
+def read_prepared(
+    folder: Path, split: str, spec: ImageSpec, hierarchy: bool, name: str
+) -> PreparedRecords:
+    """Return a meta-split of a prepared source.
+
+    Args:
+        folder: Where `dataset_info.json` is.
+        split: "train", "valid" or "test".
+        spec: What becomes of the images.
+        hierarchy: Without, all of ImageNet's classes are for training, and all meet.
+        name: The source's.
+
+    Raises:
+        UserError: Metadata that is missing, or that the labels contradict.
+    """
+    path = folder / "metadata.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: prepare the source again")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        dataset = _spec(found["dataset_specs"][_VERSION])
+        start, stop = found["meta_split_slices"][_VERSION][split]
+        relative = _pairs(found["relative_class_slices"][_VERSION][split])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path} is not Meta-Dataset's ({error}): prepare the source again"
+        ) from error
+    ids, groups = dataset.splits[split], dataset.groups[split]
+    if len(relative) != len(ids):
+        raise UserError(
+            f"{path} has slices of {len(relative)} {split} classes, and its spec "
+            f"{len(ids)}: prepare the source again"
+        )
+    if not len(ids):
+        raise UserError(f"{folder} has no {split} classes: leave it out")
+    examples = PreparedSplit(folder, "all_classes")
+    slices = start + relative
+    if slices.max() > min(stop, len(examples)):
+        raise UserError(
+            f"{path} places classes up to example {slices.max()}, and {split} ends at "
+            f"{min(stop, len(examples))}: prepare the source again"
+        )
+    _check_labels(path, examples, slices)
+    if name == "ilsvrc_2012" and not hierarchy:
+        groups = None
+    names = [dataset.class_names[i] for i in ids]
+    return PreparedRecords(names, slices, examples, spec, groups)
+
+
+def _spec(found: Any) -> DatasetSpec:
+    return parse_spec(json.loads(found) if isinstance(found, str) else found)
+
+
+def _pairs(found: Any) -> np.ndarray:
+    """Return `[classes, 2]` from a list, or from a mapping of class numbers."""
+    if isinstance(found, Mapping):
+        found = [found[str(i)] for i in range(len(found))]
+    return np.array(found, int).reshape(-1, 2)
+
+
+def _check_labels(path: Path, examples: PreparedSplit, slices: np.ndarray) -> None:
+    """Raise unless the first and last example of every class have one label of its own.
+
+    That is what slices which are off by one would break.
+    """
+    ends = np.stack([slices[:, 0], slices[:, 1] - 1], 1)
+    labels = np.array([int(x["label"]) for x in examples.read(ends.ravel())])
+    labels = labels.reshape(ends.shape)
+    wrong = np.flatnonzero(labels[:, 0] != labels[:, 1])
+    if len(wrong) or len(np.unique(labels[:, 0])) < len(labels):
+        place = wrong[0] if len(wrong) else 0
+        raise UserError(
+            f"{path}: the slice of class {place}, {slices[place].tolist()}, holds "
+            "other classes too: prepare the source again"
+        )

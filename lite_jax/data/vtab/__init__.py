@@ -1,0 +1,1 @@
+"""VTAB's tasks and their rules."""

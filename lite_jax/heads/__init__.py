@@ -1,0 +1,1 @@
+"""Classifiers on features: class means, Mahalanobis distances, a linear map."""

@@ -1,0 +1,117 @@
+"""`jax.grad` for functions of sums over a set."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from lite_jax.lite.operators import exact_sum, lite_sum
+from lite_jax.lite.sampling import (
+    Sampler,
+)
+from lite_jax.types import SetSum
+
+# --------------------------------------------------------------------- transform
+
+
+def lite_grad(
+    fun: Callable[..., Any],
+    *,
+    num_backprop: int,
+    chunk_size: int | None = None,
+    sampling: str | Sampler = "uniform",
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """`jax.grad` for a function of sums over a set, with LITE's backward pass.
+
+    Binds `set_sum=lite_sum(num_backprop, chunk_size, sampling)` and differentiates;
+    the guarantees are those of `lite_sum`.
+
+    Args:
+        fun: `fun(*args, set_sum) -> loss`, or `(loss, aux)` with `has_aux`. What is
+            differentiated must reach the summed function through its `args`, not
+            through a closure, and every sum needs its own key.
+        num_backprop: H, examples back-propagated per sum.
+        chunk_size: Examples encoded at once; sets the memory, never the result.
+        sampling: How the H examples are drawn; see `lite_sum`.
+        argnums: As in `jax.grad`.
+        has_aux: As in `jax.grad`.
+
+    Returns:
+        A function of `fun`'s arguments but `set_sum`, which returns what
+        `jax.grad(fun)` would: the gradient, or `(gradient, aux)`.
+
+    Raises:
+        TypeError: `fun` takes no `set_sum` keyword.
+
+    >>> def fun(a, x, key, *, set_sum):
+    ...     return jnp.sin(set_sum(per_example(lambda a, x: a * x), a, x, key))
+    >>> x = jnp.array([0.1, 0.2, 0.3])
+    >>> print(f"{exact_grad(fun)(1.0, x, None):.4f}")
+    0.4952
+    >>> keys = jax.random.split(jax.random.key(0), 99)
+    >>> each = jax.vmap(lite_grad(fun, num_backprop=1), (None, None, 0))(1.0, x, keys)
+    >>> draws = sorted({round(float(g), 4) for g in each})
+    >>> print(draws, f"{sum(draws) / 3:.4f}")
+    [0.2476, 0.4952, 0.7428] 0.4952
+    """
+    set_sum = lite_sum(num_backprop, chunk_size, sampling)
+    return jax.grad(_substitute(fun, set_sum), argnums, has_aux)
+
+
+def lite_value_and_grad(
+    fun: Callable[..., Any],
+    *,
+    num_backprop: int,
+    chunk_size: int | None = None,
+    sampling: str | Sampler = "uniform",
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """`jax.value_and_grad` with LITE's backward pass; see `lite_grad`.
+
+    The value is exact.
+    """
+    set_sum = lite_sum(num_backprop, chunk_size, sampling)
+    return jax.value_and_grad(_substitute(fun, set_sum), argnums, has_aux)
+
+
+def exact_grad(
+    fun: Callable[..., Any],
+    *,
+    chunk_size: int | None = None,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """`jax.grad` of `fun` with `exact_sum(chunk_size)`; see `lite_grad`."""
+    return jax.grad(_substitute(fun, exact_sum(chunk_size)), argnums, has_aux)
+
+
+def exact_value_and_grad(
+    fun: Callable[..., Any],
+    *,
+    chunk_size: int | None = None,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """`jax.value_and_grad` of `fun` with `exact_sum(chunk_size)`; see `lite_grad`."""
+    return jax.value_and_grad(_substitute(fun, exact_sum(chunk_size)), argnums, has_aux)
+
+
+def _substitute(fun: Callable[..., Any], set_sum: SetSum) -> Callable[..., Any]:
+    """Bind the `set_sum` keyword of `fun`."""
+    parameters = inspect.signature(fun).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if "set_sum" not in parameters and not takes_any:
+        name = getattr(fun, "__name__", repr(fun))
+        raise TypeError(
+            f"{name}{inspect.signature(fun)} takes no 'set_sum' keyword: write it as "
+            f"{name}(…, *, set_sum) and form its sums over examples with "
+            "set_sum(additive, args, examples, key)"
+        )
+    return functools.partial(fun, set_sum=set_sum)

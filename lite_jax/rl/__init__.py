@@ -1,5 +1,0 @@
-"""Meta-reinforcement learning: policies that adapt by a few policy-gradient steps."""
-
-from lite_jax.rl.run import evaluate_policy, run_policy
-
-__all__ = ["evaluate_policy", "run_policy"]

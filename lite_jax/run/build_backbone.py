@@ -1,0 +1,49 @@
+"""From a configuration to networks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from lite_jax import nn
+from lite_jax.errors import pick, unknown_name
+from lite_jax.types import Network
+
+
+def make_backbone(settings: ConfigDict) -> Network:
+    """Return the feature extractor, with its pretrained weights if any are named."""
+    if settings.norm not in nn.NORMS:
+        raise unknown_name("backbone.norm", settings.norm, nn.NORMS)
+    make, options = pick("backbone.name", settings.name, _BACKBONES)
+    chosen = {name: settings[name] for name in options}
+    for name in ("mean", "std"):
+        if settings[name] is not None:
+            chosen[name] = settings[name]
+    network = in_dtype(settings, make(**chosen))
+    return nn.pretrained(network, settings.weights) if settings.weights else network
+
+
+def in_dtype(settings: ConfigDict, network: Network) -> Network:
+    """Return the network computing in the chosen dtype."""
+    known = {"float32": lambda network: network, "bfloat16": nn.in_bfloat16}
+    return pick("backbone.dtype", settings.dtype, known)(network)
+
+
+_NORMED = ("norm", "norm_groups", "remat")
+_BACKBONES: dict[str, tuple[Callable[..., Network], tuple[str, ...]]] = {
+    # name: (factory, the settings that it takes)
+    "conv4": (nn.conv4, ("width", *_NORMED)),
+    "efficientnet_b0": (nn.efficientnet_b0, _NORMED),
+    "pixels": (nn.pixels, ()),
+    "resnet12": (nn.resnet12, _NORMED),
+    "resnet12_512": (functools.partial(nn.resnet12, (64, 128, 256, 512)), _NORMED),
+    "resnet18": (nn.resnet18, _NORMED),
+    "resnet50": (nn.resnet50, _NORMED),
+    "tf_efficientnet_b0": (
+        functools.partial(nn.efficientnet_b0, tensorflow=True),
+        _NORMED,
+    ),
+    "vit_s": (nn.vit_s, ("remat",)),
+}

@@ -1,0 +1,165 @@
+"""From a configuration to gradients and optimisers."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from lite_jax.errors import UserError, pick, unknown_name
+from lite_jax.learners.episode_loss import episode_grad
+from lite_jax.lite import exact_sum, lite_sum, subsample_sum
+from lite_jax.run.build_data import make_spec
+from lite_jax.run.parallel import EXAMPLES
+from lite_jax.types import GradFn, Learner, Params, SetSum
+
+_logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+
+
+def make_grad_fn(config: ConfigDict, learner: Learner) -> GradFn:
+    """Return `(params, task, key) -> ((loss, aux), grads)` by the chosen estimator."""
+    return episode_grad(
+        learner,
+        make_set_sum(config),
+        query_chunk_size=chunk_size(config),
+        axis_name=_axis_name(config),
+    )
+
+
+def make_set_sum(config: ConfigDict) -> SetSum:
+    """Return the operator that the training loss is formed with."""
+    settings = config.gradient
+    chunk, axis_name = chunk_size(config), _axis_name(config)
+    if settings.estimator in ("exact", "plain"):
+        return exact_sum(chunk, axis_name=axis_name)
+    num_backprop = _num_backprop(config)
+    if settings.estimator == "subsample":
+        return subsample_sum(num_backprop)
+    if settings.estimator == "lite":
+        return lite_sum(num_backprop, chunk, settings.sampling, axis_name=axis_name)
+    raise unknown_name(
+        "gradient.estimator",
+        settings.estimator,
+        ("exact", "lite", "plain", "subsample"),
+    )
+
+
+def _axis_name(config: ConfigDict) -> str | None:
+    """Return the axis of the mesh that examples are shared out over, if they are."""
+    return EXAMPLES if config.devices.examples > 1 else None
+
+
+def _num_backprop(config: ConfigDict) -> int:
+    """Return H, checked against the support sizes of the training tasks."""
+    value = config.gradient.num_backprop
+    spec = make_spec(config.train.episode)
+    least, most = spec.least_support, spec.support_size
+    if value < 1:
+        raise UserError(f"gradient.num_backprop={value}: expected 1 or more")
+    if value > most and least == most:
+        raise UserError(
+            f"gradient.num_backprop={value} is more than the {most} support images of "
+            "a task: lower it, or set gradient.estimator=exact"
+        )
+    if value > least:
+        _logger.warning(
+            "gradient.num_backprop=%d is more than the %d support images of the "
+            "smallest tasks: where a task has fewer, all are back-propagated",
+            value,
+            least,
+        )
+    return min(value, most)
+
+
+def chunk_size(config: ConfigDict) -> int | None:
+    """Return how many examples are computed at once; None, all of them, for "plain"."""
+    size = checked_chunk_size(config)
+    return None if config.gradient.estimator == "plain" else size
+
+
+def checked_chunk_size(config: ConfigDict) -> int:
+    """Return the chunk size; raise unless it is a number of images, or was "auto"."""
+    value = config.gradient.chunk_size
+    if value == AUTO:
+        return 1  # until one is chosen, of which `with_chunk_size` tells
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(
+            f"gradient.chunk_size={value}: expected a whole number from 1, or auto"
+        )
+    return value
+
+
+def with_chunk_size(config: ConfigDict, chunk_size: int) -> ConfigDict:
+    """Return a copy of the configuration in which the chunk size is chosen."""
+    copy = config.copy_and_resolve_references()
+    with copy.ignore_type():  # it may have been a string
+        copy.gradient.chunk_size = chunk_size
+    return copy
+
+
+def largest_set(config: ConfigDict) -> int:
+    """Return the most images of a support or query set of training."""
+    if config.learner == "classifier":
+        return config.train.batch_size
+    spec = make_spec(config.train.episode)
+    return max(spec.support_size, spec.query_size)
+
+
+def make_inner_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Return the optimiser that adapts to a task, or trains on weighted examples.
+
+    Raises:
+        UserError: An unknown `inner.optimizer`.
+    """
+    makers = {"adam": optax.adam, "sgd": optax.sgd}
+    make = pick("inner.optimizer", config.inner.optimizer, makers)
+    return make(config.inner.learning_rate)
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Return AdamW with the chosen schedule, after clipping if asked.
+
+    Gradients that are not finite change nothing, if they may be skipped.
+    Weight decay is for kernels alone: biases, norms and the statistics that stand among
+    the parameters are vectors, and stay.
+    """
+    settings = config.optimizer
+    if not settings.learning_rate > 0:
+        raise UserError(
+            f"optimizer.learning_rate={settings.learning_rate}: expected > 0"
+        )
+    schedules = {
+        "constant": optax.constant_schedule,
+        "cosine": functools.partial(
+            optax.cosine_decay_schedule, decay_steps=max(config.train.steps, 1)
+        ),
+    }
+    make = pick("optimizer.schedule", settings.schedule, schedules)
+    if settings.weight_decay < 0:
+        raise UserError(
+            f"optimizer.weight_decay={settings.weight_decay}: expected 0 or more"
+        )
+    adam = optax.adamw(
+        make(settings.learning_rate),
+        weight_decay=settings.weight_decay,
+        mask=lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params),
+    )
+    parts = [adam]
+    if settings.clip_norm > 0:
+        parts = [optax.clip_by_global_norm(settings.clip_norm), adam]
+    if config.inner.rule == "p_meta":  # step sizes below 0 become exactly 0
+        parts.append(optax.masked(optax.keep_params_nonnegative(), _step_sizes))
+    optimizer = optax.chain(*parts)
+    if settings.skip_not_finite > 0:
+        return optax.apply_if_finite(optimizer, settings.skip_not_finite)
+    return optimizer
+
+
+def _step_sizes(params: Params) -> dict[str, bool]:
+    return {name: name == "inner_rule" for name in params}

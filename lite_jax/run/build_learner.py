@@ -1,0 +1,313 @@
+"""From a configuration to networks, learners and their parameters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from lite_jax import nn
+from lite_jax.data.orbit.protocol import find_protocol
+from lite_jax.errors import UserError, pick
+from lite_jax.learners import (
+    classifier,
+    cnaps,
+    finetuner,
+    imaml,
+    inner_rules,
+    maml,
+    mrml,
+    protonets,
+    simple_cnaps,
+)
+from lite_jax.lite.sampling import SAMPLERS, SCORES
+from lite_jax.pmeta.attention import Attention
+from lite_jax.run.build_backbone import in_dtype, make_backbone
+from lite_jax.run.build_data import Sources, episode_settings, make_spec
+from lite_jax.run.build_gradient import AUTO, make_inner_optimizer
+from lite_jax.types import Learner, Network, Params
+
+_logger = logging.getLogger(__name__)
+
+
+class Learners(NamedTuple):
+    """The learner that is trained and the one that is tested, on equal parameters.
+
+    They are the same but in pretraining, where a classifier of all training classes
+    is trained, and its backbone tested through prototypes.
+    """
+
+    trained: Learner
+    tested: Learner
+
+
+def make_learners(config: ConfigDict, sources: Sources) -> Learners:
+    """Return the learners, with room for the largest way among the episodes."""
+    pick("learner", config.learner, _LEARNERS)
+    tested = make_tested_learner(config, most_ways(config))
+    if config.learner != "classifier":
+        return Learners(tested, tested)
+    classes = len(sources("train").class_names)
+    trained = classifier(_backbone(config), num_classes=classes)
+    trained = trained._replace(frozen=tested.frozen)
+    return Learners(trained, tested._replace(init=trained.init))
+
+
+def make_tested_learner(
+    config: ConfigDict, way: int, backbone: Network | None = None
+) -> Learner:
+    """Return the learner that is tested, with room for `way` classes.
+
+    On another backbone than the config's, if one is given.
+    """
+    make = pick("learner", config.learner, _LEARNERS)
+    frozen = ("backbone",) if config.backbone.frozen else ()
+    return make(config, backbone or _backbone(config), way)._replace(frozen=frozen)
+
+
+def has_fixed_features(config: ConfigDict) -> bool:
+    """Return whether the tested learner's features are its backbone's for every task.
+
+    Then it is the same learner over features in place of images.
+    """
+    fixed = config.learner in ("classifier", "mrml", "protonets")
+    return fixed or (config.learner == "finetuner" and not config.inner.film)
+
+
+def _backbone(config: ConfigDict) -> Network:
+    return _for_clips(config, make_backbone(config.backbone))
+
+
+def _for_clips(config: ConfigDict, network: Network) -> Network:
+    """Return the network, over clips if those are what the data set gives."""
+    return network if clip_length(config) is None else nn.over_clips(network)
+
+
+def clip_length(config: ConfigDict) -> int | None:
+    """Return the frames of an example, or None where examples are images."""
+    if config.data.dataset != "orbit":
+        return None
+    return find_protocol(config.data.orbit_protocol).clip_length
+
+
+def _protonets(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    return protonets(backbone, way=way, scale=config.protonets.scale)
+
+
+def _cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    return cnaps(backbone, way=way, **_cnaps_options(config))
+
+
+def _simple_cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    return simple_cnaps(backbone, way=way, **_cnaps_options(config))
+
+
+def _cnaps_options(config: ConfigDict) -> dict[str, Any]:
+    size = 64
+    return {
+        "embedding": _for_clips(
+            config, in_dtype(config.backbone, nn.set_encoder(size))
+        ),
+        "embedding_size": size,
+        "film_penalty": config.cnaps.film_penalty,
+    }
+
+
+def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    settings = config.inner
+    _check_sampling(config.gradient, "MAML")
+    rule = make_inner_rule(settings)
+    if rule.features is not None and not rule.each:
+        _check_computed_at_once(config)
+    return maml(
+        backbone,
+        way=way,
+        steps=settings.steps,
+        rule=rule,
+        first_order=settings.first_order,
+        learned_head=settings.learned_head,
+        film=settings.film,
+    )
+
+
+def make_inner_rule(inner: ConfigDict) -> inner_rules.InnerRule:
+    """Return what an inner step does.
+
+    Raises:
+        UserError: An unknown `inner.rule`, or a setting of it out of range.
+    """
+    return pick("inner.rule", inner.rule, _RULES)(inner)
+
+
+def make_attention(inner: ConfigDict) -> Attention:
+    """Return the ratios of meta attention.
+
+    Raises:
+        UserError: An unknown `inner.attention`.
+    """
+    ratios = {"forward": inner.attention_forward, "backward": inner.attention_backward}
+    sides = {
+        "none": (),
+        "forward": ("forward",),
+        "backward": ("backward",),
+        "both": ("forward", "backward"),
+    }
+    chosen = pick("inner.attention", inner.attention, sides)
+    return Attention(**{k: x if k in chosen else None for k, x in ratios.items()})
+
+
+def _p_meta(inner: ConfigDict) -> inner_rules.InnerRule:
+    over = {"batch": False, "example": True}
+    each = pick("inner.attention_over", inner.attention_over, over)
+    return inner_rules.p_meta(
+        inner.learning_rate,
+        penalty=inner.penalty,
+        penalty_on=inner.penalty_on,
+        attention=make_attention(inner),
+        each=each,
+        norm_gradient=inner.norm_gradient,
+    )
+
+
+def _check_computed_at_once(config: ConfigDict) -> None:
+    """Raise unless supports are whole, and in one chunk, as attention looks at them."""
+    settings = config.gradient
+    largest = max(make_spec(x).support_size for _, _, x in episode_settings(config))
+    fits = settings.chunk_size != AUTO and settings.chunk_size >= largest
+    if settings.estimator != "plain" and not (settings.estimator == "exact" and fits):
+        raise UserError(
+            "inner.attention_over=batch looks at all of a support at once: set "
+            f"gradient.estimator=plain, or exact with gradient.chunk_size={largest} "
+            "or more, or inner.attention_over=example"
+        )
+
+
+def _check_sampling(gradient: ConfigDict, learner: str) -> None:
+    """Raise where draws go by features, and the learner sums gradients."""
+    if gradient.estimator == "lite" and gradient.sampling in _BY_FEATURES:
+        raise UserError(
+            f"gradient.sampling={gradient.sampling} draws by the features of "
+            f"what is summed, and {learner} sums gradients: choose stratified or "
+            "uniform"
+        )
+
+
+def _finetuner(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    settings = config.inner
+    return finetuner(
+        backbone,
+        way=way,
+        steps=settings.steps,
+        optimizer=make_inner_optimizer(config),
+        film=settings.film,
+    )
+
+
+def _mrml(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    inner, settings = config.inner, config.hypergrad
+    return mrml(
+        backbone,
+        way=way,
+        steps=inner.steps,
+        learning_rate=inner.learning_rate,
+        weight_decay=settings.weight_decay,
+        through=settings.through,
+        solver_steps=settings.steps,
+        damping=settings.damping,
+        learned_head=inner.learned_head,
+    )
+
+
+def _imaml(config: ConfigDict, backbone: Network, way: int) -> Learner:
+    inner, settings = config.inner, config.hypergrad
+    _check_sampling(config.gradient, "iMAML")
+    return imaml(
+        backbone,
+        way=way,
+        steps=inner.steps,
+        optimizer=make_inner_optimizer(config),
+        proximity=settings.proximity,
+        through=settings.through,
+        solver_steps=settings.steps,
+        step_size=inner.learning_rate,
+        damping=settings.damping,
+        learned_head=inner.learned_head,
+    )
+
+
+_LEARNERS: dict[str, Callable[..., Learner]] = {
+    "classifier": _protonets,  # tested through prototypes
+    "cnaps": _cnaps,
+    "finetuner": _finetuner,
+    "imaml": _imaml,
+    "maml": _maml,
+    "mrml": _mrml,
+    "protonets": _protonets,
+    "simple_cnaps": _simple_cnaps,
+}
+_BY_FEATURES = {name for name, rule in SAMPLERS.items() if SCORES in rule.needs}
+_RULES: dict[str, Callable[[ConfigDict], inner_rules.InnerRule]] = {
+    "anil": lambda inner: inner_rules.anil(inner.learning_rate),
+    "boil": lambda inner: inner_rules.boil(inner.learning_rate),
+    "learned_sgd": lambda inner: inner_rules.learned_sgd(inner.learning_rate),
+    "p_meta": _p_meta,
+    "sgd": lambda inner: inner_rules.sgd(inner.learning_rate),
+}
+
+
+def make_baseline(config: ConfigDict) -> Learner:
+    """Return the learner-free baseline: prototypes of raw pixels."""
+    return protonets(_for_clips(config, nn.pixels()), way=most_ways(config))
+
+
+def most_ways(config: ConfigDict) -> int:
+    """Return the largest way among the episodes of a run."""
+    return max(
+        make_spec(settings).way[1] for _, _, settings in episode_settings(config)
+    )
+
+
+def init_params(config: ConfigDict, learner: Learner, sources: Sources) -> Params:
+    """Return the learner's initial parameters, decided by the seed.
+
+    Raises:
+        UserError: Training is asked for, and every parameter is frozen; or frozen
+            statistics, and no weights that they could come with.
+    """
+    if config.backbone.norm == "batch" and not config.backbone.weights:
+        raise UserError(
+            "backbone.norm='batch' means frozen statistics, which come with weights: "
+            "set backbone.weights, or backbone.norm='group' (statistics of each batch "
+            "would make the features of one image depend on the others, and LITE wrong)"
+        )
+    key = jax.random.fold_in(jax.random.key(config.seed), _INIT)
+    params = learner.init(key, _example_spec(sources("train").image_shape))
+    learned = {name: x for name, x in params.items() if name not in learner.frozen}
+    if config.train.steps and not jax.tree.leaves(learned):
+        raise UserError(
+            f"backbone.frozen=True leaves {config.learner} nothing to learn: set "
+            "backbone.frozen=False, or train.steps=0 to test it as it is"
+        )
+    if learner.frozen and not config.backbone.weights:
+        _logger.warning(
+            "the backbone is frozen at its random initialisation: set backbone.weights "
+            "(configs/pretrain.py makes some)"
+        )
+    return params
+
+
+def params_shape(learner: Learner, image_shape: tuple[int, ...]) -> Params:
+    """Return the shapes of the learner's parameters, for images of a shape."""
+    spec = _example_spec(image_shape)
+    return jax.eval_shape(lambda key: learner.init(key, spec), jax.random.key(0))
+
+
+def _example_spec(image_shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(image_shape, jnp.uint8)
+
+
+_INIT = 2**31 - 1  # apart from the steps, which the same key is folded with

@@ -1,0 +1,204 @@
+"""Accuracy over many tasks, of several learners on the same ones."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from lite_jax.data.loader import load_task, run_ahead
+from lite_jax.data.sources import ClassSource
+from lite_jax.errors import UserError
+from lite_jax.learners.episode_loss import episode_loss
+from lite_jax.lite import exact_sum
+from lite_jax.run import (
+    build_data,
+    build_gradient,
+    build_learner,
+    memory_budget,
+    parallel,
+    workdir,
+)
+from lite_jax.run.build_data import Sources
+from lite_jax.run.checkpoint import Slot
+from lite_jax.run.metrics import Interval, interval
+from lite_jax.types import Learner, Params, Task
+
+Scorer = Callable[[Params, Task], jax.Array]
+Results = dict[str, dict[str, Interval]]
+
+
+def make_scorer(learner: Learner, chunk_size: int | None = None) -> jax.stages.Wrapped:
+    """Return the compiled `(params, task) -> accuracy` in [0, 1].
+
+    Adapts on the whole support and predicts the query, both in chunks; compiled
+    once for each padded task size.
+    """
+    loss_fn = episode_loss(learner, query_chunk_size=chunk_size)
+    set_sum = exact_sum(chunk_size)
+
+    @jax.jit
+    def score(params: Params, task: Task) -> jax.Array:
+        # An exact sum draws nothing, but a learner may split its key among its sums.
+        _, aux = loss_fn(params, task, jax.random.key(0), set_sum=set_sum)
+        return aux["accuracy"]
+
+    return score
+
+
+def evaluate(
+    scorers: Mapping[str, tuple[Scorer, Params]], tasks: Iterable[Task]
+) -> dict[str, Interval]:
+    """Return each scorer's mean accuracy and 95 % interval over the same tasks."""
+    values: dict[str, list[float]] = {name: [] for name in scorers}
+    for task in tasks:
+        on_device = jax.device_put(task)
+        for name, (score, params) in scorers.items():
+            values[name].append(float(score(params, on_device)))
+    return {name: interval(found) for name, found in values.items()}
+
+
+def split_tasks(
+    config: ConfigDict,
+    settings: ConfigDict,
+    source: ClassSource,
+    stream: str,
+    count: int,
+) -> Iterable[Task]:
+    """Yield the first `count` tasks of a stream, loaded in the background."""
+    spec = build_data.make_spec(settings)
+
+    def load(index: int) -> Task:
+        return load_task(source, spec, config.seed, stream, index)
+
+    return run_ahead(load, range(count), depth=config.data.prefetch)
+
+
+def run_tests(
+    config: ConfigDict, learner: Learner, params: Params, sources: Sources
+) -> Results:
+    """Return, for each kind of test episode, the learner's and raw pixels' accuracy."""
+    if config.gradient.chunk_size == build_gradient.AUTO:
+        firsts = [
+            load_task(
+                sources("test"), build_data.make_spec(x), config.seed, f"test.{name}", 0
+            )
+            for name, x in config.test.episodes.items()
+        ]
+        config = with_fitting_chunk(config, learner, params, firsts)
+    chunk = build_gradient.checked_chunk_size(config)
+    no_params: Params = {"backbone": {}}
+    scorers = {
+        config.learner: (make_scorer(learner, chunk), params),
+        "raw pixels": (
+            make_scorer(build_learner.make_baseline(config), chunk),
+            no_params,
+        ),
+    }
+    results: Results = {}
+    for name, settings in config.test.episodes.items():
+        tasks = split_tasks(
+            config, settings, sources("test"), f"test.{name}", config.test.tasks
+        )
+        bar = tqdm(
+            tasks,
+            f"testing {name}",
+            config.test.tasks,
+            unit="task",
+            leave=False,
+            disable=not parallel.is_main(),
+        )
+        results[name] = evaluate(scorers, bar)
+    return results
+
+
+def evaluate_checkpoint(config: ConfigDict, folder: Path) -> Results:
+    """Test the best parameters of a workdir; the test settings may be new ones.
+
+    Raises:
+        UserError: No checkpoint there, or one of another learner or backbone.
+    """
+    learner, params, sources = restore_best(config, folder)
+    build_data.check_episodes(config, sources, splits=("test",))
+    with memory_budget.out_of_memory_explained(config):
+        return run_tests(config, learner, params, sources)
+
+
+def restore_best(config: ConfigDict, folder: Path) -> tuple[Learner, Params, Sources]:
+    """Return the tested learner, its best parameters in a workdir, and the sources.
+
+    Raises:
+        UserError: No checkpoint there, or one of another learner or backbone.
+    """
+    check_trained(config, folder)
+    sources = build_data.make_sources(config)
+    # The checkpoint holds all parameters, so the weights it began with may be gone.
+    config = config.copy_and_resolve_references()
+    config.backbone.weights = ""
+    learner = build_learner.make_learners(config, sources).tested
+    with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
+        params = best.restore(
+            build_learner.params_shape(learner, sources("test").image_shape)
+        )
+    return learner, params, sources
+
+
+def check_trained(config: ConfigDict, folder: Path) -> None:
+    """Raise unless a workdir holds a checkpoint of the config's learner."""
+    saved = workdir.read_config(folder)
+    if saved is None or not list((folder / "checkpoints/best").glob("[0-9]*")):
+        raise UserError(
+            f"workdir={folder} holds no checkpoint to evaluate: train first"
+        )
+    workdir.check_same(folder, saved, config, ["learner", "backbone", "cnaps"])
+
+
+def with_fitting_chunk(
+    config: ConfigDict, learner: Learner, params: Params, tasks: Iterable[Task]
+) -> ConfigDict:
+    """Return the config with the largest chunk with which all the tasks fit.
+
+    Args:
+        config: With `gradient.memory_budget_gb`.
+        learner: What is tested.
+        params: Its parameters.
+        tasks: One of each padded size; shapes and dtypes will do.
+    """
+
+    def build(task: Task, chunk_size: int) -> jax.stages.Compiled:
+        return make_scorer(learner, chunk_size).lower(params, task).compile()
+
+    found = []
+    for task in tasks:
+        most = max(len(x.labels) for x in task)
+        limit = config.gradient.memory_budget_gb
+        fit = memory_budget.largest_chunk(functools.partial(build, task), most, limit)
+        found.append(fit.chunk_size)
+    return build_gradient.with_chunk_size(config, min(found))
+
+
+def format_results(config: ConfigDict, results: Results) -> str:
+    """Return the table of test results that a run ends with."""
+    names = list(next(iter(results.values())))
+    rows = []
+    for kind, found in results.items():
+        spec = build_data.make_spec(config.test.episodes[kind])
+        cells = [found[name].percent() for name in names]
+        rows.append([spec.describe(), *cells, str(found[names[0]].num_tasks)])
+    return format_table(["test episodes", *names, "tasks"], rows)
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return lines of aligned columns under a ruled header."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip()
+
+    rule = "  ".join("-" * w for w in widths)
+    return "\n".join([line(header), rule, *map(line, rows)])

@@ -1,0 +1,74 @@
+"""From a trained run of p-Meta to an artefact that adapts on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from lite_jax.errors import UserError
+from lite_jax.pmeta.export import export_plan
+from lite_jax.pmeta.memory_model import MB, count_macs, count_memory
+from lite_jax.pmeta.plan import Plan, learned_plan
+from lite_jax.run import build_backbone, build_learner
+from lite_jax.run.evaluate import format_table, restore_best
+from lite_jax.types import Params
+
+
+def export_run(config: ConfigDict, folder: Path) -> str:
+    """Write `plan.zip` of a run's best parameters, and return a table of its costs.
+
+    `lite_jax.pmeta.device` reads the file.
+
+    Raises:
+        UserError: A run whose rule learns no plan, no checkpoint, or step sizes that
+            are all 0.
+    """
+    if config.learner != "maml" or config.inner.rule != "p_meta":
+        raise UserError(
+            f"--mode=export: learner={config.learner} with inner.rule="
+            f"{config.inner.rule} learns no plan: export a run of configs/pmeta.py"
+        )
+    _, params, sources = restore_best(config, folder)
+    plan = plan_of(config, params, sources("test").image_shape)
+    path = folder / "plan.zip"
+    sizes = export_plan(path, plan, params)
+    parts = ", ".join(f"{name} {size / 1000:.1f} kB" for name, size in sizes.items())
+    return f"{format_plan(plan)}\n{path}: {path.stat().st_size / 1000:.1f} kB ({parts})"
+
+
+def plan_of(config: ConfigDict, params: Params, image_shape: tuple[int, ...]) -> Plan:
+    """Return the plan that a run's parameters hold, for images of a shape.
+
+    Raises:
+        UserError: All step sizes are 0.
+    """
+    backbone = build_backbone.make_backbone(config.backbone)
+    assert backbone.describe is not None  # or the learner would have been refused
+    return learned_plan(
+        backbone.describe(image_shape, build_learner.most_ways(config)),
+        params,
+        attention=build_learner.make_attention(config.inner),
+        norm_gradient=config.inner.norm_gradient,
+    )
+
+
+def format_plan(plan: Plan) -> str:
+    """Return the steps of a plan, and the memory and operations of each, as a table.
+
+    Memory is the paper's model of one image, beside that of training every layer.
+    """
+    network, kept = plan.architecture, plan.kept()
+    everything = [layer.path for layer in network.layers]
+    rows = []
+    for name, trained, shares in (
+        *((f"step {k + 1}", list(x), kept) for k, x in enumerate(plan.steps)),
+        ("all layers", everything, {}),
+    ):
+        memory = count_memory(network, trained, kept=shares)
+        macs = count_macs(network, trained, kept=shares)
+        rows.append([
+            name, f"{len(trained)} of {len(everything)}",
+            f"{memory.num_bytes / MB:.2f}", f"{macs.total / 1e6:.1f}",
+        ])  # fmt: skip
+    return format_table(["", "layers", "MB", "million MACs an image"], rows)

@@ -1,0 +1,239 @@
+"""Every setting of a run, with its default; no other place holds one.
+
+A file in `configs/` starts from `base_config()` and changes a few lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+from lite_jax.errors import unknown_name
+from lite_jax.run.settings import base_config, episode, orbit_episode, variable_episode
+
+
+def digits(config: ConfigDict) -> None:
+    """Keep scikit-learn's digits, which need no download: train on the even ones."""
+    config.data.dataset = "digits"
+
+
+def synthetic(config: ConfigDict) -> None:
+    """Use procedural images; no data needed."""
+    config.data.dataset = "synthetic"
+    config.data.image_size = 28
+
+
+def omniglot(config: ConfigDict) -> None:
+    """Use Omniglot's small sets, distorted a little in training; 60-way 1-shot."""
+    config.data.dataset = "omniglot"
+    config.data.image_size = 28
+    config.data.augment = "affine"
+    config.backbone.mean, config.backbone.std = 0.0, 1.0
+    config.gradient.chunk_size = 20
+    config.train.episode = episode(way=(60, 60), shot=(1, 1), query=3)
+    config.valid.episode = episode(way=(20, 20), shot=(1, 1), query=5)
+    config.test.episodes.w20s1 = episode(way=(20, 20), shot=(1, 1), query=5)
+
+
+def folder(config: ConfigDict) -> None:
+    """Use folders of photographs at 84 pixels; 10-way 5-shot."""
+    config.data.dataset = "folder"
+    config.data.image_size = 84
+    config.data.rotations = False
+    config.gradient.chunk_size = 20
+    config.train.steps = 400
+    config.train.episode = episode(way=(10, 10), shot=(5, 5), query=5)
+
+
+def resnet18(config: ConfigDict) -> None:
+    """Use ResNet-18 with GroupNorm, which can be trained without a download."""
+    config.backbone.name = "resnet18"
+    config.backbone.norm_groups = 32
+
+
+def paper(config: ConfigDict) -> None:
+    """Use the recipe of the LITE paper on folders of 224-pixel photographs.
+
+    Adam at 1e-3, 10,000 tasks, 16 a step, 5 to 50 ways, at most 500 support images and
+    10 query images a class, H = 40, chunks of 40, EfficientNet-B0.
+    """
+    folder(config)
+    config.data.image_size = 224
+    config.data.cache_gb = 8.0
+    config.backbone.name = "efficientnet_b0"
+    config.backbone.norm = "batch"
+    config.gradient.num_backprop = 40
+    config.gradient.chunk_size = 40
+    config.optimizer.schedule = "constant"
+    config.train.tasks_per_step = 16
+    config.train.steps = 10_000 // 16
+    config.train.episode = episode(
+        way=(5, 50), shot=(1, 100), query=10, max_support=500
+    )
+
+
+def meta_dataset(config: ConfigDict) -> None:
+    """Use the recipe of the LITE paper on Meta-Dataset, as its code draws it."""
+    paper(config)
+    config.data.dataset = "meta_dataset"
+    config.data.protocol = "lite"
+    config.train.episode = variable_episode()
+    config.valid.episode = variable_episode()
+    config.valid.tasks = 200
+    config.test.episodes = ConfigDict({"md": variable_episode()})
+    config.benchmark.name = "meta_dataset"
+
+
+def vtab_md(config: ConfigDict) -> None:
+    """Train on Meta-Dataset; `--mode=eval` tests on its sources and VTAB's 18 tasks."""
+    meta_dataset(config)
+    config.benchmark.name = "vtab_md"
+
+
+def orbit(config: ConfigDict) -> None:
+    """Use ORBIT's videos of the users' own objects; H counts clips."""
+    paper(config)
+    config.data.dataset = "orbit"
+    config.gradient.num_backprop = 16
+    config.optimizer.learning_rate = 1e-4
+    config.train.steps = 10 * 44 * 50 // 16  # 10 epochs of 50 tasks of each user
+    config.train.episode = orbit_episode()
+    config.valid.episode = orbit_episode()
+    config.test.episodes = ConfigDict({"users": orbit_episode()})
+    config.benchmark.name = "orbit"
+
+
+def reweighting(config: ConfigDict) -> None:
+    """Learn weights of training examples by SAMA: rounds of 2 steps of Adam."""
+    config.reweight.weighting = "meta_weight_net"
+    config.reweight.meta_size = 50
+    config.data.rotations = False
+    config.hypergrad.through = "sama"
+    config.inner.optimizer, config.inner.learning_rate = "adam", 1e-3
+    config.inner.steps = 2
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "constant"
+    config.train.steps = 1000
+    config.train.batch_size = 100
+
+
+def per_example_weights(config: ConfigDict) -> None:
+    """Learn a weight for each example, in larger steps."""
+    config.reweight.weighting = "per_example"
+    config.optimizer.learning_rate = 3e-2
+
+
+def text(config: ConfigDict) -> None:
+    """Use generated texts, and a transformer small enough for a CPU."""
+    config.data.dataset = "text"
+    config.train.steps = 200  # ten times through the training texts
+    config.reweight.train_size, config.reweight.meta_size = 4000, 100
+    config.reweight.network = "transformer"
+    config.reweight.width, config.reweight.depth = 32, 2
+
+
+def tsv(config: ConfigDict) -> None:
+    """Use texts of TSV files, labels as they are, and the same transformer."""
+    text(config)
+    config.data.dataset = "tsv"
+    config.reweight.noise = 0.0
+    config.reweight.vocabulary, config.reweight.length = 10_000, 64
+
+
+def bert_base(config: ConfigDict) -> None:
+    """Take a transformer of BERT-base's size, 110 million parameters, for a GPU."""
+    config.reweight.width, config.reweight.depth, config.reweight.heads = 768, 12, 12
+    config.reweight.vocabulary, config.reweight.length = 30_000, 128
+    config.train.batch_size, config.reweight.meta_batch_size = 32, 32
+    config.inner.learning_rate = 1e-4
+
+
+def omniglot_features(config: ConfigDict) -> None:
+    """Use features of Omniglot's 106 test characters, two clean ones of each."""
+    config.data.dataset = "omniglot"
+    config.data.image_size = 28
+    config.backbone.mean, config.backbone.std = 0.0, 1.0
+    config.reweight.meta_size = 212
+    _slow_weight_net(config)
+
+
+def folder_features(config: ConfigDict) -> None:
+    """Use features of photographs, of the backbone that `configs/pretrain.py` makes."""
+    config.data.dataset = "folder"
+    config.data.image_size = 84
+    resnet18(config)
+    config.reweight.train_size, config.reweight.meta_size = 300, 60
+    _slow_weight_net(config)
+
+
+def _slow_weight_net(config: ConfigDict) -> None:
+    """Slow Meta-Weight-Net down: at 1e-3 it ends by trusting what fits badly."""
+    if config.reweight.weighting == "meta_weight_net":
+        config.optimizer.learning_rate = 3e-4
+
+
+def shrink(config: ConfigDict) -> None:
+    """Shrink whatever was chosen to seconds: the `smoke` variant of every config."""
+    config.train.steps = min(config.train.steps, 4)
+    config.train.valid_every = 2
+    config.train.tasks_per_step = min(config.train.tasks_per_step, 2)
+    config.valid.tasks = 4
+    config.test.tasks = 10
+    config.benchmark.episodes = 4
+    config.benchmark.most_test_images = 100
+    config.benchmark.tasks_per_user = 1
+    config.reweight.train_size = min(config.reweight.train_size, 200)
+    config.reweight.meta_size = min(config.reweight.meta_size, 50)
+    config.reweight.seeds = 1
+    config.rl.episodes = min(config.rl.episodes, 4)
+    config.rl.horizon = min(config.rl.horizon, 20)
+
+
+def folder_resnet18(config: ConfigDict) -> None:
+    """Use photographs, and the backbone that `configs/pretrain.py:folder` trains."""
+    folder(config)
+    resnet18(config)
+
+
+Change = Callable[[ConfigDict], None]
+VARIANTS: dict[str, Change] = {  # what the config files have in common
+    "digits": digits,
+    "omniglot": omniglot,
+    "folder": folder,
+    "synthetic": synthetic,
+    "smoke": shrink,
+}
+
+
+RECIPES: dict[str, Change] = {  # of the LITE paper, for one GPU
+    "paper": paper,
+    "meta_dataset": meta_dataset,
+    "vtab_md": vtab_md,
+    "orbit": orbit,
+}
+
+
+def choose(
+    arguments: str, variants: Mapping[str, Change], start: Change = digits
+) -> ConfigDict:
+    """Return the base configuration after the named variants, in the order given.
+
+    The run is named after the configuration and its variants.
+
+    Args:
+        arguments: What follows the colon of `--config=FILE:a,b`; may be empty.
+        variants: Name → function that changes the configuration in place.
+        start: What is changed before any variant.
+
+    Raises:
+        UserError: An unknown variant.
+    """
+    config = base_config()
+    start(config)
+    for name in filter(None, (x.strip() for x in arguments.split(","))):
+        if name not in variants:
+            raise unknown_name("config argument", name, variants)
+        variants[name](config)
+        config.name += f"_{name}"
+    return config.lock()

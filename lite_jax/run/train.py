@@ -1,0 +1,320 @@
+"""Meta-training: one function from a configuration to a finished workdir."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Container
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from lite_jax.errors import UserError
+from lite_jax.nn import save_weights
+from lite_jax.run import (
+    build_data,
+    build_gradient,
+    build_learner,
+    memory_budget,
+    parallel,
+)
+from lite_jax.run import settings as factory
+from lite_jax.run import workdir as workdirs
+from lite_jax.run.build_data import Sources
+from lite_jax.run.checkpoint import Slot
+from lite_jax.run.evaluate import Results, evaluate, make_scorer, run_tests, split_tasks
+from lite_jax.run.feed import Feed
+from lite_jax.run.metrics import MetricsWriter
+from lite_jax.run.preemption import Preempted, noticed
+from lite_jax.run.progress import Reporter
+from lite_jax.types import GradFn, Key, Learner, Params, Task
+
+_logger = logging.getLogger(__name__)
+
+
+class TrainState(NamedTuple):
+    """All that the next step depends on, besides the seed.
+
+    Attributes:
+        step: int32 scalar, updates taken so far.
+        params: Meta-parameters.
+        opt_state: The optimiser's.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
+    """Train, or go on training, in `workdir`; then test the best parameters.
+
+    Leaves `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/{last,best}` and
+    `backbone.safetensors`, the best parameters' backbone, in the workdir. A run that
+    was stopped goes on from its last checkpoint and ends as if it had not been: step t
+    depends on the seed, t and the parameters alone.
+
+    Returns:
+        `{kind of test episode: {learner or "raw pixels": Interval}}`.
+
+    Raises:
+        UserError: Settings or data that cannot serve the run, a workdir of another
+            run, or a loss that is not finite. Settings and data are checked before
+            anything is written.
+        Preempted: SIGTERM came during training, and the step it came in is saved.
+    """
+    _check_settings(config)
+    workdirs.check_hosts_agree(parallel.gather(json.loads(config.to_json())))
+    mesh = parallel.make_mesh(config.devices.tasks, config.devices.examples)
+    optimizer = build_gradient.make_optimizer(config)
+    sources = build_data.make_sources(config)
+    learner, tested = build_learner.make_learners(config, sources)
+    train_step = make_train_step(
+        build_gradient.make_grad_fn(config, learner), optimizer, mesh
+    )
+    build_data.check_episodes(config, sources)  # reads images, so it comes last
+    params = build_learner.init_params(config, learner, sources)
+    state = init_state(optimizer, params, learner.frozen)
+    feed = Feed(config, sources("train"), mesh)
+
+    with contextlib.ExitStack() as stack:
+        asked = config
+        stack.enter_context(memory_budget.out_of_memory_explained(asked))
+        if config.gradient.chunk_size == build_gradient.AUTO and config.train.steps:
+            config, train_step = _fitted(config, learner, mesh, state, feed.step(1))
+        if not parallel.is_main():  # what it writes is of no use to anyone
+            workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(workdirs.occupied(workdir, asked))
+        _announce(config, sources, params, learner.frozen)
+        slots = {
+            name: stack.enter_context(closing(Slot(workdir / "checkpoints" / name)))
+            for name in ("last", "best")
+        }
+        saved: dict[str, Any] = {"state": state, "best": np.array(-1, np.float32)}
+        if slots["last"].step() is not None:
+            saved = slots["last"].restore(saved)
+            _logger.info("resumed after step %d", saved["state"].step)
+        saved = parallel.from_main(saved)
+        last_step = int(saved["state"].step)
+        writer = stack.enter_context(closing(MetricsWriter(workdir, last_step)))
+        validate = _make_validation(config, tested, sources)
+        _train(config, mesh, feed, train_step, validate, saved, slots, writer)
+        if parallel.is_main():
+            params = slots["best"].restore(params)
+        params = parallel.from_main(params)
+        save_weights(workdir / "backbone.safetensors", params["backbone"])
+        results = run_tests(config, tested, params, sources)
+        for kind, found in results.items():
+            for name, result in found.items():
+                row = {"episodes": kind, "learner": name, **result._asdict()}
+                writer.write("test", config.train.steps, row)
+    return results
+
+
+def _fitted(
+    config: ConfigDict,
+    learner: Learner,
+    mesh: Mesh | None,
+    state: TrainState,
+    tasks: Task,
+) -> tuple[ConfigDict, Any]:
+    """Return the config with the largest chunk that fits, and the step's program."""
+    inputs = (
+        parallel.replicate(mesh, state),
+        tasks,
+        parallel.replicated_key(mesh, config.seed),
+    )
+
+    def build(chunk_size: int) -> Any:
+        grad_fn = build_gradient.make_grad_fn(
+            build_gradient.with_chunk_size(config, chunk_size), learner
+        )
+        optimizer = build_gradient.make_optimizer(config)
+        return make_train_step(grad_fn, optimizer, mesh).lower(*inputs).compile()
+
+    settings = config.gradient
+    fit = memory_budget.largest_chunk(
+        build, build_gradient.largest_set(config), settings.memory_budget_gb
+    )
+    _logger.info(
+        "chunk_size=auto: chunks of %d images, a step of which needs %.3g GB a device",
+        fit.chunk_size, fit.num_bytes / memory_budget.GB,
+    )  # fmt: skip
+    return build_gradient.with_chunk_size(config, fit.chunk_size), fit.program
+
+
+def init_state(
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    frozen: Container[str] = (),
+) -> TrainState:
+    """Return the state before the first step; the optimiser ignores `frozen`."""
+    learned = {name: x for name, x in params.items() if name not in frozen}
+    return TrainState(jnp.int32(0), params, optimizer.init(learned))
+
+
+def make_train_step(
+    grad_fn: GradFn,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None = None,
+) -> jax.stages.Wrapped:
+    """Return the compiled `(state, tasks, seed_key) -> (state, metrics)`.
+
+    `tasks` are stacked along a leading axis; their gradients are averaged one task at
+    a time (on each device of a mesh), so memory is that of one task. The key of a step
+    is derived from the seed's key and the step, and that of a task from the step's.
+    Parameters that the gradient does not name stay as they are. `state` is donated.
+    """
+    mean_over_tasks = parallel.mean_over_tasks(grad_fn, mesh)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, tasks: Task, seed_key: Key):
+        key = jax.random.fold_in(seed_key, state.step)
+        (loss, aux), grads = mean_over_tasks(state.params, tasks, key)
+        learned = {name: state.params[name] for name in grads}
+        updates, opt_state = optimizer.update(grads, state.opt_state, learned)
+        params = state.params | optax.apply_updates(learned, updates)
+        norms = {f"grad_norm/{k}": optax.tree.norm(x) for k, x in grads.items()}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **norms, **aux}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def _train(
+    config: ConfigDict,
+    mesh: Mesh | None,
+    feed: Feed,
+    train_step: Callable[..., Any],
+    validate: Callable[[Params], float | None],
+    saved: dict[str, Any],
+    slots: dict[str, Slot],
+    writer: MetricsWriter,
+) -> None:
+    """Take the steps that are left; validate and save on the way and at the end."""
+    best = float(saved["best"])
+    state = parallel.replicate(mesh, saved["state"])
+    if not config.train.steps:
+        slots["best"].save(0, state.params)
+        return
+    steps = range(int(state.step) + 1, config.train.steps + 1)
+    seed_key = parallel.replicated_key(mesh, config.seed)
+    batches = feed.ahead(steps)
+    total, width = config.train.steps, config.train.tasks_per_step
+    with (
+        closing(batches),
+        noticed() as told,
+        tqdm(
+            total=total * width,
+            initial=(steps.start - 1) * width,
+            unit="task",
+            disable=not parallel.is_main(),
+        ) as bar,
+    ):
+        report = Reporter(writer, bar, width, config.optimizer.skip_not_finite)
+        for step in steps:
+            with report.waiting_for_data():
+                tasks = next(batches)
+            state, metrics = train_step(state, tasks, seed_key)
+            report.later(step, metrics)
+            due = step % config.train.valid_every == 0 or step == total
+            stop = _all_stop(told, due)
+            if not due and not stop:
+                continue
+            report.now()
+            here = parallel.on_this_host(mesh, state)
+            if due:
+                accuracy = validate(here.params)
+                if accuracy is not None:
+                    writer.write("valid", step, {"accuracy": accuracy})
+                    report.note(valid=f"{accuracy:.3f}")
+                if accuracy is None or accuracy > best:
+                    best = best if accuracy is None else accuracy
+                    slots["best"].save(step, here.params)
+            slots["last"].save(
+                step, {"state": here, "best": np.array(best, np.float32)}
+            )
+            if stop and step < total:
+                raise Preempted(f"stopped after step {step} of {total}, which is saved")
+        report.log_total()
+
+
+def _all_stop(told: Callable[[], bool], due: bool) -> bool:
+    """Return whether to stop here; several processes agree where they save anyway."""
+    if jax.process_count() == 1:
+        return told()
+    return due and any(parallel.gather(told()))
+
+
+def _make_validation(
+    config: ConfigDict, learner: Learner, sources: Sources
+) -> Callable[[Params], float | None]:
+    """Return `params -> mean accuracy` on the validation tasks, or None without."""
+    if not config.valid.tasks:
+        return lambda params: None
+    score = make_scorer(learner, build_gradient.checked_chunk_size(config))
+    source, settings = sources("valid"), config.valid.episode
+
+    def validate(params: Params) -> float:
+        tasks = split_tasks(config, settings, source, "valid", config.valid.tasks)
+        mean = evaluate({"": (score, params)}, tasks)[""].mean
+        return float(np.float32(mean))  # as a checkpoint keeps the best one
+
+    return validate
+
+
+def _check_settings(config: ConfigDict) -> None:
+    ones = "data.prefetch", "train.tasks_per_step", "train.valid_every", "test.tasks"
+    factory.check_at_least(config, 1, *ones)
+    zeros = "data.workers", "train.steps", "valid.tasks", "optimizer.skip_not_finite"
+    factory.check_at_least(config, 0, *zeros)
+    width, devices = config.train.tasks_per_step, config.devices.tasks
+    if devices > 0 and width % devices:
+        raise UserError(
+            f"devices.tasks={devices} does not divide train.tasks_per_step={width}: "
+            "every device computes equally many tasks, so change one of them"
+        )
+
+
+def _announce(
+    config: ConfigDict, sources: Sources, params: Params, frozen: Container[str]
+) -> None:
+    """Say what is about to run, on what."""
+    spec = build_data.make_spec(config.train.episode)
+    sizes = {n: sum(x.size for x in jax.tree.leaves(p)) for n, p in params.items()}
+    idle = sum(size for name, size in sizes.items() if name in frozen)
+    settings = config.gradient
+    drawn = (
+        ""
+        if settings.estimator in ("exact", "plain")
+        else f", H = {settings.num_backprop}"
+    )
+    shape = " × ".join(map(str, sources("train").image_shape))
+    _logger.info("%s on %s", config.name, jax.devices()[0])
+    _logger.info(
+        "data: %s, %d training classes, images %s",
+        config.data.dataset, len(sources("train").class_names), shape,
+    )  # fmt: skip
+    if config.learner == "classifier":
+        _logger.info("batches of %d images", config.train.batch_size)
+    else:
+        _logger.info(
+            "episodes: %s, N ≤ %d support, M ≤ %d query; gradient: %s%s, chunks of %d",
+            spec.describe(), spec.support_size, spec.query_size,
+            settings.estimator, drawn, build_gradient.checked_chunk_size(config),
+        )  # fmt: skip
+    _logger.info(
+        "%s on %s: %s parameters, %s of them frozen",
+        config.learner, config.backbone.name, f"{sum(sizes.values()):,}", f"{idle:,}",
+    )  # fmt: skip

@@ -1,0 +1,167 @@
+"""A run's folder: whose it is, told by the `config.json` inside."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+from ml_collections import ConfigDict
+
+from lite_jax.errors import MALFORMED, UserError
+from lite_jax.files import write_atomically
+from lite_jax.run.settings import base_config
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@contextlib.contextmanager
+def occupied(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Claim the folder, and keep other runs out of it for the time inside.
+
+    The lock is the operating system's, so it goes with the process, however that ends.
+
+    Raises:
+        UserError: The folder belongs to another configuration, another run is at work
+            in it, or it cannot be written, also if that turns out inside.
+    """
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    claim(workdir, config)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(
+            f"workdir={workdir}: another run is at work in it: wait for its end, or "
+            "choose another --workdir"
+        ) from error
+    except OSError as error:
+        raise UserError(f"workdir={workdir} cannot be written: {error}") from error
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(
+            f"workdir={workdir} cannot be written: {error}. Its checkpoints are whole: "
+            "make room, and the same command goes on from the last one"
+        ) from error
+    finally:
+        lock.release()
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Make the folder the run's own, or check that it already is.
+
+    Raises:
+        UserError: The folder belongs to another configuration, or cannot be written.
+    """
+    saved = read_config(workdir)
+    if saved is None:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_atomically(workdir / "config.json", _as_text(config))
+        except OSError as error:
+            raise UserError(f"workdir={workdir} cannot be written: {error}") from error
+    else:
+        check_same(workdir, saved, config, list(saved))
+
+
+def read_config(workdir: Path) -> dict[str, Any] | None:
+    """Return the configuration that a folder belongs to, or None."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except MALFORMED as error:
+        raise UserError(
+            f"{path} is not JSON ({error}): choose another workdir"
+        ) from error
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """Return the configuration that a folder belongs to, as a run would have it.
+
+    Settings that it was saved without, by an older version, have their defaults.
+
+    Raises:
+        UserError: No run's folder.
+    """
+    saved = read_config(workdir)
+    if not isinstance(saved, dict):
+        raise UserError(
+            f"run={workdir} holds no config.json: give the workdir of a run, which "
+            "python -m lite_jax.main --config=… leaves"
+        )
+    config = base_config()
+    for section, name in (
+        (config.train, "episode"),
+        (config.valid, "episode"),
+        (config.test, "episodes"),
+    ):
+        section[name] = ConfigDict()  # kinds of episodes have settings of their own
+    try:
+        with config.unlocked():
+            config.update(saved)
+    except MALFORMED as error:
+        raise UserError(
+            f"{workdir}/config.json is no configuration of a run ({error}): copy the "
+            "run again"
+        ) from error
+    return config
+
+
+def check_same(
+    workdir: Path, saved: dict[str, Any], config: ConfigDict, sections: list[str]
+) -> None:
+    """Raise, naming every difference, unless the sections of both are equal."""
+    wanted = json.loads(_as_text(config))
+    old, new = ({k: x.get(k) for k in sections} for x in (saved, wanted))
+    changed = _differences(old, new, "there", "here")
+    if changed:
+        raise UserError(
+            f"workdir={workdir} belongs to another config: {'; '.join(changed)}. "
+            "Choose another --workdir, or restore those settings"
+        )
+
+
+def check_hosts_agree(configs: Sequence[dict[str, Any]]) -> None:
+    """Raise, naming every difference, unless all hosts have the same configuration."""
+    for index, config in enumerate(configs):
+        changed = _differences(configs[0], config, "on host 0", f"on host {index}")
+        if changed:
+            raise UserError(
+                f"the hosts of this run have different configs: {'; '.join(changed)}. "
+                "Start all of them with the same settings"
+            )
+
+
+def _as_text(config: ConfigDict) -> str:
+    return json.dumps(json.loads(config.to_json()), indent=2) + "\n"
+
+
+def _differences(
+    first: dict[str, Any], second: dict[str, Any], where: str, other: str
+) -> list[str]:
+    """Return a phrase for each setting that differs."""
+    old, new = _flatten(first), _flatten(second)
+    return [
+        f"{key} is {json.dumps(old.get(key))} {where} and "
+        f"{json.dumps(new.get(key))} {other}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return `{"a.b": value}` for `{"a": {"b": value}}`."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else key)
+    return flat
