@@ -28,7 +28,7 @@ from experiments.macs import count_macs
 from experiments.rows import emit, parser
 from lite_jax import Examples, exact_sum
 from lite_jax.run import build_data, build_learner, recipes
-from lite_jax.run import settings as defaults
+from lite_jax.run.settings import base_config
 from lite_jax.run.train import train_and_evaluate
 
 LEARNERS = ("prototypes", "protonets", "simple_cnaps", "finetuner")
@@ -37,7 +37,7 @@ NUM_SUPPORT = 25
 
 def make_config(arguments: argparse.Namespace, learner: str) -> ConfigDict:
     """Return the configuration of one run."""
-    config = defaults.base_config()
+    config = base_config()
     if arguments.root:
         recipes.folder(config)
         recipes.resnet18(config)

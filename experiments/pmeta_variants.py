@@ -102,7 +102,7 @@ def passed_on(rule: InnerRule, attention: Attention) -> InnerRule:
 
     return rule._replace(
         features=features,
-        init_attention=lambda key, network: init_attention(key, network, attention),
+        init_features=lambda key, network: init_attention(key, network, attention),
     )
 
 

@@ -99,6 +99,8 @@ class Learner(NamedTuple):
         frozen: Names in `params` that are not learned: `episode_grad` does not
             differentiate them, so they cost no gradient memory.
         penalty: `(params, task) -> scalar`, added to the loss of a task; None for none.
+        constraint: An `optax.GradientTransformation`, the last part of an optimiser of
+            the parameters, which keeps them where they have to be; None for none.
     """
 
     init: Callable[[Key, Any], Params]
@@ -107,6 +109,7 @@ class Learner(NamedTuple):
     predict: Callable[[Params, PyTree, Any], Any]
     frozen: tuple[str, ...] = ()
     penalty: Callable[[Params, Task], Any] | None = None
+    constraint: Any = None
 
 
 GradFn = Callable[[Params, Task, Key], tuple[tuple[Any, Any], Params]]

@@ -27,7 +27,6 @@ FLOORS = (  # rooms import from floors below theirs
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 EXCEPTIONS = {  # (file, room above it): why
     ("data/__main__.py", "cli"): "`python -m lite_jax.data` is a public command",
-    ("learners/inner_rules.py", "pmeta"): "p-Meta is one of the inner rules",
 }
 MOST_EXCEPTIONS = 5
 FIXTURES = ("tests.toys", "tests.bilevel")  # problems that experiments share

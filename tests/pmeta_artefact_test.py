@@ -15,11 +15,11 @@ from learners import filled, first_blocks
 from runs import load_config
 
 from lite_jax import UserError, maml, nn
-from lite_jax.learners import inner_rules
 from lite_jax.pmeta import device
 from lite_jax.pmeta.attention import NO_ATTENTION, Attention
 from lite_jax.pmeta.export import export_plan
 from lite_jax.pmeta.plan import Plan, batch_logits, learned_plan, make_adapt
+from lite_jax.pmeta.rule import p_meta
 from lite_jax.run.export import export_run
 from lite_jax.run.train import train_and_evaluate
 
@@ -30,7 +30,7 @@ LOOKS = Attention(0.3, 0.0)
 
 
 def trained():
-    rule = inner_rules.p_meta(0.1, attention=LOOKS)
+    rule = p_meta(0.1, attention=LOOKS)
     learner = maml(NETWORK, way=5, steps=3, rule=rule, learned_head=True)
     image = jax.ShapeDtypeStruct((16, 16, 3), "uint8")
     params = filled(
@@ -65,7 +65,7 @@ def expected(exported):
 
     @jax.jit
     def predict(inner, queries):
-        modules = params["attention"]
+        modules = params["inner_features"]
         return batch_logits(ARCHITECTURE, choice, {}, inner, modules, queries)
 
     def logits(support, queries):

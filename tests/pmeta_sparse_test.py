@@ -12,7 +12,6 @@ from described import NETWORKS
 from learners import filled, first_blocks, flat, relative_error
 
 from lite_jax import Examples, UserError, exact_sum, maml, nn
-from lite_jax.learners import inner_rules
 from lite_jax.nn.description import layer_at
 from lite_jax.pmeta.attention import NO_ATTENTION, Attention, init_attention
 from lite_jax.pmeta.layers import NORM_GRADIENTS, compute_layer, features_of
@@ -28,6 +27,7 @@ from lite_jax.pmeta.plan import (
     make_adapt,
     make_step,
 )
+from lite_jax.pmeta.rule import p_meta
 from lite_jax.pmeta.sparse import Choice, sparse_features
 from lite_jax.run import memory_budget
 
@@ -313,7 +313,7 @@ ARCHITECTURE = NETWORK.describe((16, 16, 3), 5)
 
 
 def trained_learner(attention=NO_ATTENTION, **options):
-    rule = inner_rules.p_meta(0.1, attention=attention, each=True, **options)
+    rule = p_meta(0.1, attention=attention, each=True, **options)
     learner = maml(NETWORK, way=5, steps=3, rule=rule, learned_head=True)
     params = filled(shapes_of(learner, (16, 16, 3), "uint8"))
     sizes = jax.tree.map(lambda x: jnp.full_like(x, 0.1), params["inner_rule"])

@@ -37,6 +37,7 @@ from lite_jax.pmeta.layers import (
     standardise,
 )
 from lite_jax.pmeta.masked import masked_features
+from lite_jax.pmeta.rule import p_meta
 from lite_jax.run import build_gradient, build_learner
 from lite_jax.types import Task
 
@@ -295,7 +296,7 @@ def test_masked_gradients_and_their_own_gradients_are_those_of_plain_autodiff(na
 
 
 def learner_of(network=NETWORKS["mlp"][0], **options):
-    rule = inner_rules.p_meta(0.1, **options)
+    rule = p_meta(0.1, **options)
     return maml(network, way=5, steps=2, rule=rule, learned_head=True)
 
 
@@ -362,7 +363,7 @@ def test_attention_leaves_the_start_of_all_else_as_it_is():
             learner_of(nn.mlp(3, 1), attention=a).init(jax.random.key(0), spec)
             for a in (NO_ATTENTION, BOTH)
         )
-    assert jax.tree.leaves(looks.pop("attention"))
+    assert jax.tree.leaves(looks.pop("inner_features"))
     assert jax.tree.structure(looks) == jax.tree.structure(plain)
     assert all(map(jnp.array_equal, jax.tree.leaves(looks), jax.tree.leaves(plain)))
 
@@ -401,7 +402,7 @@ def test_attention_over_single_examples_is_additive(attentive):
     together, each, params = attentive
     task = float_task(6, size=2)
     whole = gradient(each, params, task=task)
-    assert flat(whole["attention"]).any()
+    assert flat(whole["inner_features"]).any()
     for operator in (exact_sum(2), lite_sum(6, chunk_size=2)):
         found = gradient(each, params, operator, task)
         assert relative_error(found, whole) < 1e-9

@@ -22,6 +22,7 @@ from lite_jax.apps.rl.trust_region import TrustRegion, trust_region_step
 from lite_jax.files import read_rows
 from lite_jax.learners import inner_rules
 from lite_jax.pmeta.attention import Attention
+from lite_jax.pmeta.rule import p_meta
 
 POLICY = Policy(nn.mlp(6, 2), 3, 2)
 RULES = {
@@ -29,9 +30,9 @@ RULES = {
     "anil": inner_rules.anil(0.1),
     "boil": inner_rules.boil(0.1),
     "mamlpp": inner_rules.learned_sgd(0.1),
-    "steps_only": inner_rules.p_meta(0.1, penalty=0.3),
+    "steps_only": p_meta(0.1, penalty=0.3),
     # without a cut, what attention gives is smooth, and differences can be taken of it
-    "p_meta": inner_rules.p_meta(0.1, attention=Attention(0.0, 0.0), each=True),
+    "p_meta": p_meta(0.1, attention=Attention(0.0, 0.0), each=True),
 }
 
 
@@ -188,7 +189,7 @@ def test_the_outer_gradient_goes_through_the_inner_steps(name, steps):
 
 
 def test_attention_looks_at_each_episode_alone():
-    rule = inner_rules.p_meta(0.1, attention=Attention(0.3, 0.0), each=True)
+    rule = p_meta(0.1, attention=Attention(0.3, 0.0), each=True)
     learner, episodes = MetaPolicy(POLICY, rule), met_episodes(3)
     params, architecture = initial(learner), POLICY.network.describe((3,), 2)
     better = jax.jit(advantages)(episodes)
@@ -196,7 +197,7 @@ def test_attention_looks_at_each_episode_alone():
 
     def loss(backbone, index):
         def features(backbone, observations):
-            counted, modules = mask[index], params["attention"]
+            counted, modules = mask[index], params["inner_features"]
             return rule.features(architecture, modules, backbone, observations, counted)
 
         policy = params | {"backbone": backbone}

@@ -13,6 +13,7 @@ from lite_jax.learners.inner_model import AdaptedState, InnerModel
 from lite_jax.learners.inner_rules import (
     InnerRule,
     check_network,
+    constraint,
     init_with_rule,
     sgd,
 )
@@ -68,8 +69,8 @@ def maml(
         film: Adapt FiLM parameters too, from the identity.
 
     Returns:
-        A `Learner` with parameters "backbone", and "head", "inner_rule" and "attention"
-        where they are learned.
+        A `Learner` with parameters "backbone", and "head", "inner_rule" and
+        "inner_features" where they are learned.
 
     Raises:
         UserError: `steps` under 1, `way` under 2, a rule that leaves the head as it is
@@ -100,7 +101,7 @@ def maml(
             "tells no classes apart: set learned_head=True"
         )
     if film and rule.features is not None:
-        raise UserError("inner.film: FiLM and meta attention do not go together")
+        raise UserError("film=True: this rule has features of its own, without FiLM")
     check_network(rule, backbone, "conv4 or resnet12 in float32")
     model = InnerModel(backbone, way, learned_head=learned_head, film=film)
 
@@ -120,12 +121,12 @@ def maml(
 
     def gradient(args: PyTree, examples: Examples, weights: jax.Array) -> PyTree:
         """Return the gradient of the weighted sum of the examples' losses."""
-        adapted, fixed, present, attention = args
+        adapted, fixed, present, feature_params = args
 
         def masked(params: Params, inputs: jax.Array) -> jax.Array:
             assert rule.features is not None
             architecture = describe(inputs.shape[1:])
-            return rule.features(architecture, attention, params, inputs, weights)
+            return rule.features(architecture, feature_params, params, inputs, weights)
 
         apply = None if rule.features is None else masked
 
@@ -149,7 +150,7 @@ def maml(
 
         def step(carry: tuple[PyTree, PyTree], rule_params_and_key: Any) -> Any:
             (adapted, state), (rule_params, key) = carry, rule_params_and_key
-            args = adapted, fixed, present, params.get("attention")
+            args = adapted, fixed, present, params.get("inner_features")
             args = lax.stop_gradient(args) if first_order else args
             total = set_sum(additive, args, support, key, support.mask)
             mean = jax.tree.map(
@@ -175,5 +176,10 @@ def maml(
         return rule.penalty(params["inner_rule"], architecture)
 
     return Learner(
-        init, encode, adapt, predict, penalty=penalty if rule.penalty else None
+        init,
+        encode,
+        adapt,
+        predict,
+        penalty=penalty if rule.penalty else None,
+        constraint=constraint(rule),
     )

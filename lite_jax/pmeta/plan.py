@@ -206,7 +206,7 @@ def inner_params(architecture: Architecture, params: Params) -> tuple[Params, An
     size, way = architecture.head.inputs[0], architecture.head.outputs[0]
     zeros = {"weights": jnp.zeros((way, size)), "biases": jnp.zeros(way)}
     inner = {"backbone": params["backbone"], "head": params.get("head", zeros)}
-    return inner, params.get("attention", {})
+    return inner, params.get("inner_features", {})
 
 
 def batch_loss(

@@ -15,7 +15,7 @@ from lite_jax.learners.episode_loss import episode_grad
 from lite_jax.lite import exact_sum, lite_sum, subsample_sum
 from lite_jax.run.build_data import make_spec
 from lite_jax.run.parallel import EXAMPLES
-from lite_jax.types import GradFn, Learner, Params, SetSum
+from lite_jax.types import GradFn, Learner, SetSum
 
 _logger = logging.getLogger(__name__)
 
@@ -122,12 +122,18 @@ def make_inner_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     return make(config.inner.learning_rate)
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(
+    config: ConfigDict, constraint: optax.GradientTransformation | None = None
+) -> optax.GradientTransformation:
     """Return AdamW with the chosen schedule, after clipping if asked.
 
     Gradients that are not finite change nothing, if they may be skipped.
     Weight decay is for kernels alone: biases, norms and the statistics that stand among
     the parameters are vectors, and stay.
+
+    Args:
+        config: Its `optimizer` and `train.steps`.
+        constraint: The last part, such as a learner's.
     """
     settings = config.optimizer
     if not settings.learning_rate > 0:
@@ -153,13 +159,9 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     parts = [adam]
     if settings.clip_norm > 0:
         parts = [optax.clip_by_global_norm(settings.clip_norm), adam]
-    if config.inner.rule == "p_meta":  # step sizes below 0 become exactly 0
-        parts.append(optax.masked(optax.keep_params_nonnegative(), _step_sizes))
+    if constraint is not None:
+        parts.append(constraint)
     optimizer = optax.chain(*parts)
     if settings.skip_not_finite > 0:
         return optax.apply_if_finite(optimizer, settings.skip_not_finite)
     return optimizer
-
-
-def _step_sizes(params: Params) -> dict[str, bool]:
-    return {name: name == "inner_rule" for name in params}

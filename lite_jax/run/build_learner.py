@@ -26,6 +26,7 @@ from lite_jax.learners import (
 )
 from lite_jax.lite.sampling import SAMPLERS, SCORES
 from lite_jax.pmeta.attention import Attention
+from lite_jax.pmeta.rule import p_meta
 from lite_jax.run.build_backbone import in_dtype, make_backbone
 from lite_jax.run.build_data import Sources, episode_settings, make_spec
 from lite_jax.run.build_gradient import AUTO, make_inner_optimizer
@@ -163,7 +164,7 @@ def make_attention(inner: ConfigDict) -> Attention:
 def _p_meta(inner: ConfigDict) -> inner_rules.InnerRule:
     over = {"batch": False, "example": True}
     each = pick("inner.attention_over", inner.attention_over, over)
-    return inner_rules.p_meta(
+    return p_meta(
         inner.learning_rate,
         penalty=inner.penalty,
         penalty_on=inner.penalty_on,

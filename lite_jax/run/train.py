@@ -29,7 +29,6 @@ from lite_jax.run import (
     memory_budget,
     parallel,
 )
-from lite_jax.run import settings as factory
 from lite_jax.run import workdir as workdirs
 from lite_jax.run.build_data import Sources
 from lite_jax.run.checkpoint import Slot
@@ -38,6 +37,7 @@ from lite_jax.run.feed import Feed
 from lite_jax.run.metrics import MetricsWriter
 from lite_jax.run.preemption import Preempted, noticed
 from lite_jax.run.progress import Reporter
+from lite_jax.run.settings import check_at_least
 from lite_jax.types import GradFn, Key, Learner, Params, Task
 
 _logger = logging.getLogger(__name__)
@@ -77,9 +77,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
     _check_settings(config)
     workdirs.check_hosts_agree(parallel.gather(json.loads(config.to_json())))
     mesh = parallel.make_mesh(config.devices.tasks, config.devices.examples)
-    optimizer = build_gradient.make_optimizer(config)
     sources = build_data.make_sources(config)
     learner, tested = build_learner.make_learners(config, sources)
+    optimizer = build_gradient.make_optimizer(config, learner.constraint)
     train_step = make_train_step(
         build_gradient.make_grad_fn(config, learner), optimizer, mesh
     )
@@ -140,7 +140,7 @@ def _fitted(
         grad_fn = build_gradient.make_grad_fn(
             build_gradient.with_chunk_size(config, chunk_size), learner
         )
-        optimizer = build_gradient.make_optimizer(config)
+        optimizer = build_gradient.make_optimizer(config, learner.constraint)
         return make_train_step(grad_fn, optimizer, mesh).lower(*inputs).compile()
 
     settings = config.gradient
@@ -276,9 +276,9 @@ def _make_validation(
 
 def _check_settings(config: ConfigDict) -> None:
     ones = "data.prefetch", "train.tasks_per_step", "train.valid_every", "test.tasks"
-    factory.check_at_least(config, 1, *ones)
+    check_at_least(config, 1, *ones)
     zeros = "data.workers", "train.steps", "valid.tasks", "optimizer.skip_not_finite"
-    factory.check_at_least(config, 0, *zeros)
+    check_at_least(config, 0, *zeros)
     width, devices = config.train.tasks_per_step, config.devices.tasks
     if devices > 0 and width % devices:
         raise UserError(

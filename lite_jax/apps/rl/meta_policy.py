@@ -122,9 +122,9 @@ class MetaPolicy(NamedTuple):
 
             def masked(backbone: Params, observations: jax.Array) -> jax.Array:
                 assert self.rule.features is not None
-                attention, counted = params["attention"], weights.reshape(-1)
+                feature_params, counted = params["inner_features"], weights.reshape(-1)
                 return self.rule.features(
-                    self.architecture, attention, backbone, observations, counted
+                    self.architecture, feature_params, backbone, observations, counted
                 )
 
             apply = None if self.rule.features is None else masked

@@ -25,13 +25,13 @@ from lite_jax.apps.rl.meta_policy import MetaPolicy, Played
 from lite_jax.apps.rl.policy import Policy
 from lite_jax.apps.rl.trust_region import TrustRegion, trust_region_step
 from lite_jax.errors import UserError
-from lite_jax.run import settings as factory
 from lite_jax.run import workdir
 from lite_jax.run.build_learner import make_inner_rule
 from lite_jax.run.checkpoint import Slot
 from lite_jax.run.evaluate import check_trained, format_table
 from lite_jax.run.metrics import Interval, MetricsWriter, interval
 from lite_jax.run.progress import Reporter
+from lite_jax.run.settings import check_at_least
 from lite_jax.types import Key, Params, PyTree
 
 _logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def make_setting(config: ConfigDict) -> Setting:
     Raises:
         UserError: An unknown name, or a number out of its range.
     """
-    factory.check_at_least(
+    check_at_least(
         config,
         1,
         "train.steps",
@@ -213,8 +213,12 @@ def _step(
     learner: MetaPolicy, params: Params, played: Played, settings: TrustRegion
 ) -> Any:
     floor = jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), params)
-    if learner.rule.penalty is not None:  # step sizes
-        floor |= {"inner_rule": jax.tree.map(jnp.zeros_like, params["inner_rule"])}
+    if "inner_rule" in params:
+        least = learner.rule.lower_bound
+        rule_params = params["inner_rule"]
+        floor["inner_rule"] = jax.tree.map(
+            lambda x: jnp.full_like(x, least), rule_params
+        )
     return trust_region_step(
         learner.loss, learner.divergence, params, played, settings, floor
     )
