@@ -28,8 +28,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.timing import median_seconds
 from experiments.rows import emit, parser
-from experiments.timing import median_seconds
 from lite_jax import data
 from lite_jax.run import build_data, build_gradient, build_learner
 from lite_jax.run.settings import base_config, episode

@@ -36,10 +36,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from benchmarks.timing import median_seconds
 from configs import imaml, maml, mrml, sama_fewshot
 from experiments.few_shot import add_data, few_shot_config
 from experiments.rows import emit, parser, rounded
-from experiments.timing import median_seconds
 from lite_jax import exact_sum, hypergrad
 from lite_jax.hypergrad import (
     Estimator,

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments.macs import count_macs
+from benchmarks.macs import count_macs
 from experiments.rows import emit, parser
 from lite_jax import Examples, exact_sum
 from lite_jax.run import build_data, build_learner, recipes

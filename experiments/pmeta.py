@@ -33,8 +33,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from benchmarks.pmeta_memory import compiled_mb
 from experiments.few_shot import WAY, add_data, few_shot_config
-from experiments.pmeta_memory import compiled_mb
 from experiments.pmeta_variants import POOLS, channel_steps, conv4_with, passed_on
 from experiments.rows import emit, parser, rounded
 from lite_jax import Examples, Learner, Network, Task, maml

@@ -420,15 +420,15 @@ SECTIONS = (
     Section(
         "Memory",
         "memory",
-        "python -m experiments.memory",
+        "python -m benchmarks.memory",
         "One ProtoNets gradient, Conv-4.",
         draw_memory,
         whole,
     ),
     Section(
         "Speed",
-        "benchmark",
-        "python -m experiments.benchmark",
+        "speed",
+        "python -m benchmarks.speed",
         "One gradient beside the floor, (N + 2 H + 3 M) forward passes, and beside "
         "PyTorch; medians of rounds in which every method ran once.",
         draw_benchmark,
@@ -437,7 +437,7 @@ SECTIONS = (
     Section(
         "Loops over chunks",
         "loops",
-        "python -m experiments.loops",
+        "python -m benchmarks.loops",
         "The same gradient by each.",
         None,
         whole,
@@ -445,7 +445,7 @@ SECTIONS = (
     Section(
         "Many devices",
         "scaling",
-        "python -m experiments.scaling",
+        "python -m benchmarks.scaling",
         "Collectives of a compiled step, as tasks or examples grow with the devices.",
         None,
         whole,
@@ -511,7 +511,7 @@ SECTIONS = (
     Section(
         "Memory of adaptation plans",
         "pmeta_memory",
-        "python -m experiments.pmeta_memory",
+        "python -m benchmarks.pmeta_memory",
         "MB of adapting a network by what is trained and kept, one image at a time "
         "(200 observations of the perceptron): the paper's model, what has to be "
         "stored, what the VJP keeps, the compiled gradient and accumulating step; "
@@ -600,7 +600,7 @@ SECTIONS = (
     Section(
         "Loading episodes",
         "loading",
-        "python -m experiments.loading",
+        "python -m benchmarks.loading",
         "Episodes of 350 + 208 images at 224 pixels, from JPEG and from a cache; "
         "memory that loading adds while a slow step consumes them.",
         None,
@@ -617,7 +617,7 @@ SECTIONS = (
     Section(
         "Cost of adapting",
         "cost",
-        "python -m experiments.cost",
+        "python -m benchmarks.cost",
         "To one 5-way 5-shot task.",
         None,
         whole,
@@ -625,7 +625,7 @@ SECTIONS = (
     Section(
         "Mahalanobis head",
         "mahalanobis",
-        "python -m experiments.mahalanobis",
+        "python -m benchmarks.mahalanobis",
         "Loss and gradient against explicit inverses.",
         None,
         whole,
@@ -651,7 +651,7 @@ SECTIONS = (
     Section(
         "Killed runs",
         "kills",
-        "python -m experiments.kills",
+        "python -m tests.stress.kills",
         "Runs killed at random moments until they end, against an uninterrupted one: "
         "metrics and backbone byte by byte, parameters and optimiser bit by bit.",
         None,
@@ -668,7 +668,7 @@ SECTIONS = (
     Section(
         "A long run",
         "soak",
-        "python -m experiments.soak",
+        "python -m tests.stress.soak",
         "Ten thousand tiny steps in one process, checkpoints and validation included.",
         draw_soak,
         lambda rows: columns(
@@ -683,7 +683,7 @@ SECTIONS = (
     Section(
         "Broken files",
         "fuzz",
-        "python -m experiments.fuzz",
+        "python -m tests.stress.fuzz",
         "Files cut, spliced, changed bit by bit, rebuilt with other values: a reader "
         "reads or refuses them, and anything else would have ended the run.",
         None,
@@ -692,7 +692,7 @@ SECTIONS = (
     Section(
         "Broken files, by coverage",
         "fuzz_guided",
-        "python -m experiments.fuzz_guided",
+        "python -m tests.stress.fuzz_guided",
         "The same readers under libFuzzer: places of the code reached by whole files "
         "alone, and at the end.",
         None,

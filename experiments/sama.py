@@ -36,10 +36,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from benchmarks.scaling import collectives
+from benchmarks.timing import median_seconds
 from configs import sama_prune, sama_reweight
 from experiments.rows import emit, parser, rounded
-from experiments.scaling import collectives
-from experiments.timing import median_seconds
 from lite_jax import Network, hypergrad, nn
 from lite_jax.apps.reweight import (
     meta_weight_net,

@@ -43,8 +43,9 @@ def test_both_commands_stand_in_the_readme_as_promised():
 
 def test_files_and_modules_that_the_readme_names_exist():
     for pattern, path in (
-        (r"`((?:configs|experiments|tests|lite_jax)/[\w/.]*)`", "{}"),
+        (r"`((?:benchmarks|configs|experiments|tests|lite_jax)/[\w/.]*)`", "{}"),
         (r"python -m experiments\.(\w+)", "experiments/{}.py"),
+        (r"python -m benchmarks\.(\w+)", "benchmarks/{}.py"),
         (r"--config=(configs/\w+\.py)", "{}"),
     ):
         names = re.findall(pattern, README)

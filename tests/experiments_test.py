@@ -13,15 +13,20 @@ import pytest
 from learners import first_blocks
 from runs import load_config, one_block, use_one_block
 
-from experiments.macs import count_macs
-from experiments.soak import check_flat
+from benchmarks.macs import count_macs
 from lite_jax import Network, nn
 from lite_jax.data import registry
 from lite_jax.run import build_learner, evaluate, train
+from tests.stress.soak import check_flat
 
 ROOT = Path(__file__).parents[1]
-MAINS = [p.stem for p in ROOT.glob("experiments/*.py") if "__main__" in p.read_text()]
-NAMES = sorted(set(MAINS) - {"report"})  # it reads rows, and leaves none
+MODULES = {
+    path.stem: ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for folder in ("benchmarks", "experiments", "tests/stress")
+    for path in sorted(ROOT.glob(f"{folder}/*.py"))
+    if "__main__" in path.read_text() and path.stem != "report"  # which reads rows
+}
+NAMES = sorted(MODULES)
 AS_COMMANDS = {"cost", "fuzz", "fuzz_guided", "kills", "soak"}
 SLOW = {"fuzz", "fuzz_guided", "kills", "soak"}
 
@@ -89,7 +94,7 @@ def small_networks(name, monkeypatch):
     monkeypatch.setattr(nn, "conv4", NETWORKS.get(name, one_block))
     monkeypatch.setattr(nn, "set_encoder", functools.partial(one_block, film=False))
     monkeypatch.setattr(nn, "text_encoder", bag_of_words)
-    experiment = importlib.import_module(f"experiments.{name}")
+    experiment = importlib.import_module(MODULES[name])
     for network in getattr(experiment, "BACKBONES", ()):
         monkeypatch.setitem(experiment.BACKBONES, network, one_block)
 
@@ -99,7 +104,7 @@ def small_networks(name, monkeypatch):
 def test_smoke_run_leaves_rows(name, tmp_path, capsys):
     settings = jax.config.values.copy()
     out = tmp_path / "rows.jsonl"
-    experiment = importlib.import_module(f"experiments.{name}")
+    experiment = importlib.import_module(MODULES[name])
     experiment.main(["--smoke", f"--out={out}"])
     rows_of(name, out, capsys.readouterr().out)
     assert jax.config.values == settings
@@ -110,7 +115,7 @@ def test_smoke_run_as_a_command_leaves_rows(name, tmp_path):
     if name == "fuzz_guided":
         pytest.importorskip("atheris", reason="atheris is for Linux")
     out = tmp_path / "rows.jsonl"
-    command = [sys.executable, "-m", f"experiments.{name}", "--smoke", f"--out={out}"]
+    command = [sys.executable, "-m", MODULES[name], "--smoke", f"--out={out}"]
     found = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=600
     )

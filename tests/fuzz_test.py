@@ -1,6 +1,7 @@
 """Readers given files that are broken, or made up: an answer or a `UserError`, no more.
 
-`python -m experiments.fuzz` does the same for longer. What was found stands in `FOUND`.
+`python -m tests.stress.fuzz` does the same for longer. What was found stands in
+`FOUND`.
 """
 
 import json
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments.fuzz import (
+from tests.stress.fuzz import (
     FOUND,
     MOST_BYTES,
     READERS,

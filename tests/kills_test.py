@@ -8,9 +8,9 @@ import signal
 import pytest
 from runs import use_one_block
 
-from experiments.kills import kill, left
 from lite_jax.run import train
 from tests import toys
+from tests.stress.kills import kill, left
 
 CHANGES = ("mkdir", "rename", "replace", "rmdir", "unlink")
 

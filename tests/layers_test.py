@@ -3,10 +3,14 @@
 import ast
 import functools
 import graphlib
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
+
+from lite_jax.run.settings import base_config
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lite_jax"
@@ -29,7 +33,7 @@ EXCEPTIONS = {  # (file, room above it): why
     ("data/__main__.py", "cli"): "`python -m lite_jax.data` is a public command",
 }
 MOST_EXCEPTIONS = 5
-FIXTURES = ("tests.toys", "tests.bilevel")  # problems that experiments share
+FIXTURES = ("tests.toys", "tests.bilevel", "tests.stress")  # of what measures
 
 
 def files(pattern):
@@ -37,6 +41,12 @@ def files(pattern):
     found = sorted(ROOT.glob(pattern))
     assert found, f"no {pattern}"
     return found
+
+
+def programs():
+    """Return the files that measure: claims, speed and memory, and stress."""
+    folders = ("benchmarks", "experiments", "tests/stress")
+    return [path for folder in folders for path in files(f"{folder}/*.py")]
 
 
 def modules():
@@ -140,32 +150,54 @@ def test_the_floors_name_the_rooms_there_are_and_few_files_are_at_the_top():
     assert {p.stem for p in PACKAGE.glob("*.py")} == TOP and len(TOP) <= 7
 
 
+def file_of(dotted):
+    """Return the file of a module or package, or None."""
+    path = ROOT.joinpath(*dotted.split("."))
+    known = [x for x in (path.with_suffix(".py"), path / "__init__.py") if x.is_file()]
+    return known[0] if known else None
+
+
 def imported_modules(path):
-    """Return the files of the package that a file imports outside of functions."""
-    inside_functions = {
-        inner
-        for node in ast.walk(parsed(path))
-        if isinstance(node, ast.FunctionDef)
-        for inner in ast.walk(node)
-    }
-    at_once = [n for n in parsed(path).body if n not in inside_functions]
-    names = []
-    for node in at_once:
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("lite_jax"):
-            names += [node.module, *(f"{node.module}.{x.name}" for x in node.names)]
-    found = set()
-    for name in names:
-        module = ROOT.joinpath(*name.split("."))
-        for file in (module.with_suffix(".py"), module / "__init__.py"):
-            if file.is_file() and file != path:
-                found.add(file)
-    return found - {PACKAGE / "__init__.py"}
+    """Return the files of the package that a file imports at once, itself left out."""
+    statements = [
+        node
+        for node in parsed(path).body
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("lite_jax")
+    ]
+    names = {(node.module, alias.name) for node in statements for alias in node.names}
+    return {file_of(f"{x}.{name}") or file_of(x) for x, name in names} - {path}
 
 
 def test_no_files_import_each_other_in_a_circle():
     graph = {path: imported_modules(path) for path in modules()}
     assert sum(map(len, graph.values())) > 300
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def setting_names(config, prefix=""):
+    """Return the dotted names of all settings."""
+    names = set()
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            names |= setting_names(value, f"{prefix}{key}.")
+        elif prefix:
+            names.add(prefix + key)
+    return names
+
+
+def test_below_the_runs_code_speaks_of_arguments_and_knows_no_configuration():
+    names = "|".join(map(re.escape, setting_names(base_config())))
+    setting = re.compile(rf"(?<![\w.])(--config\.)?({names})(?![\w.])")
+    below = [path for path in modules() if FLOOR_OF[room_of(path)] < FLOOR_OF["run"]]
+    assert len(below) > 90
+    for path in below:
+        assert "ml_collections" not in roots(path), path
+        text = "\n".join(
+            node.value
+            for node in ast.walk(parsed(path))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        )
+        assert not setting.findall(text), path
 
 
 def roots(path):
@@ -190,8 +222,8 @@ def test_the_gradient_knows_jax_and_the_files_at_the_top_alone():
 
 def test_nothing_imports_experiments_or_configs_and_no_private_jax():
     for path in modules():
-        assert not {"experiments", "configs", "tests"} & roots(path), path
-    for path in [*modules(), *files("experiments/*.py"), *files("tests/*.py")]:
+        assert not {"benchmarks", "experiments", "configs", "tests"} & roots(path), path
+    for path in [*modules(), *programs(), *files("tests/*.py")]:
         assert not private_names(path, "jax"), path
         for name in used(path):
             private = ("jax.core.", "jax.interpreters.", "jax.extend.")
@@ -200,13 +232,13 @@ def test_nothing_imports_experiments_or_configs_and_no_private_jax():
 
 def test_experiments_use_the_public_package_and_configs_the_defaults_alone():
     """Public is what begins with no underscore; of the tests, two fixtures."""
-    for path in files("experiments/*.py"):
+    for path in programs():
         assert not private_names(path, "lite_jax"), path
         fixtures = {n for n in imported(path) if n.startswith("tests")}
         assert all(n.startswith(FIXTURES) for n in fixtures), path
     for path in files("configs/*.py"):
         own = {n for n in imported(path) if n.startswith("lite_jax")}
-        assert own == {"lite_jax.run.recipes"}, path
+        assert own <= {"lite_jax.run.recipes", "lite_jax.run.settings"}, path
         assert not private_names(path, "lite_jax"), path
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.memory import make_inputs, temporary_bytes
+from benchmarks.memory import make_inputs, temporary_bytes
 from lite_jax import episode_grad, lite_sum, nn, simple_cnaps
 from lite_jax.run import memory_budget
 

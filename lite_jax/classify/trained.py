@@ -27,10 +27,17 @@ from lite_jax.data.supports import (
 )
 from lite_jax.errors import UserError
 from lite_jax.lite import exact_sum
-from lite_jax.run import build_backbone, build_gradient, build_learner, workdir
+from lite_jax.run import (
+    build_backbone,
+    build_data,
+    build_gradient,
+    build_learner,
+    workdir,
+)
 from lite_jax.run.checkpoint import Slot
 from lite_jax.run.evaluate import check_trained
 from lite_jax.run.memory_budget import out_of_memory_explained
+from lite_jax.run.settings import names_of, settings_named
 from lite_jax.types import Examples, Learner, Network, Params, PyTree
 
 
@@ -73,7 +80,8 @@ def load(run: str | Path) -> TrainedLearner:
     config.backbone.weights = ""  # the checkpoint holds them
     if config.gradient.chunk_size == build_gradient.AUTO:
         config = build_gradient.with_chunk_size(config, _CHUNK)
-    spec = own_image_spec(config.data)
+    with settings_named(names_of("data")):
+        spec = own_image_spec(build_data.data_settings(config))
     with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
         params = best.restore_all()
     if config.learner == "classifier":  # tested through prototypes

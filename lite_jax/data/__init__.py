@@ -12,11 +12,12 @@ from lite_jax.data.meta_dataset.source import make_meta_dataset
 from lite_jax.data.readers.builtin import digits, synthetic
 from lite_jax.data.readers.combined import Mixture, rotated
 from lite_jax.data.readers.folders import folder, omniglot_folder
-from lite_jax.data.registry import DATASETS, detect, open_source
+from lite_jax.data.registry import DATASETS, DataSettings, detect, open_source
 from lite_jax.data.sources import SPLITS, ArraySource, ClassSource, Groups
 
 __all__ = [
     "DATASETS",
+    "DataSettings",
     "detect",
     "open_source",
     "RESIZE_RULES",

@@ -146,7 +146,7 @@ def make_augment(names: str) -> Augment | None:
     chosen = [name.strip() for name in names.split(",")]
     for name in chosen:
         if name not in (*_AUGMENTS, "none"):
-            raise unknown_name("data.augment", name, (*_AUGMENTS, "none"))
+            raise unknown_name("augment", name, (*_AUGMENTS, "none"))
     steps = [_AUGMENTS[name] for name in chosen if name != "none"]
     if not steps:
         return None

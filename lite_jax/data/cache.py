@@ -149,7 +149,7 @@ def open_cache(root: str | Path, split: str, image_size: int = 0) -> CachedSourc
     folder = Path(root).expanduser()
     if not (folder / INDEX).is_file():
         raise UserError(
-            f"data.root={root} holds no cache: build one with `python -m lite_jax.data "
+            f"root={root} holds no cache: build one with `python -m lite_jax.data "
             f"cache --source=… --out={root}`"
         )
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -159,7 +159,7 @@ def open_cache(root: str | Path, split: str, image_size: int = 0) -> CachedSourc
     side = found["image_shape"][-2]
     if image_size and side != image_size:
         raise UserError(
-            f"{folder} holds images of {side} pixels a side: set data.image_size={side}"
+            f"{folder} holds images of {side} pixels a side: set image_size={side}"
         )
     path = folder / f"{split}.npy"
     try:

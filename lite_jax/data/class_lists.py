@@ -78,7 +78,7 @@ def classes_of_split(
     listed = read_list(path, split)
     if any(files is not None for files in listed.values()):
         raise UserError(
-            f"data.class_list={path} lists files, and {whose} has none: list classes"
+            f"class_list={path} lists files, and {whose} has none: list classes"
         )
     for name in listed:
         if name not in classes:
@@ -116,12 +116,12 @@ def _inside(root: Path, file: str, name: str, path: Path) -> Path:
     for place in (root / file, root / name / file):
         if not place.resolve().is_relative_to(root.resolve()):
             raise UserError(
-                f"{path} lists {file!r}, which lies outside data.root={root}: list "
+                f"{path} lists {file!r}, which lies outside root={root}: list "
                 "files relative to it"
             )
         if place.exists():
             return place
-    raise UserError(f"{path} lists {file!r}, and data.root={root} has no such file")
+    raise UserError(f"{path} lists {file!r}, and root={root} has no such file")
 
 
 def read_list(path: Path, split: str) -> dict[str, list[str] | None]:
@@ -134,14 +134,14 @@ def read_list(path: Path, split: str) -> dict[str, list[str] | None]:
         names = _names_by_split(path, split)
         return dict.fromkeys(names)
     if not path.is_dir():
-        raise UserError(f"data.class_list={path}: no such file or folder")
+        raise UserError(f"class_list={path}: no such file or folder")
     candidates = [
         path / f"{n}{suffix}" for n in SPLIT_NAMES[split] for suffix in _FORMS
     ]
     file = next(filter(Path.is_file, candidates), None)
     if file is None:
         expected = " or ".join(f"{SPLIT_NAMES[split][0]}{suffix}" for suffix in _FORMS)
-        raise UserError(f"data.class_list={path} has no list of {split!r}: {expected}")
+        raise UserError(f"class_list={path} has no list of {split!r}: {expected}")
     try:
         listed = _FORMS[file.suffix](file)
     except (*MALFORMED, csv.Error) as error:

@@ -123,9 +123,7 @@ def check_batch_size(size: int, source: ClassSource) -> None:
     """Raise unless the source has images for a batch of this size."""
     total = sum(source.class_sizes)
     if not 1 <= size <= total:
-        raise UserError(
-            f"train.batch_size={size}: expected 1 to {total}, the training images"
-        )
+        raise UserError(f"size={size}: expected 1 to {total}, the training images")
 
 
 def run_ahead(

@@ -1,10 +1,11 @@
-"""Data sets by name, as a configuration chooses them, and what a path holds."""
+"""The table of data sets: what opens each, and how it is found at a path."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lite_jax.data.cache import INDEX, open_cache
 from lite_jax.data.class_lists import classes_of_split
@@ -19,28 +20,89 @@ from lite_jax.data.readers.items import item_source
 from lite_jax.data.readers.parquet import parquet_source
 from lite_jax.data.readers.prepared import INFO, find_prepared, prepared_classes
 from lite_jax.data.sources import ClassSource, check_split
-from lite_jax.errors import UserError, unknown_name
-
-Settings = Any
-"""The section `data` of a configuration."""
+from lite_jax.errors import UserError, pick
 
 
-def open_source(settings: Settings, split: str) -> ClassSource:
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """Which data set is read, and how. A data set takes the fields that concern it.
+
+    Attributes:
+        dataset: A name of `DATASETS`.
+        root: Folder or file.
+        image_size: Pixels a side, 1 to 4096.
+        channels: 1 or 3, for sets that can have either.
+        resize: A rule of `lite_jax.data.images`; empty for the data set's own.
+        class_list: Classes of each split (`lite_jax.data.class_lists`).
+        label: Feature or column of the class, for tfds and Parquet.
+        allow_pickle: Read pickles, which run the code in them.
+        by_alphabet: Draw an episode of Omniglot from one alphabet.
+        protocol: Meta-Dataset's: "md-v2" or "lite".
+        sources: Meta-Dataset's sources, as NAME,NAME; empty for the protocol's.
+        orbit_protocol: "2021" (clips of 8 frames) or "2022" (frames).
+        orbit_mode: ORBIT's target videos: "clutter" or "clean".
+        orbit_filter: Annotations of frames that are left out, as NAME,NAME; "none" for
+            no filter; empty for the protocol's.
+        cache_gb: Decoded images kept in memory, at most, in 10⁹ bytes.
+        synthetic_classes: Synthetic classes of each split.
+        synthetic_images: Images of each of them.
+    """
+
+    dataset: str = "digits"
+    root: str = ""
+    image_size: int = 32
+    channels: int = 3
+    resize: str = ""
+    class_list: str = ""
+    label: str = "label"
+    allow_pickle: bool = False
+    by_alphabet: bool = False
+    protocol: str = "md-v2"
+    sources: str = ""
+    orbit_protocol: str = "2022"
+    orbit_mode: str = "clutter"
+    orbit_filter: str = ""
+    cache_gb: float = 2.0
+    synthetic_classes: int = 20
+    synthetic_images: int = 40
+
+
+class Dataset(NamedTuple):
+    """A row of the table `DATASETS`.
+
+    Attributes:
+        open: `(settings, split) -> source`.
+        is_at: Whether a folder holds such a data set; None if that cannot be told.
+        suffixes: Of the files that hold such a data set.
+        needs_root: Whether it reads files.
+        resize: How people's own images become its size.
+        channels: Of people's own images; None for those of the settings.
+        bright_ink: Whether it holds drawings in bright ink.
+    """
+
+    open: Callable[[DataSettings, str], ClassSource]
+    is_at: Callable[[Path], bool] | None = None
+    suffixes: tuple[str, ...] = ()
+    needs_root: bool = True
+    resize: str = "bilinear"
+    channels: int | None = None
+    bright_ink: bool = False
+
+
+def open_source(settings: DataSettings, split: str) -> ClassSource:
     """Return a split of the data set that the settings choose.
 
     Raises:
         UserError: An unknown data set, or one that cannot be read.
     """
-    if settings.dataset not in DATASETS:
-        raise unknown_name("data.dataset", settings.dataset, DATASETS)
+    dataset = pick("dataset", settings.dataset, DATASETS)
     if not 1 <= settings.image_size <= 4096:
-        raise UserError(f"data.image_size={settings.image_size}: expected 1 to 4096")
-    if not settings.root and settings.dataset not in _ROOTLESS:
+        raise UserError(f"image_size={settings.image_size}: expected 1 to 4096")
+    if dataset.needs_root and not settings.root:
         raise UserError(
-            f"data.root is empty, and dataset {settings.dataset!r} reads files: set "
-            "--config.data.root=FOLDER"
+            f"root='' and dataset={settings.dataset!r} reads files: set root=FOLDER"
         )
-    return DATASETS[settings.dataset](settings, split)
+    return dataset.open(settings, split)
 
 
 def detect(path: Path) -> str:
@@ -49,75 +111,57 @@ def detect(path: Path) -> str:
     Raises:
         UserError: Nothing there, or nothing known.
     """
+    by_suffix = {x: name for name, row in DATASETS.items() for x in row.suffixes}
     if path.is_file():
-        if path.suffix in _SUFFIXES:
-            return _SUFFIXES[path.suffix]
-        raise UserError(f"{path}: expected a folder, or one of {', '.join(_SUFFIXES)}")
+        if path.suffix in by_suffix:
+            return by_suffix[path.suffix]
+        raise UserError(f"{path}: expected a folder, or one of {', '.join(by_suffix)}")
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")
-    if (path / INFO).is_file() or any(path.glob(f"*/{INFO}")):
-        return "tfds"
-    if (path / INDEX).is_file():
-        return "cache"
-    if any(path.glob("*/dataset_spec.*")):
-        return "meta_dataset"
-    if (path / "images_background_small1").is_dir():
-        return "omniglot"
-    if any(path.glob("*/*/*/clean")):
-        return "orbit"
-    for suffix, name in _SUFFIXES.items():
-        if any(path.glob(f"*{suffix}")) or any(path.glob(f"data/*{suffix}")):
+    for name, row in DATASETS.items():
+        if row.is_at is not None and row.is_at(path):
             return name
-    if has_images(path):
-        return "folder"
+        for suffix in row.suffixes:
+            if any(path.glob(f"*{suffix}")) or any(path.glob(f"data/*{suffix}")):
+                return name
     raise UserError(
         f"{path} holds nothing that is read here: expected class folders of images, "
-        f"{', '.join(_SUFFIXES)} files, a data set prepared by tfds, Omniglot's two "
+        f"{', '.join(by_suffix)} files, a data set prepared by tfds, Omniglot's two "
         "small sets, or Meta-Dataset's records"
     )
 
 
-def _spec(settings: Settings) -> ImageSpec:
+def _spec(settings: DataSettings) -> ImageSpec:
     rule = settings.resize or "bilinear"
     return ImageSpec(settings.image_size, rule, settings.channels)
 
 
-def own_image_spec(settings: Settings) -> ImageSpec:
-    """Return how other images become what a run on this data set has learned to see.
+def own_image_spec(settings: DataSettings) -> ImageSpec:
+    """Return how people's own images become what a run on this data set has learned.
 
     Raises:
         UserError: A data set of clips.
     """
     if settings.dataset == "orbit":
         raise UserError(
-            "data.dataset=orbit: this run learned from videos, and single images make "
+            "dataset='orbit': this run learned from videos, and single images make "
             "none: use a run on images, e.g. of configs/protonets.py:folder"
         )
-    rule, channels, drawings = _SEEN.get(
-        settings.dataset, ("bilinear", settings.channels, False)
-    )
+    row = DATASETS[settings.dataset]
     return ImageSpec(
         settings.image_size,
-        settings.resize or rule,
-        channels,
+        settings.resize or row.resize,
+        row.channels or settings.channels,
         upright=True,
-        bright_ink=drawings,
+        bright_ink=row.bright_ink,
     )
 
 
-_SEEN = {  # resizing, channels, and whether ink is bright
-    "digits": ("bilinear", 1, True),
-    "folder": ("bilinear", 3, False),
-    "meta_dataset": ("md", 3, False),
-    "omniglot": ("area", 1, True),
-}
-
-
-def _digits(settings: Settings, split: str) -> ClassSource:
+def _digits(settings: DataSettings, split: str) -> ClassSource:
     return digits(split, settings.image_size)
 
 
-def _synthetic(settings: Settings, split: str) -> ClassSource:
+def _synthetic(settings: DataSettings, split: str) -> ClassSource:
     return synthetic(
         split,
         settings.image_size,
@@ -127,7 +171,7 @@ def _synthetic(settings: Settings, split: str) -> ClassSource:
     )
 
 
-def _folder(settings: Settings, split: str) -> ClassSource:
+def _folder(settings: DataSettings, split: str) -> ClassSource:
     return folder(
         settings.root,
         split,
@@ -138,7 +182,7 @@ def _folder(settings: Settings, split: str) -> ClassSource:
     )
 
 
-def _omniglot(settings: Settings, split: str) -> ClassSource:
+def _omniglot(settings: DataSettings, split: str) -> ClassSource:
     """Train on background_small1; hold out one alphabet; test on what small2 adds."""
     small1 = Path(settings.root) / "images_background_small1"
     small2 = Path(settings.root) / "images_background_small2"
@@ -157,7 +201,7 @@ _OMNIGLOT_TRAIN = ("Balinese", "Greek", "Korean", "Latin")
 _OMNIGLOT_VALID = ("Early_Aramaic",)
 
 
-def _meta_dataset(settings: Settings, split: str) -> ClassSource:
+def _meta_dataset(settings: DataSettings, split: str) -> ClassSource:
     return make_meta_dataset(
         settings.root,
         split,
@@ -168,7 +212,7 @@ def _meta_dataset(settings: Settings, split: str) -> ClassSource:
     )
 
 
-def _orbit(settings: Settings, split: str) -> ClassSource:
+def _orbit(settings: DataSettings, split: str) -> ClassSource:
     protocol = find_protocol(settings.orbit_protocol)
     if settings.orbit_filter:
         chosen = [x.strip() for x in settings.orbit_filter.split(",")]
@@ -178,7 +222,7 @@ def _orbit(settings: Settings, split: str) -> ClassSource:
     return OrbitSource(users, protocol, spec)
 
 
-def _arrays(settings: Settings, split: str) -> ClassSource:
+def _arrays(settings: DataSettings, split: str) -> ClassSource:
     return array_source(
         settings.root,
         split,
@@ -189,11 +233,11 @@ def _arrays(settings: Settings, split: str) -> ClassSource:
     )
 
 
-def _cache(settings: Settings, split: str) -> ClassSource:
+def _cache(settings: DataSettings, split: str) -> ClassSource:
     return open_cache(settings.root, split, settings.image_size)
 
 
-def _parquet(settings: Settings, split: str) -> ClassSource:
+def _parquet(settings: DataSettings, split: str) -> ClassSource:
     return parquet_source(
         settings.root,
         split,
@@ -204,34 +248,40 @@ def _parquet(settings: Settings, split: str) -> ClassSource:
     )
 
 
-def _tfds(settings: Settings, split: str) -> ClassSource:
+def _tfds(settings: DataSettings, split: str) -> ClassSource:
     check_split(split)
     path, spec = Path(settings.root).expanduser(), _spec(settings)
     if not (path / INFO).is_file():  # a data set's folder, which has one a version
         path = find_prepared(path.parent, path.name)
     classes, open_image = prepared_classes(path, spec, settings.label)
-    chosen = classes_of_split(classes, split, settings.class_list, f"data.root={path}")
+    chosen = classes_of_split(classes, split, settings.class_list, f"root={path}")
     return item_source(chosen, open_image, spec.shape, settings.cache_gb)
 
 
-_ROOTLESS = ("digits", "synthetic")
-_SUFFIXES = {
-    ".npz": "arrays",
-    ".h5": "arrays",
-    ".hdf5": "arrays",
-    ".pkl": "arrays",
-    ".pickle": "arrays",
-    ".parquet": "parquet",
-}
-DATASETS: dict[str, Callable[[Settings, str], ClassSource]] = {
-    "arrays": _arrays,
-    "cache": _cache,
-    "digits": _digits,
-    "folder": _folder,
-    "meta_dataset": _meta_dataset,
-    "omniglot": _omniglot,
-    "orbit": _orbit,
-    "parquet": _parquet,
-    "synthetic": _synthetic,
-    "tfds": _tfds,
+def _has_tfds(path: Path) -> bool:
+    return (path / INFO).is_file() or any(path.glob(f"*/{INFO}"))
+
+
+DATASETS: dict[str, Dataset] = {  # a path is tried in this order
+    "digits": Dataset(_digits, needs_root=False, channels=1, bright_ink=True),
+    "synthetic": Dataset(_synthetic, needs_root=False),
+    "tfds": Dataset(_tfds, _has_tfds),
+    "cache": Dataset(_cache, lambda path: (path / INDEX).is_file()),
+    "meta_dataset": Dataset(
+        _meta_dataset,
+        lambda path: any(path.glob("*/dataset_spec.*")),
+        resize="md",
+        channels=3,
+    ),
+    "omniglot": Dataset(
+        _omniglot,
+        lambda path: (path / "images_background_small1").is_dir(),
+        resize="area",
+        channels=1,
+        bright_ink=True,
+    ),
+    "orbit": Dataset(_orbit, lambda path: any(path.glob("*/*/*/clean"))),
+    "arrays": Dataset(_arrays, suffixes=(".npz", ".h5", ".hdf5", ".pkl", ".pickle")),
+    "parquet": Dataset(_parquet, suffixes=(".parquet",)),
+    "folder": Dataset(_folder, has_images, channels=3),
 }

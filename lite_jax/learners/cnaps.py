@@ -159,7 +159,7 @@ def _film_learner(
     if backbone.identity_film is None:
         raise UserError(
             "backbone: CNAPs modulates its backbone by FiLM, and this one has no FiLM "
-            "places: choose another backbone.name"
+            "places: choose another backbone"
         )
     encoder = embedding or set_encoder(embedding_size)
     generator = film_generator(backbone.identity_film(), embedding_size)

@@ -63,7 +63,7 @@ def finetuner(
         return learner._replace(frozen=("backbone",))
     check_way(way)
     if steps < 1:
-        raise UserError(f"learner steps={steps}: fine-tuning needs 1 step or more")
+        raise UserError(f"steps={steps}: fine-tuning needs 1 step or more")
 
     def init(key: Key, example_spec: Any) -> Params:
         return {"backbone": backbone.init(key, example_spec)}

@@ -75,16 +75,16 @@ def imaml(
         SAMA.
     """
     if through not in THROUGH:
-        raise unknown_name("hypergrad.through", through, THROUGH)
-    for name, value in (("inner.steps", steps), ("hypergrad.steps", solver_steps)):
+        raise unknown_name("through", through, THROUGH)
+    for name, value in (("steps", steps), ("solver_steps", solver_steps)):
         if value < 1:
             raise UserError(f"{name}={value}: expected 1 or more")
-    positive = {"hypergrad.proximity": proximity, "hypergrad.step_size": step_size}
+    positive = {"proximity": proximity, "step_size": step_size}
     for name, number in positive.items():
         if not number > 0:
             raise UserError(f"{name}={number}: expected > 0")
     if damping < 0:
-        raise UserError(f"hypergrad.damping={damping}: expected 0 or more")
+        raise UserError(f"damping={damping}: expected 0 or more")
     optimizer = optimizer or optax.sgd(0.01)
     if through == "sama":
         check_adaptation(optimizer)

@@ -94,7 +94,7 @@ def maml(
     """
     rule = rule or sgd()
     if steps < 1:
-        raise UserError(f"learner steps={steps}: an inner loop needs 1 step or more")
+        raise UserError(f"steps={steps}: an inner loop needs 1 step or more")
     if not learned_head and not rule.adapts("head/weights"):
         raise UserError(
             "this inner rule leaves the head as it is, and a head that starts at 0 "

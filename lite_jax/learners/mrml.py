@@ -93,15 +93,15 @@ def mrml(
     """
     check_way(way)
     if through not in THROUGH:
-        raise unknown_name("hypergrad.through", through, THROUGH)
-    for name, value in (("inner.steps", steps), ("hypergrad.steps", solver_steps)):
+        raise unknown_name("through", through, THROUGH)
+    for name, value in (("steps", steps), ("solver_steps", solver_steps)):
         if value < 1:
             raise UserError(f"{name}={value}: expected 1 or more")
     for name, number in (("weight_decay", weight_decay), ("damping", damping)):
         if number < 0:
-            raise UserError(f"hypergrad.{name}={number}: expected 0 or more")
+            raise UserError(f"{name}={number}: expected 0 or more")
     if not learning_rate > 0:
-        raise UserError(f"inner.learning_rate={learning_rate}: expected > 0")
+        raise UserError(f"learning_rate={learning_rate}: expected > 0")
     additive = features_of(backbone)
 
     def init(key: Key, example_spec: Any) -> Params:

@@ -264,7 +264,7 @@ def resnet12(
 def _check_norm(norm: str) -> None:
     if norm != "group":
         raise UserError(
-            f"backbone.norm={norm}: memory is counted, and saved, one example at a "
+            f"norm={norm!r}: memory is counted, and saved, one example at a "
             "time, and batch norm's statistics of one example tell nothing (its "
-            "accuracy falls to chance): set backbone.norm=group"
+            "accuracy falls to chance): set norm='group'"
         )

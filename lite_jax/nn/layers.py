@@ -54,7 +54,7 @@ class Norm(nn.Module):
         elif self.kind == "layer":
             x = nn.LayerNorm(epsilon=self.epsilon, name="layer")(x)
         else:
-            raise unknown_name("backbone.norm", self.kind, NORMS)
+            raise unknown_name("norm", self.kind, NORMS)
         if self.film and self.is_initializing():
             self.put_variable("film", "scale", jnp.ones(x.shape[-1]))
             self.put_variable("film", "shift", jnp.zeros(x.shape[-1]))
@@ -79,8 +79,8 @@ def check_groups(channels: int, groups: int) -> None:
     """Raise unless the channels of a GroupNorm can be split into so many groups."""
     if channels < 1 or groups < 1 or channels % groups:
         raise UserError(
-            f"backbone.norm_groups={groups} does not divide {channels} channels: "
-            "change backbone.norm_groups, or backbone.width"
+            f"norm_groups={groups} does not divide {channels} channels: "
+            "change norm_groups, or the width"
         )
 
 

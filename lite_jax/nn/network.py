@@ -143,5 +143,5 @@ def _check_size(name: str, sides: tuple[int, int], least: int, multiple: int) ->
         step = f", a multiple of {multiple}" if multiple > 1 else ""
         raise UserError(
             f"{name} needs images of {least} pixels a side or more{step}, got "
-            f"{sides[0]} × {sides[1]}: change data.image_size"
+            f"{sides[0]} × {sides[1]}: change image_size"
         )

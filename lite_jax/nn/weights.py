@@ -66,9 +66,7 @@ def pretrained(network: Network, weights: str) -> Network:
     def init(key: Any, example_spec: Any) -> Params:
         shapes = jax.eval_shape(lambda key: network.init(key, example_spec), key)
         if INPUT not in shapes:
-            raise UserError(
-                f"backbone.weights={weights}: this backbone has no parameters"
-            )
+            raise UserError(f"weights={weights}: this backbone has no parameters")
         own = jax.jit(lambda key: network.init(key, example_spec)[INPUT])(key)
         wanted = _flatten({k: v for k, v in shapes.items() if k != INPUT})
         _check(wanted, tensors, path)
@@ -109,7 +107,7 @@ def _locate(weights: str) -> Path:
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise UserError(
-            f"backbone.weights={weights}: no such file; give a safetensors file, a "
+            f"weights={weights}: no such file; give a safetensors file, a "
             "folder that holds model.safetensors, or hub:NAME"
         )
     return path
@@ -120,7 +118,7 @@ def _fetch(name: str) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise UserError(
-            f"backbone.weights={_HUB}{name} needs the hub's client: "
+            f"weights={_HUB}{name} needs the hub's client: "
             "pip install huggingface_hub, or give a local safetensors file"
         ) from error
     try:
@@ -128,7 +126,7 @@ def _fetch(name: str) -> Path:
         return Path(hf_hub_download(name, "model.safetensors"))
     except Exception as error:  # the client raises errors of many libraries
         raise UserError(
-            f"backbone.weights={_HUB}{name} could not be fetched "
+            f"weights={_HUB}{name} could not be fetched "
             f"({type(error).__name__}): check the name and the network, or download "
             "model.safetensors and config.json elsewhere and give their folder"
         ) from error
@@ -146,7 +144,7 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"backbone.weights={path} is not a whole safetensors file: {error}"
+            f"weights={path} is not a whole safetensors file: {error}"
         ) from error
     statistics = {k: json.loads(metadata[k]) for k in ("mean", "std") if k in metadata}
     beside = path.with_name("config.json")
@@ -254,8 +252,8 @@ def _check(wanted: dict[str, Any], tensors: Tensors, path: Path) -> None:
     ]
     if told:
         raise UserError(
-            f"backbone.weights={path} does not fit the backbone: {'; '.join(told)}. "
-            "Choose the backbone.name and backbone.norm that the weights were made for"
+            f"weights={path} does not fit the backbone: {'; '.join(told)}. "
+            "Choose the backbone and the norm that the weights were made for"
         )
 
 

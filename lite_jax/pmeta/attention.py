@@ -35,7 +35,7 @@ class Attention(NamedTuple):
         for name, ratio in self._asdict().items():
             if ratio is not None and not 0 <= ratio < 1:
                 raise UserError(
-                    f"inner.attention_{name}={ratio}: expected 0 or more, below 1"
+                    f"attention.{name}={ratio}: expected 0 or more, below 1"
                 )
 
 

@@ -83,7 +83,7 @@ none. The paper's account keeps none, as the third; its text says nothing."""
 def check_norm_gradient(name: str) -> None:
     """Raise unless a gradient can pass norms in this way."""
     if name not in NORM_GRADIENTS:
-        raise unknown_name("inner.norm_gradient", name, NORM_GRADIENTS)
+        raise unknown_name("norm_gradient", name, NORM_GRADIENTS)
 
 
 def as_kept(kind: NormGradient, standardised: jax.Array) -> jax.Array:

@@ -60,7 +60,7 @@ class Plan(NamedTuple):
         if not any(self.steps):
             raise UserError(
                 "plan: every step size is 0, so there is nothing to train: lower "
-                "inner.penalty, or train with fewer steps"
+                "the penalty, or train with fewer steps"
             )
         return self
 

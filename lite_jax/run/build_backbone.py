@@ -8,21 +8,24 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from lite_jax import nn
-from lite_jax.errors import pick, unknown_name
+from lite_jax.errors import pick
+from lite_jax.run.settings import names_of, settings_named
 from lite_jax.types import Network
 
 
 def make_backbone(settings: ConfigDict) -> Network:
     """Return the feature extractor, with its pretrained weights if any are named."""
-    if settings.norm not in nn.NORMS:
-        raise unknown_name("backbone.norm", settings.norm, nn.NORMS)
+    pick("backbone.norm", settings.norm, dict.fromkeys(nn.NORMS))
     make, options = pick("backbone.name", settings.name, _BACKBONES)
     chosen = {name: settings[name] for name in options}
     for name in ("mean", "std"):
         if settings[name] is not None:
             chosen[name] = settings[name]
-    network = in_dtype(settings, make(**chosen))
-    return nn.pretrained(network, settings.weights) if settings.weights else network
+    with settings_named(names_of("backbone")):
+        network = in_dtype(settings, make(**chosen))
+        if not settings.weights:
+            return network
+        return nn.pretrained(network, settings.weights)
 
 
 def in_dtype(settings: ConfigDict, network: Network) -> Network:

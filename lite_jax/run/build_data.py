@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from lite_jax.data.episodes import EpisodeSpec, Sampler, VariableSpec, check_spe
 from lite_jax.data.orbit.source import OrbitSpec
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError
+from lite_jax.run.settings import names_of, settings_named
 
 _logger = logging.getLogger(__name__)
 Sources = Callable[[str], ClassSource]
@@ -21,15 +23,21 @@ Sources = Callable[[str], ClassSource]
 
 def make_sources(config: ConfigDict) -> Sources:
     """Return the data set's splits, each made when it is first asked for."""
-    settings = config.data
 
     @functools.cache
-    def source(split: str) -> ClassSource:
-        found = data.open_source(settings, split)
-        turn = split == "train" and settings.rotations
-        return data.rotated(found) if turn else found
+    def open_split(split: str) -> ClassSource:
+        turn = split == "train" and config.data.rotations
+        with settings_named(names_of("data")):
+            source = data.open_source(data_settings(config), split)
+            return data.rotated(source) if turn else source
 
-    return source
+    return open_split
+
+
+def data_settings(config: ConfigDict) -> data.DataSettings:
+    """Return which data set a run reads, and how."""
+    fields = dataclasses.fields(data.DataSettings)
+    return data.DataSettings(**{x.name: config.data[x.name] for x in fields})
 
 
 def make_spec(settings: ConfigDict) -> Sampler:
@@ -60,7 +68,8 @@ def check_episodes(
     """Raise unless the classes of the splits can serve the episodes asked of them."""
     for name, split, settings in episode_settings(config):
         if split in splits:
-            check_spec(name, make_spec(settings), sources(split))
+            with settings_named(names_of("data")):
+                check_spec(name, make_spec(settings), sources(split))
 
 
 def episode_settings(config: ConfigDict) -> list[tuple[str, str, ConfigDict]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ from lite_jax.pmeta.rule import p_meta
 from lite_jax.run.build_backbone import in_dtype, make_backbone
 from lite_jax.run.build_data import Sources, episode_settings, make_spec
 from lite_jax.run.build_gradient import AUTO, make_inner_optimizer
+from lite_jax.run.settings import names_of, settings_named
 from lite_jax.types import Learner, Network, Params
 
 _logger = logging.getLogger(__name__)
@@ -95,44 +97,60 @@ def clip_length(config: ConfigDict) -> int | None:
     return find_protocol(config.data.orbit_protocol).clip_length
 
 
+def _built(
+    make: Callable[..., Learner],
+    config: ConfigDict,
+    backbone: Network,
+    arguments: Mapping[str, str],
+    **others: Any,
+) -> Learner:
+    """Return a learner whose arguments are settings, which its errors name.
+
+    Args:
+        make: Of the learner.
+        config: Where the settings are.
+        backbone: The feature extractor.
+        arguments: Argument → setting.
+        others: Arguments that are no settings.
+    """
+    values = {k: operator.attrgetter(v)(config) for k, v in arguments.items()}
+    with settings_named(arguments):
+        return make(backbone, **values, **others)
+
+
 def _protonets(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    return protonets(backbone, way=way, scale=config.protonets.scale)
+    return _built(protonets, config, backbone, {"scale": "protonets.scale"}, way=way)
 
 
 def _cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    return cnaps(backbone, way=way, **_cnaps_options(config))
+    return _with_set_encoder(cnaps, config, backbone, way)
 
 
 def _simple_cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    return simple_cnaps(backbone, way=way, **_cnaps_options(config))
+    return _with_set_encoder(simple_cnaps, config, backbone, way)
 
 
-def _cnaps_options(config: ConfigDict) -> dict[str, Any]:
+def _with_set_encoder(
+    make: Callable[..., Learner], config: ConfigDict, backbone: Network, way: int
+) -> Learner:
     size = 64
-    return {
-        "embedding": _for_clips(
-            config, in_dtype(config.backbone, nn.set_encoder(size))
-        ),
-        "embedding_size": size,
-        "film_penalty": config.cnaps.film_penalty,
-    }
+    encoder = _for_clips(config, in_dtype(config.backbone, nn.set_encoder(size)))
+    return _built(
+        make, config, backbone, {"film_penalty": "cnaps.film_penalty"},
+        way=way, embedding=encoder, embedding_size=size,
+    )  # fmt: skip
 
 
 def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    settings = config.inner
     _check_sampling(config.gradient, "MAML")
-    rule = make_inner_rule(settings)
+    rule = make_inner_rule(config.inner)
     if rule.features is not None and not rule.each:
         _check_computed_at_once(config)
-    return maml(
-        backbone,
-        way=way,
-        steps=settings.steps,
-        rule=rule,
-        first_order=settings.first_order,
-        learned_head=settings.learned_head,
-        film=settings.film,
-    )
+    arguments = {
+        name: f"inner.{name}"
+        for name in ("steps", "first_order", "learned_head", "film")
+    }
+    return _built(maml, config, backbone, arguments, way=way, rule=rule)
 
 
 def make_inner_rule(inner: ConfigDict) -> inner_rules.InnerRule:
@@ -141,7 +159,9 @@ def make_inner_rule(inner: ConfigDict) -> inner_rules.InnerRule:
     Raises:
         UserError: An unknown `inner.rule`, or a setting of it out of range.
     """
-    return pick("inner.rule", inner.rule, _RULES)(inner)
+    sides = {f"attention.{x}": f"inner.attention_{x}" for x in ("forward", "backward")}
+    with settings_named(names_of("inner") | sides):
+        return pick("inner.rule", inner.rule, _RULES)(inner)
 
 
 def make_attention(inner: ConfigDict) -> Attention:
@@ -198,46 +218,36 @@ def _check_sampling(gradient: ConfigDict, learner: str) -> None:
 
 
 def _finetuner(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    settings = config.inner
-    return finetuner(
-        backbone,
-        way=way,
-        steps=settings.steps,
-        optimizer=make_inner_optimizer(config),
-        film=settings.film,
-    )
+    arguments = {"steps": "inner.steps", "film": "inner.film"}
+    optimizer = make_inner_optimizer(config)
+    return _built(finetuner, config, backbone, arguments, way=way, optimizer=optimizer)
+
+
+_SOLVER = {
+    "through": "hypergrad.through",
+    "solver_steps": "hypergrad.steps",
+    "damping": "hypergrad.damping",
+    "steps": "inner.steps",
+    "learned_head": "inner.learned_head",
+}
 
 
 def _mrml(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    inner, settings = config.inner, config.hypergrad
-    return mrml(
-        backbone,
-        way=way,
-        steps=inner.steps,
-        learning_rate=inner.learning_rate,
-        weight_decay=settings.weight_decay,
-        through=settings.through,
-        solver_steps=settings.steps,
-        damping=settings.damping,
-        learned_head=inner.learned_head,
-    )
+    arguments = _SOLVER | {
+        "learning_rate": "inner.learning_rate",
+        "weight_decay": "hypergrad.weight_decay",
+    }
+    return _built(mrml, config, backbone, arguments, way=way)
 
 
 def _imaml(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    inner, settings = config.inner, config.hypergrad
     _check_sampling(config.gradient, "iMAML")
-    return imaml(
-        backbone,
-        way=way,
-        steps=inner.steps,
-        optimizer=make_inner_optimizer(config),
-        proximity=settings.proximity,
-        through=settings.through,
-        solver_steps=settings.steps,
-        step_size=inner.learning_rate,
-        damping=settings.damping,
-        learned_head=inner.learned_head,
-    )
+    arguments = _SOLVER | {
+        "proximity": "hypergrad.proximity",
+        "step_size": "inner.learning_rate",
+    }
+    optimizer = make_inner_optimizer(config)
+    return _built(imaml, config, backbone, arguments, way=way, optimizer=optimizer)
 
 
 _LEARNERS: dict[str, Callable[..., Learner]] = {
@@ -286,7 +296,8 @@ def init_params(config: ConfigDict, learner: Learner, sources: Sources) -> Param
             "would make the features of one image depend on the others, and LITE wrong)"
         )
     key = jax.random.fold_in(jax.random.key(config.seed), _INIT)
-    params = learner.init(key, _example_spec(sources("train").image_shape))
+    with settings_named(names_of("backbone", "data")):
+        params = learner.init(key, _example_spec(sources("train").image_shape))
     learned = {name: x for name, x in params.items() if name not in learner.frozen}
     if config.train.steps and not jax.tree.leaves(learned):
         raise UserError(

@@ -18,6 +18,7 @@ from lite_jax.data.augment import make_augment
 from lite_jax.data.loader import check_batch_size, load_batch, load_task, run_ahead
 from lite_jax.data.sources import ClassSource
 from lite_jax.run import build_data, parallel
+from lite_jax.run.settings import settings_named
 from lite_jax.types import Task
 
 
@@ -37,9 +38,11 @@ class Feed:
         self._depth = config.data.prefetch
         threads = config.data.workers or os.cpu_count() or 1
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        augment = make_augment(config.data.augment)
+        with settings_named({"augment": "data.augment", "size": "train.batch_size"}):
+            augment = make_augment(config.data.augment)
+            if config.learner == "classifier":
+                check_batch_size(config.train.batch_size, source)
         if config.learner == "classifier":
-            check_batch_size(config.train.batch_size, source)
             load = functools.partial(load_batch, source, config.train.batch_size)
         else:
             spec = build_data.make_spec(config.train.episode)

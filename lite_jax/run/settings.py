@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
+import re
+from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
 from lite_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def settings_named(names: Mapping[str, str]) -> Iterator[None]:
+    """Let a `UserError` name settings where it names arguments.
+
+    Code below `run/` speaks of its own arguments. In its messages `steps=0` becomes
+    `inner.steps=0`, and `unknown through 'x'` `unknown hypergrad.through 'x'`.
+
+    Args:
+        names: Argument → setting.
+    """
+    try:
+        yield
+    except UserError as error:
+        known = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
+        named = re.compile(
+            rf"(?<![\w./])({known})(?==)|(?<=\bunknown )({known})(?= )|"
+            rf"(?<=\bchange )({known})\b"
+        )
+        message = named.sub(lambda match: names[match[0]], str(error))
+        raise UserError(message) from error
+
+
+def names_of(*sections: str) -> dict[str, str]:
+    """Return field → setting of sections whose fields are arguments of that name."""
+    config = base_config()
+    return {key: f"{name}.{key}" for name in sections for key in config[name]}
 
 
 def check_at_least(config: ConfigDict, bound: int, *names: str) -> None:

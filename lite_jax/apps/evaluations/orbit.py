@@ -24,7 +24,7 @@ from lite_jax.data.episodes import episode_rng
 from lite_jax.data.orbit.protocol import User, draw_task, open_clips
 from lite_jax.data.orbit.source import OrbitSource
 from lite_jax.errors import UserError
-from lite_jax.run import build_gradient
+from lite_jax.run import build_data, build_gradient
 from lite_jax.run.evaluate import format_table
 from lite_jax.run.metrics import interval
 from lite_jax.types import Params
@@ -46,7 +46,7 @@ def plan_orbit(config: ConfigDict, params: Params) -> list[Job]:
         raise UserError(
             f"benchmark.name=orbit needs data.dataset=orbit, not {config.data.dataset}"
         )
-    source = data.open_source(config.data, "test")
+    source = build_data.make_sources(config)("test")
     assert isinstance(source, OrbitSource)
     count = config.benchmark.tasks_per_user or source.protocol.tasks_per_user["test"]
     users = {user.name: user for user in source.users}

@@ -49,7 +49,7 @@ PROTOCOLS = {
 def find_protocol(name: str) -> Protocol:
     """Return a protocol by name, or raise with the nearest known one."""
     if name not in PROTOCOLS:
-        raise unknown_name("data.protocol", name, PROTOCOLS)
+        raise unknown_name("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
 
 
@@ -124,8 +124,8 @@ def read_source(
             prepared = find_prepared(root, f"meta_dataset/{name}")
             return read_prepared(prepared, split, spec, hierarchy, name)
         raise UserError(
-            f"data.root={root} has no folder {name!r}: convert that source with "
-            "Meta-Dataset's scripts, or leave it out of data.sources"
+            f"root={root} has no folder {name!r}: convert that source with "
+            "Meta-Dataset's scripts, or leave it out of sources="
         )
     found = read_spec(folder)
     ids, groups = found.splits[split], found.groups[split]
@@ -133,7 +133,7 @@ def read_source(
         if hierarchy and len(found.splits["train"]) < len(found.class_names):
             raise UserError(
                 f"{folder}: this is ImageNet's first split, and protocol md-v2 trains "
-                "on all classes: convert ilsvrc_2012_v2, or set data.protocol=lite"
+                "on all classes: convert ilsvrc_2012_v2, or set protocol=lite"
             )
         if not hierarchy:
             ids, groups = np.arange(len(found.class_names)), None

@@ -99,7 +99,7 @@ PROTOCOLS = {
 def find_protocol(name: str) -> OrbitProtocol:
     """Return a protocol by name, or raise with the nearest known one."""
     if name not in PROTOCOLS:
-        raise unknown_name("data.orbit_protocol", name, PROTOCOLS)
+        raise unknown_name("orbit_protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
 
 
@@ -167,7 +167,7 @@ def read_users(
     """
     check_split(split)
     if mode not in MODES:
-        raise unknown_name("data.orbit_mode", mode, MODES)
+        raise unknown_name("orbit_mode", mode, MODES)
     base = existing_folder(root)
     folder = base / _FOLDERS[split]
     if not folder.is_dir():
@@ -239,7 +239,7 @@ def _shown(
     if not path.is_file():
         raise UserError(
             f"{path} is missing: unpack ORBIT's annotations there, or leave no frame "
-            "out with --config.data.orbit_filter=none"
+            "out with orbit_filter=none"
         )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

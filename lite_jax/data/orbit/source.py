@@ -63,7 +63,7 @@ class OrbitSpec(NamedTuple):
     def check(self, name: str, source: ClassSource) -> None:
         """Raise unless `source` is ORBIT, and clips enough are allowed."""
         if not isinstance(source, OrbitSource):
-            raise UserError(f"{name} is for ORBIT's tasks: set data.dataset=orbit")
+            raise UserError(f"{name} is for ORBIT's tasks: set dataset=orbit")
         for field in ("max_support", "max_target"):
             value = getattr(self, field)
             if value < self.way[1]:

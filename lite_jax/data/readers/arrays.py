@@ -67,13 +67,13 @@ def array_source(
     check_split(split)
     path = Path(root).expanduser()
     if not path.exists():
-        raise UserError(f"data.root={root}: no such file or folder")
+        raise UserError(f"root={root}: no such file or folder")
     one_file = path.is_file()
     if not one_file:
         file = _file_of_split(path, split)
         if file is None:
             raise UserError(
-                f"data.root={root} has no file for {split!r}: expected {split}.npz, "
+                f"root={root} has no file for {split!r}: expected {split}.npz, "
                 f"{split}.hdf5 or the like"
             )
         path = file
@@ -82,7 +82,7 @@ def array_source(
     if path.suffix in _PICKLES and not allow_pickle:
         raise UserError(
             f"{path} is a pickle, and reading one runs code that its author chose: if "
-            "you trust it, set data.allow_pickle=True"
+            "you trust it, set allow_pickle=True"
         )
     classes, image = _read(path, path.stat().st_mtime_ns)
     if one_file:

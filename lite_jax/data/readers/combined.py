@@ -56,10 +56,10 @@ def rotated(source: ClassSource) -> RotatedSource:
         UserError: Images that are not square, or clips.
     """
     if len(source.image_shape) != 3:
-        raise UserError("data.rotations=True is for images, not clips: set it to False")
+        raise UserError("rotations=True is for images, not clips: set it to False")
     height, width, _ = source.image_shape
     if height != width:
-        raise UserError(f"data.rotations needs square images, got {height} × {width}")
+        raise UserError(f"rotations=True needs square images, got {height} × {width}")
     return RotatedSource(source)
 
 
@@ -76,7 +76,7 @@ class Mixture:
             UserError: None, or images of different shapes.
         """
         if not parts:
-            raise UserError("data.sources is empty: name one data set or more")
+            raise UserError("sources='': name one data set or more")
         shapes = {name: tuple(part.image_shape) for name, part in parts.items()}
         if len(set(shapes.values())) > 1:
             raise UserError(f"sources of different image shapes cannot mix: {shapes}")

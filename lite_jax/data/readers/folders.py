@@ -97,8 +97,7 @@ def omniglot_folder(
     }
     if not any(classes.values()):
         raise UserError(
-            f"data.root={root}: no images; expected "
-            "<alphabet>/<character>/<drawing>.png"
+            f"root={root}: no images; expected <alphabet>/<character>/<drawing>.png"
         )
 
     spec = ImageSpec(image_size, resize, channels=1, bright_ink=True)
@@ -120,16 +119,16 @@ def _folder_classes(root: Path, split: str) -> dict[str, list[Path]]:
         own = [found[name] for name in SPLIT_NAMES[split] if name in found]
         if not own:
             raise UserError(
-                f"data.root={root} has a 'train' folder but no {split!r} folder: add "
+                f"root={root} has a 'train' folder but no {split!r} folder: add "
                 "one, or put all classes side by side to have them split"
             )
         found = class_folders(own[0])
     else:
-        found = dict(share_of_classes(found, split, f"data.root={root}"))
+        found = dict(share_of_classes(found, split, f"root={root}"))
     classes = {name: images_of(path) for name, path in found.items()}
     if not any(classes.values()):
         raise UserError(
-            f"data.root={root}: no images for {split!r}; expected one folder a class "
+            f"root={root}: no images for {split!r}; expected one folder a class "
             f"with image files ({', '.join(sorted(_SUFFIXES))})"
         )
     return classes
@@ -147,9 +146,7 @@ def existing_folder(root: str | Path) -> Path:
     """Return the folder, or raise."""
     path = Path(root).expanduser()
     if not path.is_dir():
-        raise UserError(
-            f"data.root={root}: no such folder; set --config.data.root=FOLDER"
-        )
+        raise UserError(f"root={root}: no such folder; set root=FOLDER")
     return path
 
 

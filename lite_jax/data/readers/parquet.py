@@ -48,10 +48,10 @@ def parquet_source(
     path = Path(root).expanduser()
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if not files:
-        raise UserError(f"data.root={root} has no .parquet files")
+        raise UserError(f"root={root} has no .parquet files")
     found = tuple((file, file.stat().st_mtime_ns) for file in files)
     classes, encoded = _read(found, label)
-    chosen = classes_of_split(classes, split, class_list, f"data.root={root}")
+    chosen = classes_of_split(classes, split, class_list, f"root={root}")
 
     def open_row(row: int) -> np.ndarray:
         return spec.open(encoded[row])

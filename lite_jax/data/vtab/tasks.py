@@ -118,7 +118,7 @@ def vtab_task(
         if protocol != "official":
             raise UserError(
                 f"{listed} holds VTAB's official 1000 images, and protocol "
-                f"{protocol!r} takes others: set benchmark.vtab_protocol=official"
+                f"{protocol!r} takes others: set protocol=official"
             )
         support, test = (
             FileSet(listed_images(listed, listed / file, rule.num_classes), spec)

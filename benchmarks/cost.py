@@ -1,6 +1,6 @@
 """The cost of adapting to one task: multiply-accumulates and gradient steps.
 
-    python -m experiments.cost [--smoke] [--full]
+    python -m benchmarks.cost [--smoke] [--full]
         [--out=experiments/results/cost.jsonl]
 
 5-way tasks of 25 support images; ResNet-18 at 84 pixels, with `--full` EfficientNet-B0
@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.macs import count_macs
+from benchmarks.macs import count_macs
 from experiments.rows import emit, parser
 from lite_jax import (
     Examples,

@@ -1,7 +1,7 @@
 """Readers given files that are broken, or made up, in great number.
 
     pip install -e '.[test]'
-    python -m experiments.fuzz [--examples=20000] [--smoke]
+    python -m tests.stress.fuzz [--examples=20000] [--smoke]
         [--out=experiments/results/fuzz.jsonl]
 
 Whole files of each kind are cut, spliced, and changed bit by bit, and JSON is rebuilt

@@ -1,6 +1,6 @@
 """Memory and multiplications of adapting on a device, by plan, counted three ways.
 
-    python -m experiments.pmeta_memory [--smoke] [--network=conv4|resnet12|mlp]
+    python -m benchmarks.pmeta_memory [--smoke] [--network=conv4|resnet12|mlp]
         [--out=experiments/results/pmeta_memory.jsonl]
 
 Each row is one network, one set of trained layers, and one way to keep what it needs:

@@ -1,8 +1,8 @@
 """Speed and memory of one meta-training gradient, side by side, against the floor.
 
-    python -m experiments.benchmark [--smoke] [--large] [--learner=protonets]
+    python -m benchmarks.speed [--smoke] [--large] [--learner=protonets]
         [--backbone=resnet18] [--sizes=100,40,10,84] [--rounds=5]
-        [--out=experiments/results/benchmark.jsonl]
+        [--out=experiments/results/speed.jsonl]
 
 One task of N support and M query images, H back-propagated; parameters at random,
 batch normalisation with frozen statistics, chunks of 20 (40 with `--large`). Methods:
@@ -36,9 +36,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.memory import over_query_batches, paper_sum
+from benchmarks.memory import over_query_batches, paper_sum
+from benchmarks.timing import median_seconds
 from experiments.rows import emit, parser
-from experiments.timing import median_seconds
 from lite_jax import (
     Examples,
     Learner,
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for backbone in backbones:
             for size in sizes:
                 for row in compared(learner, backbone, size, arguments):
-                    emit(arguments.out, {"experiment": "benchmark"} | row)
+                    emit(arguments.out, {"experiment": "speed"} | row)
 
 
 def compared(
@@ -279,7 +279,7 @@ def torch_methods(
     if not all(map(importlib.util.find_spec, ("torch", "timm"))):
         print("torch or timm is not installed: pip install -e '.[torch]'", flush=True)
         return {}
-    ours = importlib.import_module("experiments.torch_lite")
+    ours = importlib.import_module("benchmarks.torch_lite")
     torch = importlib.import_module("torch")
     found = {}
     for name, compiled, cached in (

@@ -1,6 +1,6 @@
 """Memory of one ProtoNets gradient against support size, image size, H and chunks.
 
-    python -m experiments.memory [--smoke] [--full]
+    python -m benchmarks.memory [--smoke] [--full]
         [--out=experiments/results/memory.jsonl]
 
 Conv-4, 16 query images, H = 16 and chunks of 16 unless a row says otherwise. Part
@@ -140,7 +140,7 @@ def make_inputs(num_support: int, size: int) -> tuple[Params, Task, Key]:
 
 def measured_bytes(operator: str, num_support: int, size: int) -> int:
     """Return the peak memory of running the gradient once, in a process of its own."""
-    command = [sys.executable, "-m", "experiments.memory", "--measure"]
+    command = [sys.executable, "-m", "benchmarks.memory", "--measure"]
     case = json.dumps([operator, num_support, size])
     found = subprocess.run(
         [*command, case], stdout=subprocess.PIPE, text=True, check=True

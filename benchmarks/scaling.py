@@ -1,6 +1,6 @@
 """What devices say to each other in a step, as the compiler has it: weak scaling.
 
-    python -m experiments.scaling [--smoke] [--out=experiments/results/scaling.jsonl]
+    python -m benchmarks.scaling [--smoke] [--out=experiments/results/scaling.jsonl]
 
 ProtoNets on Conv-4 at 84 pixels, LITE with H = 16 of every task's N, chunks of 16, on
 1, 2, 4 and 8 devices that the host is made to show. "tasks": one more task for each

@@ -1,6 +1,6 @@
 """Ten thousand tiny steps: does anything grow?
 
-    python -m experiments.soak [--steps=10000] [--smoke]
+    python -m tests.stress.soak [--steps=10000] [--smoke]
         [--out=experiments/results/soak.jsonl]
 
 One run in this process, looked at twenty times: resident memory, open files, threads,

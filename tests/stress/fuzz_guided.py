@@ -1,10 +1,10 @@
 """Readers under coverage-guided fuzzing: libFuzzer, by Atheris.
 
     pip install -e '.[test]'
-    python -m experiments.fuzz_guided [--runs=100000] [--smoke]
+    python -m tests.stress.fuzz_guided [--runs=100000] [--smoke]
         [--out=experiments/results/fuzz_guided.jsonl]
 
-The readers, whole files and promises of `experiments.fuzz`; a change to a file is kept
+The readers, whole files and promises of `tests.stress.fuzz`; a change to a file is kept
 where it reaches new places of `lite_jax.data` or of what reads runs and classifiers. A
 row tells the places reached by whole files alone, and at the end.
 """
@@ -28,8 +28,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--reader"]:  # before anything is imported uninstrumented
         fuzz(sys.argv[2], int(sys.argv[3]))
         return
-    from experiments.fuzz import READERS
     from experiments.rows import emit, parser
+    from tests.stress.fuzz import READERS
 
     found = parser("readers given files that reach new lines")
     found.add_argument("--runs", type=int, default=100_000, help="of each reader")
@@ -46,7 +46,7 @@ def fuzzed(name: str, runs: int) -> dict[str, Any]:
     Raises:
         RuntimeError: A file ended a reader otherwise than by a `UserError`.
     """
-    command = [sys.executable, "-m", "experiments.fuzz_guided"]
+    command = [sys.executable, "-m", "tests.stress.fuzz_guided"]
     child = subprocess.run(
         [*command, "--reader", name, str(runs)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
@@ -68,7 +68,7 @@ def fuzz(name: str, runs: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=INSTRUMENTED):
-        from experiments.fuzz import FOUND, run, samples
+        from tests.stress.fuzz import FOUND, run, samples
 
     folder = Path(tempfile.mkdtemp())
     known = [file for reader, file in FOUND if reader == name]

@@ -7,7 +7,7 @@ resident memory that loading adds while a slow step consumes the episodes, by
 `data.prefetch`.
 Every case runs in a process of its own; the records are made anew.
 
-python -m experiments.loading [--smoke] [--out=FILE.jsonl]
+python -m benchmarks.loading [--smoke] [--out=FILE.jsonl]
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def cases(smoke: bool) -> Iterator[dict[str, Any]]:
 
 def in_a_process(case: dict[str, Any]) -> dict[str, float]:
     """Return what `measure` finds in a fresh process."""
-    command = [sys.executable, "-m", "experiments.loading", "--measure"]
+    command = [sys.executable, "-m", "benchmarks.loading", "--measure"]
     found = subprocess.run(
         [*command, json.dumps(case)], stdout=subprocess.PIPE, text=True, check=True
     )

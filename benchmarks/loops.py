@@ -1,6 +1,6 @@
 """Which loop over chunks? The same gradient by each, timed and weighed side by side.
 
-    python -m experiments.loops [--smoke] [--backbone=resnet18] [--rounds=5]
+    python -m benchmarks.loops [--smoke] [--backbone=resnet18] [--rounds=5]
         [--out=experiments/results/loops.jsonl]
 
 The gradient of a smooth loss of the summed features of N images (84 pixels, chunks of
@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from benchmarks.timing import median_seconds
 from experiments.rows import emit, parser
-from experiments.timing import median_seconds
 from lite_jax import Network, batched, exact_sum, lite_sum, nn
 from lite_jax.run import memory_budget
 from lite_jax.types import Params

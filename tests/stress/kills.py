@@ -1,6 +1,6 @@
 """Runs killed at random moments, and what the resumed ones end as.
 
-    python -m experiments.kills [--kills=100] [--smoke]
+    python -m tests.stress.kills [--kills=100] [--smoke]
         [--out=experiments/results/kills.jsonl]
 
 A run of a few tiny steps saves a checkpoint after each, so that much of its time goes

@@ -1,6 +1,6 @@
 """Mahalanobis heads: Cholesky factors of the smaller side against explicit inverses.
 
-    python -m experiments.mahalanobis [--smoke]
+    python -m benchmarks.mahalanobis [--smoke]
         [--out=experiments/results/mahalanobis.jsonl]
 
 d = 1280 features, 50 classes, 40 queries; N support examples. Each row compares the
@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.timing import median_seconds
 from experiments.rows import emit, parser
-from experiments.timing import median_seconds
 from lite_jax.heads.mahalanobis import fit_mahalanobis, mahalanobis_logits
 from lite_jax.run import memory_budget
 

@@ -1,0 +1,1 @@
+"""Speed and memory: each `python -m benchmarks.NAME` leaves rows."""

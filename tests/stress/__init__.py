@@ -1,0 +1,1 @@
+"""Fuzzing, kills and long runs: each `python -m tests.stress.NAME` leaves rows."""
