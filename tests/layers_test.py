@@ -14,7 +14,7 @@ from lite_jax.run.settings import base_config
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lite_jax"
-TOP = {"__init__", "errors", "files", "main", "trees", "types"}
+TOP = {"__init__", "errors", "files", "main", "testing", "trees", "types"}
 FLOORS = (  # rooms import from floors below theirs
     ["errors", "types"],
     ["files", "trees"],
@@ -24,7 +24,7 @@ FLOORS = (  # rooms import from floors below theirs
     ["learners"],
     ["pmeta"],
     ["run"],
-    ["apps", "classify"],
+    ["apps", "classify", "testing"],
     ["cli"],
     ["main"],
 )

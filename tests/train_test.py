@@ -65,7 +65,7 @@ def shared_programs(as_users_run_it):
     """Let runs of equal settings share their learners, and so what is compiled."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            (build_data, "make_grad_fn"), (build_data, "make_optimizer"),
+            (build_gradient, "make_grad_fn"), (build_gradient, "make_optimizer"),
             (build_learner, "make_learners"), (build_learner, "make_baseline"),
         ):  # fmt: skip
             patch.setattr(module, name, by_settings(getattr(module, name)))

@@ -53,7 +53,7 @@ def load(run: str | Path) -> TrainedLearner:
             something else than images.
 
     >>> import tempfile
-    >>> from lite_jax.run.recipes import base_config
+    >>> from lite_jax.run.settings import base_config
     >>> from lite_jax.run.train import train_and_evaluate
     >>> config = base_config()  # a run of no steps, on raw pixels
     >>> config.backbone.name, config.data.dataset = "pixels", "synthetic"
