@@ -18,6 +18,7 @@ each task before adaptation and after, 20 tasks a step (40 of the cheetah), 500 
 trust-region policy optimisation, tests on 400 tasks.
 """
 
+from lite_jax.apps.rl import settings
 from lite_jax.run import recipes
 
 
@@ -32,9 +33,9 @@ def get_config(arguments=""):
         "mamlpp": mamlpp,
         "steps_only": steps_only,
         "small": small,
-        "smoke": recipes.shrink,
+        "smoke": settings.shrink,
     }
-    return recipes.choose(arguments, variants, start=pmeta_rl)
+    return recipes.choose(arguments, variants, pmeta_rl, settings.policy_config)
 
 
 def pmeta_rl(config):

@@ -16,6 +16,7 @@ per_example  a weight for each example, in place of Meta-Weight-Net
 smoke        a few rounds, to see that everything runs; combines with the above
 """
 
+from lite_jax.apps.reweight import settings
 from lite_jax.run import recipes
 
 
@@ -24,19 +25,19 @@ def get_config(arguments=""):
     variants = {
         "digits": recipes.digits,
         "noisy": noisy,
-        "text": recipes.text,
-        "tsv": recipes.tsv,
-        "omniglot": recipes.omniglot_features,
-        "folder": recipes.folder_features,
-        "per_example": recipes.per_example_weights,
-        "smoke": recipes.shrink,
+        "text": settings.text,
+        "tsv": settings.tsv,
+        "omniglot": settings.omniglot_features,
+        "folder": settings.folder_features,
+        "per_example": settings.per_example_weights,
+        "smoke": settings.shrink,
     }
-    return recipes.choose(arguments, variants, start=sama_prune)
+    schema = settings.reweighting_config
+    return recipes.choose(arguments, variants, sama_prune, schema)
 
 
 def sama_prune(config):
     """Choose the job, and SAMA."""
-    recipes.reweighting(config)
     config.name, config.reweight.job = "sama_prune", "prune"
 
 

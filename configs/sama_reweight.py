@@ -20,6 +20,7 @@ cg, neumann  with the inverse of the inner Hessian: 5 iterations, damped; 5 term
 smoke        a few rounds, to see that everything runs; combines with the above
 """
 
+from lite_jax.apps.reweight import settings
 from lite_jax.run import recipes
 
 
@@ -27,23 +28,23 @@ def get_config(arguments=""):
     """Return the configuration of `--config=configs/sama_reweight.py:ARGUMENTS`."""
     variants = {
         "digits": recipes.digits,
-        "text": recipes.text,
-        "tsv": recipes.tsv,
-        "bert_base": recipes.bert_base,
-        "omniglot": recipes.omniglot_features,
-        "folder": recipes.folder_features,
-        "per_example": recipes.per_example_weights,
+        "text": settings.text,
+        "tsv": settings.tsv,
+        "bert_base": settings.bert_base,
+        "omniglot": settings.omniglot_features,
+        "folder": settings.folder_features,
+        "per_example": settings.per_example_weights,
         "unadapted": unadapted,
         "cg": cg,
         "neumann": neumann,
-        "smoke": recipes.shrink,
+        "smoke": settings.shrink,
     }
-    return recipes.choose(arguments, variants, start=sama_reweight)
+    schema = settings.reweighting_config
+    return recipes.choose(arguments, variants, sama_reweight, schema)
 
 
 def sama_reweight(config):
     """Choose the job, and SAMA."""
-    recipes.reweighting(config)
     config.name, config.reweight.job = "sama_reweight", "reweight"
     config.reweight.noise = 0.4
 

@@ -41,12 +41,9 @@ from benchmarks.timing import median_seconds
 from configs import sama_prune, sama_reweight
 from experiments.rows import emit, parser, rounded
 from lite_jax import Network, hypergrad, nn
-from lite_jax.apps.reweight import (
-    meta_weight_net,
-    per_example,
-    reweighting_problem,
-    run_reweighting,
-)
+from lite_jax.apps.reweight.run import run_reweighting
+from lite_jax.apps.reweight.training import reweighting_problem
+from lite_jax.apps.reweight.weightings import meta_weight_net, per_example
 from lite_jax.files import read_rows
 from lite_jax.run import memory_budget
 

@@ -11,9 +11,10 @@ from made_vtab import SUPPORT, vtab
 from runs import load_config, use_one_block
 
 from lite_jax import UserError
-from lite_jax.apps.evaluations import published, run_benchmark, vtab_md
+from lite_jax.apps.evaluations import published, vtab_md
 from lite_jax.apps.evaluations.jobs import learner_of
 from lite_jax.apps.evaluations.predictor import Predictor
+from lite_jax.apps.evaluations.run import run_benchmark
 from lite_jax.data.vtab.rules import GROUPS, VTAB
 from lite_jax.data.vtab.tasks import vtab_task
 from lite_jax.run.evaluate import make_scorer

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from runs import CONFIGS, load_config, one_block, use_one_block
 
 from lite_jax import UserError
-from lite_jax.apps.reweight import run_reweighting
-from lite_jax.apps.rl import run_policy
+from lite_jax.apps.reweight.run import run_reweighting
+from lite_jax.apps.rl.run import run_policy
 from lite_jax.run import build_backbone, build_learner, evaluate, settings, train
 from lite_jax.run.train import train_and_evaluate
 

@@ -12,20 +12,14 @@ from runs import load_config
 from scipy import special
 
 from lite_jax import UserError, exact_sum, hypergrad, nn
-from lite_jax.apps.reweight import (
-    LabelledSet,
-    bench,
-    loop,
-    make_sets,
-    meta_weight_net,
-    per_example,
-    reweighting_problem,
-    run_reweighting,
-    training,
-)
+from lite_jax.apps.reweight import bench, loop, training
 from lite_jax.apps.reweight import run as reweight_run
 from lite_jax.apps.reweight.pruning import SCORES, kept_rows
+from lite_jax.apps.reweight.run import run_reweighting
+from lite_jax.apps.reweight.sets import LabelledSet, make_sets
 from lite_jax.apps.reweight.text import generated_texts, read_tsv
+from lite_jax.apps.reweight.training import reweighting_problem
+from lite_jax.apps.reweight.weightings import meta_weight_net, per_example
 from lite_jax.files import read_rows
 
 # ------------------------------------------------------------------- the problem

@@ -12,12 +12,13 @@ from runs import load_config
 from scipy import integrate, stats
 
 from lite_jax import UserError, nn
-from lite_jax.apps.rl import evaluate_policy, run, run_policy
+from lite_jax.apps.rl import run
 from lite_jax.apps.rl.environments import navigation
 from lite_jax.apps.rl.episodes import Episodes, advantages, masked_mean
 from lite_jax.apps.rl.half_cheetah import half_cheetah
 from lite_jax.apps.rl.meta_policy import MetaPolicy, Played
 from lite_jax.apps.rl.policy import Gaussian, Policy
+from lite_jax.apps.rl.run import evaluate_policy, run_policy
 from lite_jax.apps.rl.trust_region import TrustRegion, trust_region_step
 from lite_jax.files import read_rows
 from lite_jax.learners import inner_rules

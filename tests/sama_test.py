@@ -11,7 +11,8 @@ from estimates import estimate, products_of, relative_error
 
 from experiments.sama import text_encoder_step, texts
 from lite_jax import UserError, exact_sum, hypergrad
-from lite_jax.apps.reweight import per_example, reweighting_problem
+from lite_jax.apps.reweight.training import reweighting_problem
+from lite_jax.apps.reweight.weightings import per_example
 from lite_jax.hypergrad import InnerStep, Problem, identity, sama
 from lite_jax.run import memory_budget
 from tests import bilevel

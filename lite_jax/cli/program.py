@@ -10,15 +10,15 @@ python -m lite_jax.main --config=configs/protonets.py[:VARIANT,…] [--workdir=F
 from __future__ import annotations
 
 import logging
-import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import absl.logging
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from lite_jax.apps.programs import MODES, find_run
 from lite_jax.cli.command import tell_on_stderr
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.run.preemption import EXIT_CODE, Preempted
@@ -32,8 +32,8 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval", "export"],
-    "Train and test, test a trained workdir, or export the plan that p-Meta learned.",
+    MODES,
+    "Train and test, test a trained workdir, or export what a device adapts by.",
 )
 _HOSTS = flags.DEFINE_string(
     "hosts",
@@ -44,85 +44,21 @@ _HOSTS = flags.DEFINE_string(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the chosen mode and print the table of test results."""
+    """Run the chosen mode and print what it says."""
     del argv
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
-    alone = _alone(config)
-    if alone is not None:
-        print(alone(config, workdir))
-        print(f"workdir: {workdir}")
-        return
+    run = find_run(config, _MODE.value, hosts=_HOSTS.value)
     from lite_jax.run import parallel
 
     if _HOSTS.value is not None:
         parallel.connect(_HOSTS.value)
         if not parallel.is_main():
             logging.getLogger("lite_jax").setLevel(logging.WARNING)
-    if _MODE.value == "eval" and config.benchmark.name:
-        from lite_jax.apps.evaluations import run_benchmark
-
-        print(run_benchmark(config, workdir))
-        print(f"rows: {workdir / config.benchmark.name}.jsonl")
-        return
-    if _MODE.value == "export":
-        from lite_jax.run.export import export_run
-
-        print(export_run(config, workdir))
-        return
-    from lite_jax.run.evaluate import evaluate_checkpoint, format_results
-    from lite_jax.run.train import train_and_evaluate
-
-    run = {"train": train_and_evaluate, "eval": evaluate_checkpoint}[_MODE.value]
-    results = run(config, workdir)
+    text = run(config, workdir)
     if parallel.is_main():
-        print(format_results(config, results))
+        print(text)
         print(f"workdir: {workdir}")
-
-
-def _alone(config: ConfigDict) -> Callable[[ConfigDict, Path], str] | None:
-    """Return the run of one process that a section of the config asks for, if any.
-
-    Raises:
-        UserError: It is asked for what it does not do.
-    """
-    runs = {
-        "reweight.job": {"train": _run_reweighting},
-        "rl.environment": {"train": _run_policy, "eval": _evaluate_policy},
-    }
-    for setting, modes in runs.items():
-        if not operator.attrgetter(setting)(config):
-            continue
-        if _MODE.value not in modes:
-            known = " or ".join(f"--mode={mode}" for mode in modes)
-            raise UserError(
-                f"--mode={_MODE.value}: a run with {setting} knows {known} alone"
-            )
-        if _HOSTS.value is not None:
-            raise UserError(
-                f"--hosts={_HOSTS.value}: a run with {setting} is of one process: "
-                "leave --hosts out"
-            )
-        return modes[_MODE.value]
-    return None
-
-
-def _run_reweighting(config: ConfigDict, workdir: Path) -> str:
-    from lite_jax.apps.reweight import run_reweighting
-
-    return run_reweighting(config, workdir)
-
-
-def _run_policy(config: ConfigDict, workdir: Path) -> str:
-    from lite_jax.apps.rl import run_policy
-
-    return run_policy(config, workdir)
-
-
-def _evaluate_policy(config: ConfigDict, workdir: Path) -> str:
-    from lite_jax.apps.rl import evaluate_policy
-
-    return evaluate_policy(config, workdir)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

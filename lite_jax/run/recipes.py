@@ -104,77 +104,8 @@ def orbit(config: ConfigDict) -> None:
     config.benchmark.name = "orbit"
 
 
-def reweighting(config: ConfigDict) -> None:
-    """Learn weights of training examples by SAMA: rounds of 2 steps of Adam."""
-    config.reweight.weighting = "meta_weight_net"
-    config.reweight.meta_size = 50
-    config.data.rotations = False
-    config.hypergrad.through = "sama"
-    config.inner.optimizer, config.inner.learning_rate = "adam", 1e-3
-    config.inner.steps = 2
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.schedule = "constant"
-    config.train.steps = 1000
-    config.train.batch_size = 100
-
-
-def per_example_weights(config: ConfigDict) -> None:
-    """Learn a weight for each example, in larger steps."""
-    config.reweight.weighting = "per_example"
-    config.optimizer.learning_rate = 3e-2
-
-
-def text(config: ConfigDict) -> None:
-    """Use generated texts, and a transformer small enough for a CPU."""
-    config.data.dataset = "text"
-    config.train.steps = 200  # ten times through the training texts
-    config.reweight.train_size, config.reweight.meta_size = 4000, 100
-    config.reweight.network = "transformer"
-    config.reweight.width, config.reweight.depth = 32, 2
-
-
-def tsv(config: ConfigDict) -> None:
-    """Use texts of TSV files, labels as they are, and the same transformer."""
-    text(config)
-    config.data.dataset = "tsv"
-    config.reweight.noise = 0.0
-    config.reweight.vocabulary, config.reweight.length = 10_000, 64
-
-
-def bert_base(config: ConfigDict) -> None:
-    """Take a transformer of BERT-base's size, 110 million parameters, for a GPU."""
-    config.reweight.width, config.reweight.depth, config.reweight.heads = 768, 12, 12
-    config.reweight.vocabulary, config.reweight.length = 30_000, 128
-    config.train.batch_size, config.reweight.meta_batch_size = 32, 32
-    config.inner.learning_rate = 1e-4
-
-
-def omniglot_features(config: ConfigDict) -> None:
-    """Use features of Omniglot's 106 test characters, two clean ones of each."""
-    config.data.dataset = "omniglot"
-    config.data.image_size = 28
-    config.backbone.mean, config.backbone.std = 0.0, 1.0
-    config.reweight.meta_size = 212
-    _slow_weight_net(config)
-
-
-def folder_features(config: ConfigDict) -> None:
-    """Use features of photographs, of the backbone that `configs/pretrain.py` makes."""
-    config.data.dataset = "folder"
-    config.data.image_size = 84
-    resnet18(config)
-    config.reweight.train_size, config.reweight.meta_size = 300, 60
-    _slow_weight_net(config)
-
-
-def _slow_weight_net(config: ConfigDict) -> None:
-    """Slow Meta-Weight-Net down: at 1e-3 it ends by trusting what fits badly."""
-    if config.reweight.weighting == "meta_weight_net":
-        config.optimizer.learning_rate = 3e-4
-
-
 def shrink(config: ConfigDict) -> None:
-    """Shrink whatever was chosen to seconds: the `smoke` variant of every config."""
+    """Shrink whatever was chosen to seconds: the `smoke` variant of meta-learning."""
     config.train.steps = min(config.train.steps, 4)
     config.train.valid_every = 2
     config.train.tasks_per_step = min(config.train.tasks_per_step, 2)
@@ -183,11 +114,6 @@ def shrink(config: ConfigDict) -> None:
     config.benchmark.episodes = 4
     config.benchmark.most_test_images = 100
     config.benchmark.tasks_per_user = 1
-    config.reweight.train_size = min(config.reweight.train_size, 200)
-    config.reweight.meta_size = min(config.reweight.meta_size, 50)
-    config.reweight.seeds = 1
-    config.rl.episodes = min(config.rl.episodes, 4)
-    config.rl.horizon = min(config.rl.horizon, 20)
 
 
 def folder_resnet18(config: ConfigDict) -> None:
@@ -215,9 +141,12 @@ RECIPES: dict[str, Change] = {  # of the LITE paper, for one GPU
 
 
 def choose(
-    arguments: str, variants: Mapping[str, Change], start: Change = digits
+    arguments: str,
+    variants: Mapping[str, Change],
+    start: Change = digits,
+    schema: Callable[[], ConfigDict] = base_config,
 ) -> ConfigDict:
-    """Return the base configuration after the named variants, in the order given.
+    """Return a program's settings after the named variants, in the order given.
 
     The run is named after the configuration and its variants.
 
@@ -225,11 +154,12 @@ def choose(
         arguments: What follows the colon of `--config=FILE:a,b`; may be empty.
         variants: Name → function that changes the configuration in place.
         start: What is changed before any variant.
+        schema: All settings of the program, with their defaults.
 
     Raises:
         UserError: An unknown variant.
     """
-    config = base_config()
+    config = schema()
     start(config)
     for name in filter(None, (x.strip() for x in arguments.split(","))):
         if name not in variants:

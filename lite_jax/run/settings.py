@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
@@ -54,15 +54,15 @@ def check_at_least(config: ConfigDict, bound: int, *names: str) -> None:
 
 
 def base_config() -> ConfigDict:
-    """Return the complete, unlocked configuration: ProtoNets on digits."""
+    """Return the complete, unlocked settings of meta-learning: ProtoNets on digits."""
     return ConfigDict(
         {
+            "program": "meta_learning",  # of lite_jax.apps.programs; fixed
             "name": "protonets",  # names the default workdir, runs/<name>
             "seed": 0,  # decides everything random: parameters, episodes, draws
             "data": {
                 # digits | synthetic | folder | omniglot | meta_dataset | orbit | tfds |
-                # arrays (.npz, HDF5, pickles) | parquet | cache; of reweight.job: text,
-                # tsv too
+                # arrays (.npz, HDF5, pickles) | parquet | cache
                 "dataset": "digits",
                 "root": "",  # folder of the images; digits and synthetic need none
                 "image_size": 32,  # pixels a side
@@ -112,7 +112,7 @@ def base_config() -> ConfigDict:
             "inner": {  # the inner loop of maml, mrml, imaml and finetuner
                 "steps": 5,
                 "learning_rate": 0.01,
-                # of maml and policies: sgd | learned_sgd | anil | boil | p_meta
+                # of maml: sgd | learned_sgd | anil | boil | p_meta
                 "rule": "sgd",
                 "penalty": 1.0,  # of p_meta: λ, on each step size, by layer size,
                 "penalty_on": "inputs",  # inputs | memory: with gradients of weights
@@ -189,38 +189,24 @@ def base_config() -> ConfigDict:
                 "most_test_images": 0,  # of a task of VTAB; 0: all
                 "tasks_per_user": 0,  # of orbit; 0: the protocol's
             },
-            "reweight": {  # weights of training examples, in place of meta-learning
-                "job": "",  # reweight | prune; "": meta-learning
-                "weighting": "per_example",  # per_example | meta_weight_net
-                "hidden": 100,  # units of Meta-Weight-Net
-                "noise": 0.0,  # share of the training labels moved to another class
-                "train_size": 1000,  # examples; data.dataset=tsv has its own sizes
-                "meta_size": 400,  # clean examples that the weights are learned on
-                "meta_batch_size": 100,
-                "network": "mlp",  # mlp | transformer (of texts)
-                "width": 128,
-                "depth": 1,  # layers, or blocks of the transformer
-                "heads": 4,  # of the transformer
-                "vocabulary": 500,  # words of texts known by name
-                "length": 24,  # most words of a text
-                "keep": "0.9,0.7,0.5",  # of prune: shares kept
-                "seeds": 3,  # of prune: networks trained on what a rule keeps
-            },
-            "rl": {  # policies, in place of classifiers
-                "environment": "",  # navigation | half_cheetah; "": classification
-                "episodes": 20,  # of each task, for each inner step and the loss
-                "horizon": 200,  # most steps of an episode
-                "width": 100,  # units of each layer of the policy
-                "depth": 2,  # layers
-                "discount": 0.99,
-                "gae_lambda": 1.0,  # of generalised advantages
-                "divergence": 0.01,  # most that a trust-region step may change, in nats
-                "solver_steps": 10,  # of conjugate gradients
-                "damping": 1e-5,  # of the divergence's curvature
-                "frame_skip": 5,  # of half_cheetah: steps of simulation for an action
-            },
         }
     )
+
+
+def selected(**sections: Sequence[str]) -> ConfigDict:
+    """Return sections of `base_config()` alone, for a program that has other settings.
+
+    Args:
+        sections: Section → its settings that are kept; all where none is named. `seed`
+            and `name` are kept too.
+    """
+    config = base_config()
+    for name in set(config) - set(sections) - {"program", "name", "seed"}:
+        del config[name]
+    for name, kept in sections.items():
+        for key in set(config[name]) - set(kept or config[name]):
+            del config[name][key]
+    return config
 
 
 def episode(

@@ -1,0 +1,83 @@
+"""The table of programs: what a configuration can ask `lite_jax.main` for.
+
+A program's modules are imported when it runs, so that mistakes are told at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from lite_jax.errors import UserError, pick
+
+
+class Program(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        schema: `() -> settings` with their defaults, as MODULE:FUNCTION.
+        modes: Mode → `(config, workdir) -> text`, as MODULE:FUNCTION.
+        hosts: Whether several hosts can share a run.
+    """
+
+    schema: str
+    modes: Mapping[str, str]
+    hosts: bool = False
+
+
+PROGRAMS = {
+    "meta_learning": Program(
+        "lite_jax.run.settings:base_config",
+        {
+            "train": "lite_jax.apps.meta_learning:train",
+            "eval": "lite_jax.apps.meta_learning:evaluate",
+            "export": "lite_jax.apps.meta_learning:export",
+        },
+        hosts=True,
+    ),
+    "policies": Program(
+        "lite_jax.apps.rl.settings:policy_config",
+        {
+            "train": "lite_jax.apps.rl.run:run_policy",
+            "eval": "lite_jax.apps.rl.run:evaluate_policy",
+        },
+    ),
+    "reweighting": Program(
+        "lite_jax.apps.reweight.settings:reweighting_config",
+        {"train": "lite_jax.apps.reweight.run:run_reweighting"},
+    ),
+}
+MODES = ("train", "eval", "export")
+
+
+def find_run(
+    config: ConfigDict, mode: str, *, hosts: str | None
+) -> Callable[[ConfigDict, Path], str]:
+    """Return what runs a configuration's program in a mode.
+
+    Raises:
+        UserError: An unknown program, a mode that it does not have, or several hosts
+            where it is of one process.
+    """
+    program = pick("program", config.get("program", ""), PROGRAMS)
+    if mode not in program.modes:
+        known = " or ".join(f"--mode={name}" for name in program.modes)
+        raise UserError(
+            f"--mode={mode}: a run of program={config.program} knows {known} alone"
+        )
+    if hosts is not None and not program.hosts:
+        raise UserError(
+            f"--hosts={hosts}: a run of program={config.program} is of one process: "
+            "leave --hosts out"
+        )
+    return load(program.modes[mode])
+
+
+def load(place: str) -> Callable[..., Any]:
+    """Return the function at MODULE:FUNCTION."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
