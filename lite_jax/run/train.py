@@ -18,7 +18,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from lite_jax.errors import UserError
 from lite_jax.nn import save_weights
@@ -31,11 +30,9 @@ from lite_jax.run import (
 )
 from lite_jax.run import workdir as workdirs
 from lite_jax.run.build_data import Sources
-from lite_jax.run.checkpoint import Slot
 from lite_jax.run.evaluate import Results, evaluate, make_scorer, run_tests, split_tasks
 from lite_jax.run.feed import Feed
-from lite_jax.run.metrics import MetricsWriter
-from lite_jax.run.preemption import Preempted, noticed
+from lite_jax.run.loop import Folder, open_folder, take_steps
 from lite_jax.run.progress import Reporter
 from lite_jax.run.settings import check_at_least
 from lite_jax.types import GradFn, Key, Learner, Params, Task
@@ -95,30 +92,21 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
             config, train_step = _fitted(config, learner, mesh, state, feed.step(1))
         if not parallel.is_main():  # what it writes is of no use to anyone
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(workdirs.occupied(workdir, asked))
+        start = {"state": state, "best": np.array(-1, np.float32)}
+        opened = open_folder(workdir, asked, start, lambda saved: saved["state"].step)
+        folder = stack.enter_context(opened)
         _announce(config, sources, params, learner.frozen)
-        slots = {
-            name: stack.enter_context(closing(Slot(workdir / "checkpoints" / name)))
-            for name in ("last", "best")
-        }
-        saved: dict[str, Any] = {"state": state, "best": np.array(-1, np.float32)}
-        if slots["last"].step() is not None:
-            saved = slots["last"].restore(saved)
-            _logger.info("resumed after step %d", saved["state"].step)
-        saved = parallel.from_main(saved)
-        last_step = int(saved["state"].step)
-        writer = stack.enter_context(closing(MetricsWriter(workdir, last_step)))
         validate = _make_validation(config, tested, sources)
-        _train(config, mesh, feed, train_step, validate, saved, slots, writer)
+        _train(config, mesh, feed, train_step, validate, folder)
         if parallel.is_main():
-            params = slots["best"].restore(params)
+            params = folder.best.restore(params)
         params = parallel.from_main(params)
         save_weights(workdir / "backbone.safetensors", params["backbone"])
         results = run_tests(config, tested, params, sources)
         for kind, found in results.items():
             for name, result in found.items():
                 row = {"episodes": kind, "learner": name, **result._asdict()}
-                writer.write("test", config.train.steps, row)
+                folder.writer.write("test", config.train.steps, row)
     return results
 
 
@@ -198,63 +186,43 @@ def _train(
     feed: Feed,
     train_step: Callable[..., Any],
     validate: Callable[[Params], float | None],
-    saved: dict[str, Any],
-    slots: dict[str, Slot],
-    writer: MetricsWriter,
+    folder: Folder,
 ) -> None:
     """Take the steps that are left; validate and save on the way and at the end."""
-    best = float(saved["best"])
-    state = parallel.replicate(mesh, saved["state"])
+    best = float(folder.saved["best"])
+    state = parallel.replicate(mesh, folder.saved["state"])
     if not config.train.steps:
-        slots["best"].save(0, state.params)
+        folder.best.save(0, state.params)
         return
     steps = range(int(state.step) + 1, config.train.steps + 1)
     seed_key = parallel.replicated_key(mesh, config.seed)
-    batches = feed.ahead(steps)
-    total, width = config.train.steps, config.train.tasks_per_step
-    with (
-        closing(batches),
-        noticed() as told,
-        tqdm(
-            total=total * width,
-            initial=(steps.start - 1) * width,
-            unit="task",
-            disable=not parallel.is_main(),
-        ) as bar,
-    ):
-        report = Reporter(writer, bar, width, config.optimizer.skip_not_finite)
-        for step in steps:
-            with report.waiting_for_data():
-                tasks = next(batches)
-            state, metrics = train_step(state, tasks, seed_key)
-            report.later(step, metrics)
-            due = step % config.train.valid_every == 0 or step == total
-            stop = _all_stop(told, due)
-            if not due and not stop:
-                continue
-            report.now()
-            here = parallel.on_this_host(mesh, state)
-            if due:
-                accuracy = validate(here.params)
-                if accuracy is not None:
-                    writer.write("valid", step, {"accuracy": accuracy})
-                    report.note(valid=f"{accuracy:.3f}")
-                if accuracy is None or accuracy > best:
-                    best = best if accuracy is None else accuracy
-                    slots["best"].save(step, here.params)
-            slots["last"].save(
-                step, {"state": here, "best": np.array(best, np.float32)}
-            )
-            if stop and step < total:
-                raise Preempted(f"stopped after step {step} of {total}, which is saved")
-        report.log_total()
 
+    def take(step: int, report: Reporter) -> dict[str, Any]:
+        nonlocal state
+        with report.waiting_for_data():
+            tasks = next(batches)
+        state, metrics = train_step(state, tasks, seed_key)
+        return metrics
 
-def _all_stop(told: Callable[[], bool], due: bool) -> bool:
-    """Return whether to stop here; several processes agree where they save anyway."""
-    if jax.process_count() == 1:
-        return told()
-    return due and any(parallel.gather(told()))
+    def save(step: int, due: bool, report: Reporter) -> None:
+        nonlocal best
+        here = parallel.on_this_host(mesh, state)
+        if due:
+            accuracy = validate(here.params)
+            if accuracy is not None:
+                folder.writer.write("valid", step, {"accuracy": accuracy})
+                report.note(valid=f"{accuracy:.3f}")
+            if accuracy is None or accuracy > best:
+                best = best if accuracy is None else accuracy
+                folder.best.save(step, here.params)
+        folder.last.save(step, {"state": here, "best": np.array(best, np.float32)})
+
+    with closing(feed.ahead(steps)) as batches:
+        take_steps(
+            steps, folder.writer, take=take, save=save, every=config.train.valid_every,
+            width=config.train.tasks_per_step,
+            tolerated=config.optimizer.skip_not_finite,
+        )  # fmt: skip
 
 
 def _make_validation(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +10,10 @@ from lite_jax.apps.reweight.bench import Bench
 from lite_jax.apps.reweight.loop import learn_weights
 from lite_jax.apps.reweight.pruning import kept_rows
 from lite_jax.run.evaluate import format_table
-from lite_jax.run.metrics import MetricsWriter
+from lite_jax.run.loop import Folder
 
 
-def compare_training(bench: Bench, folder: Path) -> str:
+def compare_training(bench: Bench, folder: Folder) -> str:
     """Train with learned weights and without, and on the clean examples; compare."""
     state = learn_weights(bench, folder)
     steps, weights = bench.config.train.steps, np.asarray(state.importance())
@@ -26,12 +24,11 @@ def compare_training(bench: Bench, folder: Path) -> str:
         for name, examples in ordinary.items()
     }
     results["learned weights"] = bench.accuracy(state.params)
-    with closing(MetricsWriter(folder, steps)) as writer:
-        for name, result in results.items():
-            row = {"learner": name, **result._asdict()}
-            writer.write("test", steps, row)
-        told = _told_apart(weights, bench.sets.wrong)
-        writer.write("test", steps, {"learner": "weights", **told})
+    for name, result in results.items():
+        row = {"learner": name, **result._asdict()}
+        folder.writer.write("test", steps, row)
+    told = _told_apart(weights, bench.sets.wrong)
+    folder.writer.write("test", steps, {"learner": "weights", **told})
     table = format_table(
         ["training", "test accuracy"],
         [[name, result.percent()] for name, result in results.items()],

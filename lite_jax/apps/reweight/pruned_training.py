@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from lite_jax.apps.reweight.pruning import SCORES, kept_rows, mean_scores
 from lite_jax.errors import UserError
 from lite_jax.files import append_row, read_rows
 from lite_jax.run.evaluate import format_table
+from lite_jax.run.loop import Folder
 
 EVERYTHING = "everything"
 
@@ -29,7 +29,7 @@ class _Training(NamedTuple):
     seed: int
 
 
-def compare_rules(bench: Bench, folder: Path) -> str:
+def compare_rules(bench: Bench, folder: Folder) -> str:
     """Train on what each rule keeps, from the same seeds, and compare.
 
     Leaves what `learn_weights` does, and `pruning.jsonl`, a row a network; those that
@@ -37,7 +37,7 @@ def compare_rules(bench: Bench, folder: Path) -> str:
     """
     keep, seeds = shares_kept(bench.config), bench.config.reweight.seeds
     weights = np.asarray(learn_weights(bench, folder).importance())
-    path, train = folder / "pruning.jsonl", bench.plain()
+    path, train = folder.path / "pruning.jsonl", bench.plain()
     done = {_Training(r["rule"], r["keep"], r["seed"]): r for r in read_rows(path)}
     rules = _rules(bench, weights)
     for wanted in _trainings(keep, rules, seeds):

@@ -9,18 +9,20 @@ from ml_collections import ConfigDict
 
 from lite_jax import errors
 from lite_jax.apps.reweight.bench import make_bench
+from lite_jax.apps.reweight.loop import first_state
 from lite_jax.apps.reweight.noisy_labels import compare_training
 from lite_jax.apps.reweight.pruned_training import compare_rules, shares_kept
 from lite_jax.apps.reweight.sets import Sets, make_sets
 from lite_jax.errors import UserError
-from lite_jax.run import settings, workdir
+from lite_jax.run import settings
+from lite_jax.run.loop import open_folder
 
 _logger = logging.getLogger(__name__)
 
 _JOBS = {"prune": compare_rules, "reweight": compare_training}
 
 
-def run_reweighting(config: ConfigDict, folder: Path) -> str:
+def run_reweighting(config: ConfigDict, workdir: Path) -> str:
     """Do the job that `config.reweight.job` names, and return its table.
 
     Leaves `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/last` in the
@@ -35,7 +37,8 @@ def run_reweighting(config: ConfigDict, folder: Path) -> str:
     _check_settings(config)
     sets = make_sets(config)
     bench = make_bench(config, sets)
-    with workdir.occupied(folder, config):
+    start = first_state(bench)
+    with open_folder(workdir, config, start, lambda saved: saved.step) as folder:
         _logger.info(
             "%s: %d training examples (%s), %d clean ones, %d test ones, %d classes",
             config.name, len(sets.train.labels), _noise(sets), len(sets.meta.labels),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
@@ -25,11 +24,11 @@ from lite_jax.apps.rl.meta_policy import MetaPolicy, Played
 from lite_jax.apps.rl.policy import Policy
 from lite_jax.apps.rl.trust_region import TrustRegion, trust_region_step
 from lite_jax.errors import UserError
-from lite_jax.run import workdir
 from lite_jax.run.build_learner import make_inner_rule
 from lite_jax.run.checkpoint import Slot
 from lite_jax.run.evaluate import check_trained, format_table
-from lite_jax.run.metrics import Interval, MetricsWriter, interval
+from lite_jax.run.loop import Folder, open_folder, take_steps
+from lite_jax.run.metrics import Interval, interval
 from lite_jax.run.progress import Reporter
 from lite_jax.run.settings import check_at_least
 from lite_jax.types import Key, Params, PyTree
@@ -67,14 +66,17 @@ class State(NamedTuple):
         params: Of the learner.
         best: The best mean return after adaptation, over the steps between two
             checkpoints.
+        returns: `[train.valid_every]`, the return after adaptation of each step since
+            the last checkpoint that was due.
     """
 
     step: Any
     params: Params
     best: Any
+    returns: Any
 
 
-def run_policy(config: ConfigDict, folder: Path) -> str:
+def run_policy(config: ConfigDict, workdir: Path) -> str:
     """Meta-train the policy, or go on doing so; test the best; return the table.
 
     Leaves `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/{last,best}`
@@ -83,25 +85,18 @@ def run_policy(config: ConfigDict, folder: Path) -> str:
 
     Raises:
         UserError: Settings that cannot serve the run, or a workdir of another run.
+        Preempted: SIGTERM came during training, and the step it came in is saved.
     """
     setting = make_setting(config)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(workdir.occupied(folder, config))
-        last, best = (
-            stack.enter_context(closing(Slot(folder / "checkpoints" / name)))
-            for name in ("last", "best")
-        )
-        params = setting.learner.init(setting.key("init"))
-        state = State(np.int32(0), params, np.float32(-math.inf))
-        if last.step() is not None:
-            state = last.restore(state)
-            _logger.info("resumed after step %d", state.step)
-        writer = stack.enter_context(closing(MetricsWriter(folder, int(state.step))))
-        _train(setting, state, last, best, writer)
-        results = _test(setting, best.restore(params))
+    params = setting.learner.init(setting.key("init"))
+    returns = np.zeros(config.train.valid_every, np.float32)
+    start = State(np.int32(0), params, np.float32(-math.inf), returns)
+    with open_folder(workdir, config, start, lambda saved: saved.step) as folder:
+        _train(setting, folder)
+        results = _test(setting, folder.best.restore(params))
         for name, result in results.items():
             row = {"policy": name, **result._asdict()}
-            writer.write("test", config.train.steps, row)
+            folder.writer.write("test", config.train.steps, row)
     return _table(results)
 
 
@@ -224,38 +219,39 @@ def _step(
     )
 
 
-def _train(
-    setting: Setting, state: State, last: Slot, best: Slot, writer: MetricsWriter
-) -> None:
-    config = setting.config
+def _train(setting: Setting, folder: Folder) -> None:
+    """Take the trust-region steps that are left."""
+    config, every = setting.config, setting.config.train.valid_every
     width = config.train.tasks_per_step
     region = TrustRegion(
         config.rl.divergence, config.rl.solver_steps, config.rl.damping
     )
-    done, total = int(state.step), config.train.steps
-    params, record = jax.tree.map(jnp.asarray, state.params), float(state.best)
-    returns: list[float] = []
-    with tqdm(total=total * width, initial=done * width, unit="task") as bar:
-        report = Reporter(writer, bar, width)
-        for step in range(done + 1, total + 1):
-            task_key, play_key = jax.random.split(setting.key("train", step))
-            tasks = setting.environment.draw_tasks(task_key, width)
-            played = play(setting, params, tasks, play_key)
-            params, outcome = _step(setting.learner, params, played, region)
-            after = played.outer.returns().mean()
-            returns.append(float(after))
-            before = played.inner[0].returns().mean()
-            metrics = outcome._asdict() | {"return": after, "return_before": before}
-            report.later(step, metrics)
-            if step % config.train.valid_every and step != total:
-                continue
-            report.now()
-            mean = float(np.mean(returns))
-            returns.clear()
-            if mean > record:
-                record = mean
-                best.save(step, params)
-            last.save(step, State(np.int32(step), params, np.float32(record)))
+    state: State = folder.saved
+    params, best = jax.tree.map(jnp.asarray, state.params), float(state.best)
+    returns = np.array(state.returns)
+
+    def take(step: int, report: Reporter) -> dict[str, Any]:
+        nonlocal params
+        task_key, play_key = jax.random.split(setting.key("train", step))
+        tasks = setting.environment.draw_tasks(task_key, width)
+        played = play(setting, params, tasks, play_key)
+        params, outcome = _step(setting.learner, params, played, region)
+        after = played.outer.returns().mean()
+        returns[(step - 1) % every] = after
+        before = played.inner[0].returns().mean()
+        return outcome._asdict() | {"return": after, "return_before": before}
+
+    def save(step: int, due: bool, report: Reporter) -> None:
+        nonlocal best
+        mean = float(np.mean(returns[: (step - 1) % every + 1]))
+        if due and mean > best:
+            best = mean
+            folder.best.save(step, params)
+        saved = State(np.int32(step), params, np.float32(best), returns)
+        folder.last.save(step, saved)
+
+    steps = range(int(state.step) + 1, config.train.steps + 1)
+    take_steps(steps, folder.writer, take=take, save=save, every=every, width=width)
 
 
 def _test(setting: Setting, params: Params) -> dict[str, Interval]:
