@@ -13,11 +13,11 @@ from runs import load_config, use_one_block
 from lite_jax import UserError
 from lite_jax.apps.evaluations import published, vtab_md
 from lite_jax.apps.evaluations.jobs import learner_of
-from lite_jax.apps.evaluations.predictor import Predictor
 from lite_jax.apps.evaluations.run import run_benchmark
 from lite_jax.data.vtab.rules import GROUPS, VTAB
 from lite_jax.data.vtab.tasks import vtab_task
 from lite_jax.run.evaluate import make_scorer
+from lite_jax.run.predictor import Predictor
 from lite_jax.run.train import train_and_evaluate
 from lite_jax.types import Examples, Task
 
@@ -150,7 +150,7 @@ def test_a_test_set_read_in_batches_is_scored_as_one_task(
     learner = learner_of(config, 16)
     image = jax.ShapeDtypeStruct((16, 16, 3), np.uint8)
     params = learner.init(jax.random.key(1), image)
-    predictor = Predictor(learner, 3)
+    predictor = Predictor(learner, 3, [3])
     support, test = (x.read(range(len(x))) for x in (task.support, task.test))
     found = predictor.predict(predictor.adapt(params, *support), test[0])
     whole = Task(full(*support), full(*test))

@@ -26,12 +26,12 @@ from sklearn.model_selection import cross_val_score
 import lite_jax
 from lite_jax import Examples, UserError, exact_sum
 from lite_jax.classify import FewShotClassifier, load_classifier, standalone
-from lite_jax.classify.classifier import padded_size
 from lite_jax.classify.held_out import HeldOut, assign_folds, fit_temperature, hold_out
 from lite_jax.classify.predictions import Predictions, as_csv
 from lite_jax.cli import command as cli
 from lite_jax.cli.command import main
 from lite_jax.run import build_learner, train
+from lite_jax.run.predictor import padded_size
 from lite_jax.run.settings import base_config
 from lite_jax.run.train import train_and_evaluate
 
@@ -408,6 +408,11 @@ def test_images_have_to_be_a_readable_list(learner):
         learner.adapt(SUPPORT, folds=1)
 
 
+def change_program(run, program):
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"program": program}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -419,7 +424,7 @@ def test_images_have_to_be_a_readable_list(learner):
             lambda run: change_config(run, "backbone", width=4, norm_groups=2),
             "does not fit its config.json",
         ),
-        (lambda run: change_config(run, "rl", environment="navigation"), "rl.environ"),
+        (lambda run: change_program(run, "policies"), "its program is policies"),
     ],
 )
 def test_runs_that_cannot_be_loaded_are_refused(run, tmp_path, spoil, message):

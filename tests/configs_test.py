@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from runs import CONFIGS, load_config, one_block, use_one_block
 
 from lite_jax import UserError
+from lite_jax.apps.programs import PROGRAMS, load
 from lite_jax.apps.reweight.run import run_reweighting
 from lite_jax.apps.rl.run import run_policy
 from lite_jax.run import build_backbone, build_learner, evaluate, settings, train
@@ -24,11 +25,13 @@ def test_config_is_locked_and_complete(name):
         config.no_such_setting = 1
     with pytest.raises(AttributeError):
         config.train.stepz = 1
-    assert set(config) == set(settings.base_config())
+    schema = load(PROGRAMS[config.program].schema)
+    assert set(config) == set(schema())
 
 
-REWEIGHTING = [name for name in NAMES if load_config(name).reweight.job]
-POLICIES = [name for name in NAMES if load_config(name).rl.environment]
+PROGRAM_OF = {name: load_config(name).program for name in NAMES}
+REWEIGHTING = [name for name, x in PROGRAM_OF.items() if x == "reweighting"]
+POLICIES = [name for name, x in PROGRAM_OF.items() if x == "policies"]
 LEARNERS = sorted(set(NAMES) - {*REWEIGHTING, *POLICIES})
 
 

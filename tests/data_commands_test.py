@@ -177,7 +177,7 @@ def test_every_image_is_checked_when_it_is_read(photographs, tmp_path):
 
 def test_files_that_do_not_belong_to_the_index_are_refused(photographs, tmp_path):
     out = cached(tmp_path, photographs)
-    with pytest.raises(UserError, match="set data.image_size=16"):
+    with pytest.raises(UserError, match="set image_size=16"):
         open_cache(out, "train", 84)
     np.save(out / "valid.crc.npy", np.zeros(5, np.uint32))
     with pytest.raises(UserError, match="does not belong to its index"):

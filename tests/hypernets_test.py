@@ -105,7 +105,7 @@ def test_linear_hypernet_is_two_residual_perceptrons():
 
 @pytest.mark.parametrize("make", [cnaps, simple_cnaps])
 def test_a_backbone_without_film_is_refused(make):
-    with pytest.raises(UserError, match="no FiLM places.*backbone.name"):
+    with pytest.raises(UserError, match="no FiLM places.*another backbone"):
         make(nn.pixels(), way=5)
 
 

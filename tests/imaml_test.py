@@ -227,12 +227,12 @@ def test_it_runs_on_a_network(as_users_run_it, through):
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"through": "cg"}, "unknown hypergrad.through 'cg'"),
-        ({"steps": 0}, "inner.steps=0"),
-        ({"solver_steps": 0}, "hypergrad.steps=0"),
-        ({"proximity": 0.0}, "hypergrad.proximity=0"),
-        ({"step_size": -1.0}, "hypergrad.step_size=-1"),
-        ({"damping": -1.0}, "hypergrad.damping=-1"),
+        ({"through": "cg"}, "unknown through 'cg'"),
+        ({"steps": 0}, "^steps=0"),
+        ({"solver_steps": 0}, "solver_steps=0"),
+        ({"proximity": 0.0}, "proximity=0"),
+        ({"step_size": -1.0}, "step_size=-1"),
+        ({"damping": -1.0}, "damping=-1"),
         ({"through": "sama", "optimizer": optax.lion(0.1)}, "goes by the sign"),
     ],
 )

@@ -117,7 +117,7 @@ POLICY = "--config=configs/pmeta_rl.py"
         ([CONFIG, "extra"], "unexpected argument 'extra'"),
         (["--config.train.steps=3", CONFIG], "config"),
         ([CONFIG, "--config.data.dataset=digit"], "did you mean 'digits'"),
-        ([CONFIG, "--config.data.dataset=folder"], "set --config.data.root=FOLDER"),
+        ([CONFIG, "--config.data.dataset=folder"], "set data.root=FOLDER"),
         (
             [CONFIG, "--config.data.dataset=folder", "--config.data.root=nowhere"],
             "data.root=nowhere: no such folder",

@@ -267,7 +267,7 @@ def test_sources_splits_and_protocols_that_are_not_there_are_named(tmp_path):
         make_meta_dataset(root, "train", 8)
     with pytest.raises(UserError, match="'aircraf'; did you mean 'aircraft'"):
         make_meta_dataset(root, "train", 8, sources=["aircraf"])
-    with pytest.raises(UserError, match="unknown data.protocol 'md-v3'"):
+    with pytest.raises(UserError, match="unknown protocol 'md-v3'"):
         make_meta_dataset(root, "train", 8, protocol="md-v3")
     with pytest.raises(UserError, match="name one data set or more"):
         make_meta_dataset(root, "test", 8, sources=["ilsvrc_2012"])
@@ -277,7 +277,7 @@ def test_sources_splits_and_protocols_that_are_not_there_are_named(tmp_path):
 
 def test_imagenets_first_split_is_refused_where_all_classes_train(tmp_path):
     flat_source(tmp_path / "ilsvrc_2012")
-    with pytest.raises(UserError, match="set data.protocol=lite"):
+    with pytest.raises(UserError, match="set protocol=lite"):
         read_source(tmp_path, "ilsvrc_2012", "train", SMALL)
     flat = read_source(tmp_path, "ilsvrc_2012", "train", SMALL, hierarchy=False)
     assert len(flat.class_names) == 16

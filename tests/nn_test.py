@@ -205,7 +205,7 @@ def test_pixels_are_the_scaled_pixels():
 
 def test_too_small_an_image_is_refused():
     with pytest.raises(
-        UserError, match="16 pixels a side .* 15 × 15: change data.image_size"
+        UserError, match="16 pixels a side .* 15 × 15: change image_size"
     ):
         conv4().init(jax.random.key(0), spec(15))
 

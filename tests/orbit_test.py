@@ -143,7 +143,7 @@ def test_roots_that_are_not_orbit_are_explained(root, tmp_path):
     (tmp_path / "test").mkdir()
     with pytest.raises(UserError, match="no user with two objects or more"):
         read_users(tmp_path, "test", NEW)
-    with pytest.raises(UserError, match="unknown data.orbit_mode 'cluter'; did you"):
+    with pytest.raises(UserError, match="unknown orbit_mode 'cluter'; did you"):
         read_users(root, "test", NEW, "cluter")
     with pytest.raises(UserError, match="no such folder"):
         read_users(tmp_path / "no", "test", NEW)
@@ -251,7 +251,7 @@ def test_specs_and_sources_must_belong_together(root):
         check_spec("train.episode", OrbitSpec((2, 4), 3), source)
     with pytest.raises(UserError, match="config variant orbit"):
         check_spec("train.episode", EpisodeSpec((2, 2), (1, 1), 1), source)
-    with pytest.raises(UserError, match="set data.dataset=orbit"):
+    with pytest.raises(UserError, match="set dataset=orbit"):
         check_spec("train.episode", OrbitSpec((2, 4)), synthetic("train"))
 
 

@@ -18,6 +18,7 @@ from lite_jax import UserError
 from lite_jax.data import (
     DATASETS,
     ArraySource,
+    DataSettings,
     EpisodeSpec,
     ImageSpec,
     VariableSpec,
@@ -29,7 +30,6 @@ from lite_jax.data import (
 from lite_jax.data.cache import build_cache
 from lite_jax.data.readers.items import ItemSource
 from lite_jax.data.sources import class_groups
-from lite_jax.run.settings import base_config
 
 CLASSES = [f"class {c}" for c in range(8)]
 SIZES = [6 + c % 3 for c in range(8)]
@@ -120,9 +120,8 @@ def list_of_images(root):
 
 
 def cached(root):
-    data = base_config().data
-    data.dataset, data.root = "folder", str(class_folders(root.with_name("plain")))
-    data.image_size, data.cache_gb = 8, 0.0
+    plain = str(class_folders(root.with_name("plain")))
+    data = DataSettings("folder", plain, image_size=8, cache_gb=0.0)
     splits = ("train", "valid", "test")
     build_cache(root, {split: open_source(data, split) for split in splits}, {})
     return root
@@ -156,14 +155,11 @@ def roots(tmp_path_factory):
     return root
 
 
-def settings_of(root, **changes):
-    data = base_config().data
-    data.image_size = 8
-    data.allow_pickle = True
-    data.sources = "aircraft,omniglot,ilsvrc_2012"
-    data.root, data.dataset = str(root), changes.pop("dataset", None) or detect(root)
-    data.update(changes)
-    return data
+def settings_of(root, dataset=None, **changes):
+    return DataSettings(
+        dataset or detect(root), str(root), image_size=8, allow_pickle=True,
+        **{"sources": "aircraft,omniglot,ilsvrc_2012"} | changes,
+    )  # fmt: skip
 
 
 def source_of(roots, name, split, **changes):
@@ -238,9 +234,8 @@ def test_what_lies_at_a_path_is_told(roots, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"digits", "synthetic"}))
 def test_data_sets_of_files_need_a_root(name):
-    data = base_config().data
-    data.dataset = name
-    with pytest.raises(UserError, match="data.root is empty"):
+    data = DataSettings(name)
+    with pytest.raises(UserError, match="root='' and dataset="):
         open_source(data, "train")
 
 
@@ -302,7 +297,7 @@ def test_names_never_leave_their_folder(roots, tmp_path):
     for outside in ("../../secret.png", str(tmp_path / "secret.png"), "../.."):
         (tmp_path / "train.csv").write_text(f"filename,label\n{outside},a\n")
         settings = settings_of(roots("folder"), class_list=str(tmp_path))
-        with pytest.raises(UserError, match="lies outside data.root"):
+        with pytest.raises(UserError, match="lies outside root"):
             open_source(settings, "train")
 
 
@@ -443,8 +438,7 @@ def test_tables_of_other_columns_are_explained(tmp_path):
 
 
 def test_a_set_that_is_not_prepared_comes_with_the_command(tmp_path):
-    data = base_config().data
-    data.dataset, data.root = "tfds", str(tmp_path / "cub")
+    data = DataSettings("tfds", str(tmp_path / "cub"))
     with pytest.raises(UserError, match=r"tfds build cub --data_dir=\S+ --file_format"):
         open_source(data, "train")
 

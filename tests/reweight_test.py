@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from estimates import estimate, products_of
 from learners import filled, flat, relative_error
-from runs import load_config
+from runs import after_step, interrupt, load_config, terminate
 from scipy import special
 
 from lite_jax import UserError, exact_sum, hypergrad, nn
@@ -21,6 +21,7 @@ from lite_jax.apps.reweight.text import generated_texts, read_tsv
 from lite_jax.apps.reweight.training import reweighting_problem
 from lite_jax.apps.reweight.weightings import meta_weight_net, per_example
 from lite_jax.files import read_rows
+from lite_jax.run.preemption import Preempted
 
 # ------------------------------------------------------------------- the problem
 
@@ -325,11 +326,15 @@ SMALL = {
 
 
 @pytest.mark.parametrize(
-    "through,weighting",
-    [("sama", "meta_weight_net"), ("conjugate_gradient", "per_example")],
+    "through,weighting,stop",
+    [
+        ("sama", "meta_weight_net", interrupt),
+        ("sama", "meta_weight_net", terminate),
+        ("conjugate_gradient", "per_example", terminate),
+    ],
 )
 def test_a_stopped_run_ends_as_if_it_had_not_been(
-    as_users_run_it, tmp_path, monkeypatch, one_program, through, weighting
+    as_users_run_it, tmp_path, monkeypatch, one_program, through, weighting, stop
 ):
     choice = {"hypergrad__through": through, "reweight__weighting": weighting}
     config = load_config(
@@ -338,15 +343,9 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     table = run_reweighting(config, whole)
 
-    class Interrupting(loop.Reporter):
-        def later(self, step, metrics):
-            super().later(step, metrics)
-            if step == 5:
-                raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "Reporter", Interrupting)
-        with pytest.raises(KeyboardInterrupt):
+        after_step(patch, 5, stop)
+        with pytest.raises((KeyboardInterrupt, Preempted)):
             run_reweighting(config, stopped)
     assert not (stopped / "weights.npy").exists()
     assert run_reweighting(config, stopped) == table

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from learners import filled
-from runs import load_config
+from runs import after_step, load_config, terminate
 from scipy import integrate, stats
 
 from lite_jax import UserError, nn
@@ -24,6 +24,7 @@ from lite_jax.files import read_rows
 from lite_jax.learners import inner_rules
 from lite_jax.pmeta.attention import Attention
 from lite_jax.pmeta.rule import p_meta
+from lite_jax.run.preemption import Preempted
 
 POLICY = Policy(nn.mlp(6, 2), 3, 2)
 RULES = {
@@ -375,6 +376,42 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     }
     assert [row["step"] for row in trained["whole"]] == [1, 2, 3, 4]
     assert trained["whole"] == trained["stopped"]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_run_that_is_told_to_stop_saves_that_step_and_ends_as_others(
+    tmp_path, as_users_run_it, one_learner, monkeypatch, step
+):
+    """Also between two checkpoints, where the best return is not known yet."""
+    config = load_config("pmeta_rl", **SMALL)
+    with monkeypatch.context() as patch:
+        after_step(patch, step, terminate)
+        with pytest.raises(Preempted, match=f"stopped after step {step} of 4"):
+            run_policy(config, tmp_path / "stopped")
+    whole = run_policy(config, tmp_path / "whole")
+    assert run_policy(config, tmp_path / "stopped") == whole
+    slots = [
+        sorted(path.name for path in (tmp_path / name / "checkpoints/best").iterdir())
+        for name in ("whole", "stopped")
+    ]
+    assert slots[0] == slots[1]
+
+
+@pytest.mark.parametrize(
+    "change", [{"rl__frame_skip": 2}, {"inner__steps": 2}, {"rl__depth": 2}]
+)
+def test_a_policy_is_tested_by_the_settings_that_it_was_trained_by(
+    tmp_path, as_users_run_it, one_learner, change
+):
+    """The number of test tasks may be another."""
+    small = SMALL | {"train__steps": 2}
+    run_policy(load_config("pmeta_rl", **small), tmp_path)
+    more = load_config("pmeta_rl", **small | {"test__tasks": 6})
+    assert "6" in evaluate_policy(more, tmp_path)
+    (name,) = change
+    other = load_config("pmeta_rl", **small | change)
+    with pytest.raises(UserError, match=name.replace("__", ".")):
+        evaluate_policy(other, tmp_path)
 
 
 def test_adaptation_is_learned(tmp_path, as_users_run_it):

@@ -1,6 +1,8 @@
 """Small configurations for tests of whole runs."""
 
 import importlib.util
+import os
+import signal
 from pathlib import Path
 
 from flax import linen
@@ -9,7 +11,7 @@ from lite_jax.nn import description
 from lite_jax.nn.backbones import ConvBlock
 from lite_jax.nn.layers import global_average
 from lite_jax.nn.network import make_network
-from lite_jax.run import build_backbone
+from lite_jax.run import build_backbone, loop
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -89,3 +91,25 @@ class _OneBlock(linen.Module):
             self.width, self.norm, self.norm_groups, film=self.film, name="blocks.0"
         )
         return global_average(block(images))
+
+
+def interrupt():
+    """What Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def terminate():
+    """What a scheduler does before it takes a machine."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def after_step(patch, step, stop):
+    """Let `stop` happen after a step of a run, while `patch` lasts."""
+
+    class Stopping(loop.Reporter):
+        def later(self, number, metrics):
+            super().later(number, metrics)
+            if number == step:
+                stop()
+
+    patch.setattr(loop, "Reporter", Stopping)

@@ -11,9 +11,6 @@ from lite_jax.classify.held_out import HeldOut
 from lite_jax.data.images import ImageSpec
 from lite_jax.data.supports import Image, read_images
 
-_BATCHES = (1, 4, 16, 32)
-"""Images computed at once; each size is compiled for itself."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
@@ -60,30 +57,3 @@ class Classifier:
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return the same for images that are already as `spec` makes them."""
         return np.exp(self.log_probabilities(images))
-
-
-def padded_size(count: int) -> int:
-    """Return the least of 1, 2, 3, 4, 6, 8, 12, 16, 24, … that is not below `count`.
-
-    So that few programs serve sets of every size.
-    """
-    powers = (base << k for k in range(count.bit_length() + 1) for base in (1, 3))
-    return min(size for size in powers if size >= count)
-
-
-def in_batches(
-    function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray
-) -> np.ndarray:
-    """Return `function` of all rows, which sees a few batch sizes alone."""
-    found = []
-    for first in range(0, len(rows), _BATCHES[-1]):
-        batch = rows[first : first + _BATCHES[-1]]
-        size = min(size for size in _BATCHES if size >= len(batch))
-        found.append(np.asarray(function(padded(batch, size)))[: len(batch)])
-    return np.concatenate(found)
-
-
-def padded(rows: np.ndarray, size: int) -> np.ndarray:
-    """Return rows with zeros after them, `[size, …]`."""
-    empty = np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)
-    return np.concatenate([rows, empty])

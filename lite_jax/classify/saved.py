@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import export
 
 from lite_jax.classify import standalone
-from lite_jax.classify.classifier import Classifier, in_batches
+from lite_jax.classify.classifier import Classifier
 from lite_jax.classify.held_out import HeldOut
 from lite_jax.data.images import ImageSpec
 from lite_jax.errors import MALFORMED, UserError, unknown_name
 from lite_jax.files import exported, named_leaves, shapes_of, write_artefact
+from lite_jax.run.predictor import in_batches
 from lite_jax.types import PyTree
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import time
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lite_jax.classify.classifier import Classifier, in_batches, padded, padded_size
+from lite_jax.classify.classifier import Classifier
 from lite_jax.classify.held_out import fit_temperature, hold_out
 from lite_jax.classify.saved import Program, save_classifier
 from lite_jax.data.images import ImageSpec
@@ -26,19 +25,17 @@ from lite_jax.data.supports import (
     read_support,
 )
 from lite_jax.errors import UserError
-from lite_jax.lite import exact_sum
 from lite_jax.run import (
     build_backbone,
     build_data,
     build_gradient,
     build_learner,
-    workdir,
 )
-from lite_jax.run.checkpoint import Slot
-from lite_jax.run.evaluate import check_trained
 from lite_jax.run.memory_budget import out_of_memory_explained
+from lite_jax.run.predictor import Adapted, Predictor, in_batches, padded, padded_size
+from lite_jax.run.restore import open_run
 from lite_jax.run.settings import names_of, settings_named
-from lite_jax.types import Examples, Learner, Network, Params, PyTree
+from lite_jax.types import Examples, Network, Params, PyTree
 
 
 def load(run: str | Path) -> TrainedLearner:
@@ -69,21 +66,12 @@ def load(run: str | Path) -> TrainedLearner:
     >>> folder.cleanup()
     """
     folder = Path(run).expanduser()
-    config = workdir.load_config(folder)
-    check_trained(config, folder)
-    for section, name in (("rl", "environment"), ("reweight", "job")):
-        if config[section][name]:
-            raise UserError(
-                f"run={run}: a run with {section}.{name}={config[section][name]} makes "
-                "no classifier of images: choose another run"
-            )
-    config.backbone.weights = ""  # the checkpoint holds them
+    opened = open_run(folder)
+    config, params = opened.config, opened.params
     if config.gradient.chunk_size == build_gradient.AUTO:
         config = build_gradient.with_chunk_size(config, _CHUNK)
     with settings_named(names_of("data")):
         spec = own_image_spec(build_data.data_settings(config))
-    with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
-        params = best.restore_all()
     if config.learner == "classifier":  # tested through prototypes
         params = {"backbone": params["backbone"]}
     learner = build_learner.make_tested_learner(config, build_learner.most_ways(config))
@@ -146,10 +134,10 @@ class TrainedLearner:
         begun = time.perf_counter()
         with out_of_memory_explained(self.config):
             programs = self._programs(self._way(len(support.class_names)))
-            inputs = programs.see(self.params, support.images)
-            task = _Task(programs, self.params, inputs, support.labels)
+            inputs = programs.see(support.images)
+            task = _Task(programs.predictor, self.params, inputs, support.labels)
             everything = np.arange(len(inputs))
-            state = jax.block_until_ready(task.adapt(everything))
+            adapted = jax.block_until_ready(task.adapt(everything))
             seconds = time.perf_counter() - begun
             if folds is None:
                 fixed = build_learner.has_fixed_features(self.config)
@@ -163,19 +151,20 @@ class TrainedLearner:
         temperature = fit_temperature(logits, labels)
 
         def log_probabilities(images: np.ndarray) -> np.ndarray:
-            seen = programs.see(self.params, images)
-            logits = programs.score(self.params, state, seen)[:, :columns]
+            seen = programs.see(images)
+            logits = programs.predictor.logits(adapted, seen)[:, :columns]
             return np.asarray(jax.nn.log_softmax(logits / temperature))
 
         def program(weights: PyTree, images: jax.Array) -> jax.Array:
             params, state = weights
             seen = self._backbone(params, images) if programs.features else images
-            logits = programs.learner.predict(params, state, seen)[:, :columns]
+            learner = programs.predictor.learner
+            logits = learner.predict(params, state, seen)[:, :columns]
             return jax.nn.log_softmax(logits / temperature)
 
         return AdaptedClassifier(
             support.class_names, self.spec, held_out, temperature, log_probabilities,
-            program, (self.params, state), self, support, seconds,
+            program, tuple(adapted), self, support, seconds,
         )  # fmt: skip
 
     def features(self, images: np.ndarray) -> np.ndarray:
@@ -221,53 +210,43 @@ class TrainedLearner:
         fixed = build_learner.has_fixed_features(self.config)
         backbone = Network(lambda key, spec: {}, lambda params, x: x) if fixed else None
         learner = build_learner.make_tested_learner(self.config, way, backbone)
-        chunk_size = build_gradient.chunk_size(self.config)
-        set_sum = exact_sum(None if fixed else chunk_size)
-
-        @jax.jit
-        def adapt(params: Params, support: Examples) -> PyTree:
-            return learner.adapt(params, support, jax.random.key(0), set_sum)
-
-        predict, features = jax.jit(learner.predict), self.features if fixed else None
-        return _Programs(learner, adapt, predict, features)
+        chunk_size = None if fixed else build_gradient.chunk_size(self.config)
+        return _Programs(
+            Predictor(learner, chunk_size), self.features if fixed else None
+        )
 
 
 class _Programs(NamedTuple):
     """What is compiled for a way; inputs are features where those are fixed."""
 
-    learner: Learner
-    adapt: Any
-    predict: Any
+    predictor: Predictor
     features: Any
 
-    def see(self, params: Params, images: np.ndarray) -> np.ndarray:
+    def see(self, images: np.ndarray) -> np.ndarray:
         """Return what the learner is given in place of images."""
         return images if self.features is None else self.features(images)
-
-    def score(self, params: Params, state: PyTree, inputs: np.ndarray) -> np.ndarray:
-        """Return logits `[m, way]`."""
-        return in_batches(lambda x: self.predict(params, state, x), inputs)
 
 
 class _Task(NamedTuple):
     """A support whose parts are adapted to, and predicted."""
 
-    programs: _Programs
+    predictor: Predictor
     params: Params
     inputs: np.ndarray
     labels: np.ndarray
 
-    def adapt(self, chosen: np.ndarray) -> PyTree:
+    def adapt(self, chosen: np.ndarray) -> Adapted:
         """Return the task state of the chosen examples."""
         size = padded_size(len(self.inputs))
         mask = np.zeros(size, bool)
         mask[chosen] = True
         inputs, labels = padded(self.inputs, size), padded(self.labels, size)
-        return self.programs.adapt(self.params, Examples(inputs, labels, mask))
+        support = Examples(inputs, labels, mask)
+        return Adapted(self.params, self.predictor.adapt_padded(self.params, support))
 
-    def score(self, state: PyTree, chosen: np.ndarray) -> np.ndarray:
+    def score(self, adapted: Adapted, chosen: np.ndarray) -> np.ndarray:
         """Return the logits `[m, way]` of the chosen examples."""
-        return self.programs.score(self.params, state, self.inputs[chosen])
+        return self.predictor.logits(adapted, self.inputs[chosen])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,9 @@ from lite_jax.data.cache import build_cache
 from lite_jax.data.describe import contact_sheet, describe, format_description
 from lite_jax.data.episodes import EpisodeSpec, Sampler, check_spec
 from lite_jax.data.orbit.source import OrbitSource, OrbitSpec
-from lite_jax.data.registry import DATASETS, detect, open_source
+from lite_jax.data.registry import DATASETS, DataSettings, detect, open_source
 from lite_jax.data.sources import SPLITS, ClassSource
 from lite_jax.errors import UserError
-from lite_jax.run.settings import base_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -109,25 +109,22 @@ def _sources(arguments: argparse.Namespace) -> dict[str, ClassSource]:
     return {split: open_source(settings, split) for split in splits}
 
 
-def _settings(arguments: argparse.Namespace) -> Any:
-    """Return `config.data` with the command's choices."""
-    settings = base_config().data
-    settings.image_size = arguments.image_size
-    settings.cache_gb = 0.0
-    if arguments.source in DATASETS:
-        settings.dataset = arguments.source
-    else:
-        path = Path(arguments.source).expanduser()
-        settings.dataset, settings.root = detect(path), str(path)
+def _settings(arguments: argparse.Namespace) -> DataSettings:
+    """Return the command's choices."""
+    dataset, root = arguments.source, ""
+    if dataset not in DATASETS:
+        path = Path(dataset).expanduser()
+        dataset, root = detect(path), str(path)
+    settings = DataSettings(dataset, root, arguments.image_size, cache_gb=0.0)
+    known = dataclasses.asdict(settings)
     for change in arguments.set:
         name, equals, value = change.partition("=")
-        if name not in settings or not equals:
+        if name not in known or not equals:
             raise UserError(
-                f"--set={change}: expected KEY=VALUE with a setting of config.data: "
-                f"{', '.join(settings)}"
+                f"--set={change}: expected KEY=VALUE with one of {', '.join(known)}"
             )
-        settings[name] = _as_type_of(settings[name], value, change)
-    return settings
+        known[name] = _as_type_of(known[name], value, change)
+    return DataSettings(**known)
 
 
 def _as_type_of(old: Any, value: str, change: str) -> Any:

@@ -58,7 +58,9 @@ class Slot:
             UserError: The checkpoint holds another tree.
         """
         wanted = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
-        self._check_shapes(wanted)
+        # Before reading: Orbax leaves reads pending when it finds out late.
+        saved = self._manager.item_metadata(self.step()).tree
+        check_shapes(self._manager.directory, saved, wanted)
         args = ocp.args.StandardRestore(wanted)
         return self._manager.restore(self.step(), args=args)
 
@@ -67,19 +69,29 @@ class Slot:
         saved = self._manager.item_metadata(self.step()).tree
         return self.restore(saved)
 
-    def _check_shapes(self, wanted: Any) -> None:
-        """Compare before reading: Orbax leaves reads pending when it finds out late."""
-        saved, asked = (
-            collections.Counter(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))
-            for tree in (self._manager.item_metadata(self.step()).tree, wanted)
-        )
-        if saved != asked:
-            raise UserError(
-                f"the checkpoint in {self._manager.directory} does not fit this model "
-                "and these images: it holds arrays of shapes "
-                f"{sorted(saved - asked)} where {sorted(asked - saved)} are needed"
-            )
-
     def close(self) -> None:
         """Release the folder."""
         self._manager.close()
+
+
+def check_shapes(path: Any, saved: Any, wanted: Any) -> None:
+    """Raise unless two trees hold arrays of the same shapes.
+
+    Args:
+        path: Where `saved` is from.
+        saved: Arrays, or their shapes.
+        wanted: Arrays, or their shapes.
+
+    Raises:
+        UserError: They do not; it names the shapes.
+    """
+    there, here = (
+        collections.Counter(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))
+        for tree in (saved, wanted)
+    )
+    if there != here:
+        raise UserError(
+            f"the checkpoint in {path} does not fit this model and these images: it "
+            f"holds arrays of shapes {sorted(there - here)} where "
+            f"{sorted(here - there)} are needed"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,20 +12,17 @@ from tqdm import tqdm
 
 from lite_jax.data.loader import load_task, run_ahead
 from lite_jax.data.sources import ClassSource
-from lite_jax.errors import UserError
-from lite_jax.learners.episode_loss import episode_loss
-from lite_jax.lite import exact_sum
 from lite_jax.run import (
     build_data,
     build_gradient,
     build_learner,
     memory_budget,
     parallel,
-    workdir,
 )
 from lite_jax.run.build_data import Sources
-from lite_jax.run.checkpoint import Slot
 from lite_jax.run.metrics import Interval, interval
+from lite_jax.run.predictor import Predictor
+from lite_jax.run.restore import TrainedRun, open_run
 from lite_jax.types import Learner, Params, Task
 
 Scorer = Callable[[Params, Task], jax.Array]
@@ -34,21 +30,8 @@ Results = dict[str, dict[str, Interval]]
 
 
 def make_scorer(learner: Learner, chunk_size: int | None = None) -> jax.stages.Wrapped:
-    """Return the compiled `(params, task) -> accuracy` in [0, 1].
-
-    Adapts on the whole support and predicts the query, both in chunks; compiled
-    once for each padded task size.
-    """
-    loss_fn = episode_loss(learner, query_chunk_size=chunk_size)
-    set_sum = exact_sum(chunk_size)
-
-    @jax.jit
-    def score(params: Params, task: Task) -> jax.Array:
-        # An exact sum draws nothing, but a learner may split its key among its sums.
-        _, aux = loss_fn(params, task, jax.random.key(0), set_sum=set_sum)
-        return aux["accuracy"]
-
-    return score
+    """Return `(params, task) -> accuracy` in [0, 1], compiled for each padded size."""
+    return Predictor(learner, chunk_size).accuracy
 
 
 def evaluate(
@@ -123,39 +106,26 @@ def evaluate_checkpoint(config: ConfigDict, folder: Path) -> Results:
     Raises:
         UserError: No checkpoint there, or one of another learner or backbone.
     """
-    learner, params, sources = restore_best(config, folder)
+    learner, run, sources = restore_best(config, folder)
     build_data.check_episodes(config, sources, splits=("test",))
     with memory_budget.out_of_memory_explained(config):
-        return run_tests(config, learner, params, sources)
+        return run_tests(run.config, learner, run.params, sources)
 
 
-def restore_best(config: ConfigDict, folder: Path) -> tuple[Learner, Params, Sources]:
-    """Return the tested learner, its best parameters in a workdir, and the sources.
+def restore_best(
+    config: ConfigDict, folder: Path
+) -> tuple[Learner, TrainedRun, Sources]:
+    """Return the tested learner of a workdir, the run, and the sources.
 
     Raises:
         UserError: No checkpoint there, or one of another learner or backbone.
     """
-    check_trained(config, folder)
-    sources = build_data.make_sources(config)
-    # The checkpoint holds all parameters, so the weights it began with may be gone.
-    config = config.copy_and_resolve_references()
-    config.backbone.weights = ""
-    learner = build_learner.make_learners(config, sources).tested
-    with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
-        params = best.restore(
-            build_learner.params_shape(learner, sources("test").image_shape)
-        )
-    return learner, params, sources
-
-
-def check_trained(config: ConfigDict, folder: Path) -> None:
-    """Raise unless a workdir holds a checkpoint of the config's learner."""
-    saved = workdir.read_config(folder)
-    if saved is None or not list((folder / "checkpoints/best").glob("[0-9]*")):
-        raise UserError(
-            f"workdir={folder} holds no checkpoint to evaluate: train first"
-        )
-    workdir.check_same(folder, saved, config, ["learner", "backbone", "cnaps"])
+    run = open_run(folder, config)
+    sources = build_data.make_sources(run.config)
+    learner = build_learner.make_learners(run.config, sources).tested
+    shape = sources("test").image_shape
+    run.check_fits(build_learner.params_shape(learner, shape))
+    return learner, run, sources
 
 
 def with_fitting_chunk(

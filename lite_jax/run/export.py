@@ -29,8 +29,9 @@ def export_run(config: ConfigDict, folder: Path) -> str:
             f"--mode=export: learner={config.learner} with inner.rule="
             f"{config.inner.rule} learns no plan: export a run of configs/pmeta.py"
         )
-    _, params, sources = restore_best(config, folder)
-    plan = plan_of(config, params, sources("test").image_shape)
+    _, run, sources = restore_best(config, folder)
+    params = run.params
+    plan = plan_of(run.config, params, sources("test").image_shape)
     path = folder / "plan.zip"
     sizes = export_plan(path, plan, params)
     parts = ", ".join(f"{name} {size / 1000:.1f} kB" for name, size in sizes.items())

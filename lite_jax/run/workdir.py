@@ -84,18 +84,24 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
 
 
 def load_config(workdir: Path) -> ConfigDict:
-    """Return the configuration that a folder belongs to, as a run would have it.
+    """Return the settings of a meta-learning run, as the run had them.
 
     Settings that it was saved without, by an older version, have their defaults.
 
     Raises:
-        UserError: No run's folder.
+        UserError: No run's folder, or the run of another program.
     """
     saved = read_config(workdir)
     if not isinstance(saved, dict):
         raise UserError(
             f"run={workdir} holds no config.json: give the workdir of a run, which "
             "python -m lite_jax.main --config=… leaves"
+        )
+    program = saved.get("program", "none, as versions before 0.2 wrote")
+    if program != "meta_learning":
+        raise UserError(
+            f"run={workdir}: its program is {program}, and only meta_learning makes "
+            "classifiers: choose another run, or train it again"
         )
     config = base_config()
     for section, name in (

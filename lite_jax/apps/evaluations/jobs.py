@@ -88,6 +88,4 @@ def chosen(config: ConfigDict, known: Iterable[str]) -> list[str]:
 
 def learner_of(config: ConfigDict, way: int) -> Learner:
     """Return the learner that is tested, for tasks of at most `way` classes."""
-    copy = config.copy_and_resolve_references()
-    copy.backbone.weights = ""  # the checkpoint holds all parameters
-    return build_learner.make_tested_learner(copy, way)
+    return build_learner.make_tested_learner(config, way)

@@ -18,7 +18,6 @@ from lite_jax.apps.evaluations.jobs import (
     learner_of,
     settings_row,
 )
-from lite_jax.apps.evaluations.predictor import Predictor
 from lite_jax.apps.evaluations.video_metrics import score_video, user_interval
 from lite_jax.data.episodes import episode_rng
 from lite_jax.data.orbit.protocol import User, draw_task, open_clips
@@ -27,6 +26,7 @@ from lite_jax.errors import UserError
 from lite_jax.run import build_data, build_gradient
 from lite_jax.run.evaluate import format_table
 from lite_jax.run.metrics import interval
+from lite_jax.run.predictor import Predictor
 from lite_jax.types import Params
 
 _TITLES = {
@@ -51,9 +51,8 @@ def plan_orbit(config: ConfigDict, params: Params) -> list[Job]:
     count = config.benchmark.tasks_per_user or source.protocol.tasks_per_user["test"]
     users = {user.name: user for user in source.users}
     way = max(len(user.things) for user in source.users)
-    predictor = Predictor(
-        learner_of(config, way), build_gradient.checked_chunk_size(config)
-    )
+    chunk = build_gradient.checked_chunk_size(config)
+    predictor = Predictor(learner_of(config, way), chunk, [chunk])
     protocol = f"{config.data.orbit_protocol}, {config.data.orbit_mode}"
     jobs = []
     for name in chosen(config, users):

@@ -6,7 +6,6 @@ run that was stopped goes on with the next data set.
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import jax
@@ -22,8 +21,9 @@ from lite_jax.apps.evaluations.vtab_md import (
     report_vtab_md,
 )
 from lite_jax.run import build_gradient, build_learner, memory_budget
-from lite_jax.run.checkpoint import Slot
-from lite_jax.run.evaluate import check_trained, with_fitting_chunk
+from lite_jax.run.evaluate import with_fitting_chunk
+from lite_jax.run.restore import open_run
+from lite_jax.run.settings import names_of, settings_named
 from lite_jax.types import Examples, Params, Task
 
 
@@ -40,11 +40,17 @@ def run_benchmark(config: ConfigDict, folder: Path) -> str:
     """
     name = config.benchmark.name
     plan, report = errors.pick("benchmark.name", name, _BENCHMARKS)
-    check_trained(config, folder)
-    params = _read_params(config, folder)
+    run = open_run(folder, config)
+    config, params = run.config, run.params
+    learner, spec = learner_of(config, _WAY), _image(config, ())
+    run.check_fits(
+        jax.eval_shape(lambda key: learner.init(key, spec), jax.random.key(0))
+    )
     with memory_budget.out_of_memory_explained(config):
         config = _fitted(config, params)
-        rows = run_jobs(plan(config, params), folder / f"{name}.jsonl")
+        with settings_named(names_of("data")):
+            jobs = plan(config, params)
+        rows = run_jobs(jobs, folder / f"{name}.jsonl")
     return report(config, rows)
 
 
@@ -53,14 +59,6 @@ _BENCHMARKS = {
     "orbit": (plan_orbit, report_orbit),
     "vtab_md": (plan_vtab_md, report_vtab_md),
 }
-
-
-def _read_params(config: ConfigDict, folder: Path) -> Params:
-    """Return the best parameters; their shapes do not depend on a data set."""
-    learner, spec = learner_of(config, _WAY), _image(config, ())
-    shapes = jax.eval_shape(lambda key: learner.init(key, spec), jax.random.key(0))
-    with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
-        return best.restore(shapes)
 
 
 def _fitted(config: ConfigDict, params: Params) -> ConfigDict:

@@ -22,7 +22,6 @@ from lite_jax.apps.evaluations.jobs import (
     learner_of,
     settings_row,
 )
-from lite_jax.apps.evaluations.predictor import Predictor
 from lite_jax.data.episodes import VariableSpec, check_spec
 from lite_jax.data.images import ImageSpec
 from lite_jax.data.meta_dataset.source import find_protocol, read_source
@@ -31,6 +30,8 @@ from lite_jax.data.vtab.tasks import VtabTask, vtab_task
 from lite_jax.errors import UserError
 from lite_jax.run import build_gradient
 from lite_jax.run.evaluate import evaluate, format_table, make_scorer
+from lite_jax.run.predictor import Predictor
+from lite_jax.run.settings import settings_named
 from lite_jax.types import Params
 
 _logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def _vtab_jobs(config: ConfigDict, params: Params, names: Sequence[str]) -> list
 
     @functools.cache
     def predictor(way: int) -> Predictor:
-        return Predictor(learner_of(config, way), chunk_size)
+        return Predictor(learner_of(config, way), chunk_size, [chunk_size])
 
     jobs = []
     for task in _vtab_tasks(config, names):
@@ -130,14 +131,15 @@ def _vtab_tasks(config: ConfigDict, names: Sequence[str]) -> list[VtabTask]:
     found, missing = [], {}
     for name in names:
         try:
-            task = vtab_task(
-                settings.vtab_root,
-                name,
-                config.data.image_size,
-                protocol=settings.vtab_protocol,
-                resize=settings.vtab_resize,
-                num_support=settings.vtab_support,
-            )
+            with settings_named(_VTAB_SETTINGS):
+                task = vtab_task(
+                    settings.vtab_root,
+                    name,
+                    config.data.image_size,
+                    protocol=settings.vtab_protocol,
+                    resize=settings.vtab_resize,
+                    num_support=settings.vtab_support,
+                )
             found.append(task)
         except UserError as error:
             missing[name] = error
@@ -148,6 +150,13 @@ def _vtab_tasks(config: ConfigDict, names: Sequence[str]) -> list[VtabTask]:
             "name the data sets to run in --config.benchmark.only"
         )
     return found
+
+
+_VTAB_SETTINGS = {  # argument of `vtab_task` → setting
+    "protocol": "benchmark.vtab_protocol",
+    "resize": "benchmark.vtab_resize",
+    "num_support": "benchmark.vtab_support",
+}
 
 
 def _run_vtab_task(

@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +24,11 @@ from lite_jax.apps.rl.policy import Policy
 from lite_jax.apps.rl.trust_region import TrustRegion, trust_region_step
 from lite_jax.errors import UserError
 from lite_jax.run.build_learner import make_inner_rule
-from lite_jax.run.checkpoint import Slot
-from lite_jax.run.evaluate import check_trained, format_table
+from lite_jax.run.evaluate import format_table
 from lite_jax.run.loop import Folder, open_folder, take_steps
 from lite_jax.run.metrics import Interval, interval
 from lite_jax.run.progress import Reporter
+from lite_jax.run.restore import open_run
 from lite_jax.run.settings import check_at_least
 from lite_jax.types import Key, Params, PyTree
 
@@ -116,10 +115,9 @@ def restore_policy(config: ConfigDict, folder: Path) -> tuple[Setting, Params]:
         UserError: No checkpoint there, or one of another policy.
     """
     setting = make_setting(config)
-    check_trained(config, folder)
-    shapes = jax.eval_shape(setting.learner.init, setting.key("init"))
-    with closing(Slot(folder / "checkpoints/best")) as best:
-        return setting, best.restore(shapes)
+    run = open_run(folder, config)
+    run.check_fits(jax.eval_shape(setting.learner.init, setting.key("init")))
+    return setting, run.params
 
 
 def make_setting(config: ConfigDict) -> Setting:
