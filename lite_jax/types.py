@@ -98,6 +98,9 @@ class Learner(NamedTuple):
             absent from the support has logit −inf.
         frozen: Names in `params` that are not learned: `episode_grad` does not
             differentiate them, so they cost no gradient memory.
+        fixed_features: Whether the backbone's features of an image are the same for
+            every task. The same learner on a backbone that returns its inputs then
+            takes features in place of images.
         penalty: `(params, task) -> scalar`, added to the loss of a task; None for none.
         constraint: An `optax.GradientTransformation`, the last part of an optimiser of
             the parameters, which keeps them where they have to be; None for none.
@@ -108,6 +111,7 @@ class Learner(NamedTuple):
     adapt: Callable[[Params, Examples, Key, SetSum], PyTree]
     predict: Callable[[Params, PyTree, Any], Any]
     frozen: tuple[str, ...] = ()
+    fixed_features: bool = False
     penalty: Callable[[Params, Task], Any] | None = None
     constraint: Any = None
 

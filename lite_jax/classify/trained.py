@@ -140,7 +140,7 @@ class TrainedLearner:
             adapted = jax.block_until_ready(task.adapt(everything))
             seconds = time.perf_counter() - begun
             if folds is None:
-                fixed = build_learner.has_fixed_features(self.config)
+                fixed = self.has_fixed_features
                 folds = len(inputs) if fixed else min(10, len(inputs))
             columns = len(support.class_names)
             held_out, logits, labels = hold_out(
@@ -170,6 +170,12 @@ class TrainedLearner:
     def features(self, images: np.ndarray) -> np.ndarray:
         """Return `[n, d]`, the backbone's features before any adaptation."""
         return in_batches(lambda x: self._jitted_backbone(self.params, x), images)
+
+    @functools.cached_property
+    def has_fixed_features(self) -> bool:
+        """Whether the features of an image are the same for every task."""
+        way = build_learner.most_ways(self.config)
+        return build_learner.make_tested_learner(self.config, way).fixed_features
 
     @functools.cached_property
     def _jitted_backbone(self) -> Any:
@@ -207,7 +213,7 @@ class TrainedLearner:
         return {}
 
     def _make_programs(self, way: int) -> _Programs:
-        fixed = build_learner.has_fixed_features(self.config)
+        fixed = self.has_fixed_features
         backbone = Network(lambda key, spec: {}, lambda params, x: x) if fixed else None
         learner = build_learner.make_tested_learner(self.config, way, backbone)
         chunk_size = None if fixed else build_gradient.chunk_size(self.config)

@@ -201,7 +201,9 @@ def _film_learner(
         del task
         return film_penalty * (params["film"][AMPLITUDE] ** 2).sum()
 
-    return Learner(init, additive.term, adapt, predict, ("backbone",), penalty)
+    return Learner(
+        init, additive.term, adapt, predict, frozen=("backbone",), penalty=penalty
+    )
 
 
 def _linear_head(way: int) -> _Head:

@@ -86,7 +86,9 @@ def finetuner(
         features = backbone.apply(params["backbone"], inputs)
         return linear_logits(task_state, features)
 
-    return Learner(init, additive.term, adapt, predict, ("backbone",))
+    return Learner(
+        init, additive.term, adapt, predict, frozen=("backbone",), fixed_features=True
+    )
 
 
 def _film_and_head(path: str) -> bool:

@@ -158,7 +158,7 @@ def mrml(
         features = backbone.apply(params["backbone"], inputs)
         return linear_logits(task_state, features)
 
-    return Learner(init, additive.term, adapt, predict)
+    return Learner(init, additive.term, adapt, predict, fixed_features=True)
 
 
 def _implicit(

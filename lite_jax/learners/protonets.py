@@ -96,4 +96,4 @@ def protonets(backbone: Network, *, way: int, scale: float = 1.0) -> Learner:
         )
         return scale * distances
 
-    return Learner(init, additive.term, adapt, predict)
+    return Learner(init, additive.term, adapt, predict, fixed_features=True)

@@ -68,17 +68,9 @@ def make_tested_learner(
     On another backbone than the config's, if one is given.
     """
     make = pick("learner", config.learner, _LEARNERS)
-    frozen = ("backbone",) if config.backbone.frozen else ()
-    return make(config, backbone or _backbone(config), way)._replace(frozen=frozen)
-
-
-def has_fixed_features(config: ConfigDict) -> bool:
-    """Return whether the tested learner's features are its backbone's for every task.
-
-    Then it is the same learner over features in place of images.
-    """
-    fixed = config.learner in ("classifier", "mrml", "protonets")
-    return fixed or (config.learner == "finetuner" and not config.inner.film)
+    learner = make(config, backbone or _backbone(config), way)
+    chosen = {"backbone"} if config.backbone.frozen else set()
+    return learner._replace(frozen=tuple(sorted({*learner.frozen, *chosen})))
 
 
 def _backbone(config: ConfigDict) -> Network:

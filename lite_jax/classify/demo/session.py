@@ -14,7 +14,6 @@ from lite_jax.data.images import as_picture, decode
 from lite_jax.data.readers.items import UNREADABLE
 from lite_jax.data.supports import Support
 from lite_jax.errors import UserError
-from lite_jax.run.build_learner import has_fixed_features
 
 MOST_PHOTOGRAPHS = 500
 MOST_CLASSES = 50
@@ -49,7 +48,7 @@ class Session:
         """Begin without classes."""
         self.learner = learner
         # A learner that adapts anew for each part would keep the page waiting.
-        self._folds = None if has_fixed_features(learner.config) else 2
+        self._folds = None if learner.has_fixed_features else 2
         self._classes: dict[str, list[Photograph]] = {}
         self._count = 0
         self._classifier: AdaptedClassifier | None = None
