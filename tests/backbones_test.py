@@ -319,9 +319,7 @@ def test_weights_of_another_architecture_are_refused(resnet18_file):
         net.init(some_key(), spec(48))
     make, size, _ = BACKBONES["resnet18 with GroupNorm"]
     net = nn.pretrained(made(make), str(resnet18_file))
-    with pytest.raises(
-        UserError, match="extra .*running_mean.*backbone and the norm"
-    ):
+    with pytest.raises(UserError, match="extra .*running_mean.*backbone and the norm"):
         net.init(some_key(), spec(size))
 
 

@@ -197,6 +197,7 @@ def test_it_is_the_estimator_of_that_name_on_the_explicit_problem(
 NETWORK = first_blocks(nn.conv4(8), 1)
 
 
+@pytest.mark.optimised
 def test_memory_grows_neither_with_the_steps_nor_with_the_support(as_users_run_it):
     def bytes_of(steps, count=25):
         return temporary_bytes(imaml(NETWORK, way=5, steps=steps), count)

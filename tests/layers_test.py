@@ -33,6 +33,10 @@ EXCEPTIONS = {  # (file, room above it): why
     ("data/__main__.py", "cli"): "`python -m lite_jax.data` is a public command",
 }
 MOST_EXCEPTIONS = 5
+SETTINGS = {  # what configs are made of
+    "lite_jax.apps.reweight.settings", "lite_jax.apps.rl.settings",
+    "lite_jax.run.recipes", "lite_jax.run.settings",
+}  # fmt: skip
 FIXTURES = ("tests.toys", "tests.bilevel", "tests.stress")  # of what measures
 
 
@@ -238,7 +242,7 @@ def test_experiments_use_the_public_package_and_configs_the_defaults_alone():
         assert all(n.startswith(FIXTURES) for n in fixtures), path
     for path in files("configs/*.py"):
         own = {n for n in imported(path) if n.startswith("lite_jax")}
-        assert own <= {"lite_jax.run.recipes", "lite_jax.run.settings"}, path
+        assert own <= SETTINGS, path
         assert not private_names(path, "lite_jax"), path
 
 

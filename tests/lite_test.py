@@ -273,6 +273,22 @@ def test_sums_of_large_terms_are_right_when_compiled(features):
     np.testing.assert_allclose(total, np.einsum("n,nkd->kd", weights, terms), rtol=1e-4)
 
 
+@pytest.mark.parametrize("transform", [lite_grad, lite_value_and_grad])
+def test_transforms_pass_the_sampling_on(transform):
+    drawn = []
+
+    def draw(key, population, num_backprop):
+        drawn.append(num_backprop)
+        return sample_uniform(key, population, num_backprop)
+
+    def fun(a, x, key, *, set_sum):
+        return set_sum(per_example(lambda a, x: a * x), a, x, key)
+
+    gradient = transform(fun, num_backprop=3, sampling=Sampler(draw))
+    gradient(1.0, jnp.arange(5.0), jax.random.key(0))
+    assert drawn and set(drawn) == {3}
+
+
 @pytest.mark.parametrize(
     "transform",
     [

@@ -112,6 +112,8 @@ POLICY = "--config=configs/pmeta_rl.py"
         ([CONFIG, "--config.trian.steps=3"], "did you mean 'config.train.steps'"),
         ([CONFIG, "--config.train.steps=many"], "config.train.steps"),
         ([CONFIG, "--config.train=3"], "config.train"),
+        ([CONFIG, "--config.learner.foo=1"], "unknown setting 'config.learner.foo'"),
+        (["--config=configs"], "--config=configs: a folder; name a file in it"),
         ([CONFIG, "--mode=test"], "should be one of <train|eval|export>"),
         ([CONFIG, "--wrokdir=x"], "Did you mean: workdir"),
         ([CONFIG, "extra"], "unexpected argument 'extra'"),
@@ -140,6 +142,24 @@ def test_mistake_is_one_message_and_exit_code_1(lite_jax, arguments, message, tm
     (error,) = [x for x in found.stderr.splitlines() if x.startswith("error: ")]
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:", "SyntaxError"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("x = 1 / 0", "ZeroDivisionError"),
+        ("x = 1", "get_config"),
+    ],
+)
+def test_a_config_file_that_fails_is_one_message(lite_jax, tmp_path, text, message):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    found = lite_jax(f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    (error,) = found.stderr.splitlines()
+    assert error.startswith("error: ") and message in error
 
 
 def test_a_process_ends_by_a_mistake_as_a_call_does(lite_jax):

@@ -214,6 +214,7 @@ def test_first_order_is_the_gradient_at_the_adapted_parameters_whatever_the_draw
     assert relative_error(found, full[0]) > 1e-3
 
 
+@pytest.mark.optimised
 def test_memory_of_lite_maml_does_not_grow_with_the_support():
     """Compiled for 16-pixel images: a chunk at a time, at second order too."""
     learner = maml(first_blocks(nn.conv4(8), 1), way=5, steps=2)

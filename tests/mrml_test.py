@@ -158,6 +158,7 @@ def test_a_learned_start_has_a_gradient_and_the_default_has_none():
     assert set(gradient(learner(steps=3), params_of(learner()))) == {"backbone"}
 
 
+@pytest.mark.optimised
 def test_memory_does_not_grow_with_the_inner_steps(as_users_run_it):
     def bytes_of(**options):
         return temporary_bytes(mrml(toys.network(8), way=5, **options))

@@ -241,6 +241,7 @@ SETS = {"all": (), "conv2 and above": ("blocks.0",), "the body": ("head",)}
         ("the body", 0.3, "exact"),
     ],
 )
+@pytest.mark.optimised
 def test_residual_bytes_are_the_analytic_ones(
     as_users_run_it, chosen, ratio, norm_gradient
 ):
@@ -255,6 +256,7 @@ def test_residual_bytes_are_the_analytic_ones(
 
 
 @pytest.mark.parametrize("chosen", [(), ("head",), ("layers.0",)])
+@pytest.mark.optimised
 def test_residual_bytes_of_the_perceptron_are_the_analytic_ones(
     as_users_run_it, chosen
 ):
@@ -267,6 +269,7 @@ def test_residual_bytes_of_the_perceptron_are_the_analytic_ones(
     assert deployed.residual_bytes(plan) == pytest.approx(memory.stored_bytes, rel=0.01)
 
 
+@pytest.mark.optimised
 def test_compiled_bytes_fall_with_the_layers_that_are_trained(as_users_run_it):
     deployed, below = photograph(4), ["blocks.0", "blocks.1", "blocks.2"]
 
@@ -289,6 +292,7 @@ def test_compiled_bytes_fall_with_the_layers_that_are_trained(as_users_run_it):
     )
 
 
+@pytest.mark.optimised
 def test_accumulation_takes_the_memory_of_one_example(as_users_run_it):
     deployed = photograph()
     plan = deployed.plan(paths_of(deployed))

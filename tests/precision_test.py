@@ -23,7 +23,7 @@ from lite_jax import (
 from lite_jax.run import build_backbone
 from lite_jax.run.settings import base_config
 
-pytestmark = pytest.mark.usefixtures("as_users_run_it")
+pytestmark = [pytest.mark.usefixtures("as_users_run_it"), pytest.mark.optimised]
 
 NETWORKS = {
     "conv4": nn.conv4(8),

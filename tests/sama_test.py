@@ -182,6 +182,7 @@ def test_sama_needs_the_last_step(key):
 # --------------------------------------------------------------------------- memory
 
 
+@pytest.mark.optimised
 def test_memory_is_that_of_one_product_and_not_of_what_runs_beside_it():
     """XLA would compute what does not wait for the vector ahead, and keep it."""
     networks = []

@@ -202,6 +202,22 @@ def test_weights_are_bounded(sampling):
     assert picked.weights.min() >= 1 - 1e-6
 
 
+@pytest.mark.parametrize("lost", [jnp.inf, -jnp.inf, jnp.nan])
+def test_chances_are_scores_mixed_with_uniform_ones(lost):
+    """H = 1: an example's chance is its size; a score that is lost counts as none."""
+    scores = jnp.array([1.0, 3.0, lost, 0.0])
+    whole = Population(jnp.ones(4, bool), None, scores)
+    draw = jax.jit(SAMPLERS["sensitivity"].draw, static_argnums=2)
+    weights = {}
+    for seed in range(200):
+        picked = draw(jax.random.key(seed), whole, 1)
+        weights[int(picked.indices[0])] = float(picked.weights[0])
+    shares = np.array([0.25, 0.75, 0.0, 0.0])
+    expected = (1 - UNIFORM_SHARE) * shares + UNIFORM_SHARE / 4
+    chances = [1 / weights[index] for index in range(4)]
+    np.testing.assert_allclose(chances, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("scores", [jnp.zeros(6), jnp.full(6, jnp.nan)])
 def test_without_usable_scores_the_draw_is_uniform(scores):
     whole = Population(jnp.ones(6, bool), None, scores)

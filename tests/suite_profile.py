@@ -4,6 +4,7 @@
 
 runs the README's test command, and writes a row for each file of tests and for each of
 the slowest tests to `tests/suite.jsonl`, and the page `docs/suite.md` from these rows.
+With arguments, such as a file of tests, it prints the page and writes nothing.
 
 JAX reports the phases of a test through `jax.monitoring`: tracing, lowering to MLIR,
 compiling in XLA. To these come waiting for other processes, and the rest, which runs
@@ -48,12 +49,12 @@ class Phases:
         self.counts = collections.Counter()
         self._ended = []  # (start, end) of the phases that ended, outermost ones only
 
-    def ended(self, phase, duration):
+    def ended(self, phase, duration, end=None):
         """Count a phase that ended now; what ended inside of it is not its own."""
         self.counts[phase] += 1
         if threading.current_thread() is not threading.main_thread():
             return
-        end = time.perf_counter()
+        end = time.perf_counter() if end is None else end
         start, inner = end - duration, 0.0
         while self._ended and self._ended[-1][0] >= start:
             inner_start, inner_end = self._ended.pop()
@@ -193,6 +194,7 @@ def summary(measured, load):
     for row in tests:
         of_file = files[row["test"].split("::")[0]]
         of_file.update(numbers_of(row), tests=1)
+    files = {name: row for name, row in files.items() if row["tests"]}
     slowest = sorted(tests, key=lambda row: -row["wall"])[:SLOWEST]
     return [
         {"date": datetime.date.today().isoformat(), "jax": jax.__version__,
@@ -262,11 +264,11 @@ A slow test is a design fault. What helps, in this order:
 5. Call a program's `main` in the test's own process.
 
 The tests run XLA's cheapest code (`tests/conftest.py`), which takes a tenth of the time
-to compile. Tests of compiled code itself, of its memory and its rounding, are marked
-`optimised`: CI runs them again in the code that users run, with
+to compile. Tests of compiled code itself are marked `optimised`: of the gradient's
+operators, of memory, of precision. CI runs them again in optimised code, with
 `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"`.
 Tests marked `slow` run in CI's second step, by `python -m pytest -n 2 -m slow`:
-browsers, kills, fuzzing, two processes, parity with other libraries.
+browsers, kills, fuzzing, and parity with other libraries where these are installed.
 
 ## By file
 
@@ -315,6 +317,9 @@ def main():
             [*command, f"--profile={measured}", *sys.argv[1:]], cwd=ROOT
         )
         rows = summary(read(measured), load)
+    if sys.argv[1:]:
+        print(page(rows))
+        return found.returncode
     ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
     PAGE.write_text(page(rows))
     return found.returncode

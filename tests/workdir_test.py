@@ -87,7 +87,11 @@ def other_trees():
     larger = tree(0) | {"more": np.zeros(3)}
     smaller = {name: x for name, x in tree(0).items() if name != "means"}
     wider = tree(0) | {"means": np.zeros(5, jnp.bfloat16)}
-    return {"more arrays": larger, "fewer arrays": smaller, "another shape": wider}
+    twice = tree(0) | {"copy": tree(0)["means"]}  # the same shapes, one more often
+    return {
+        "more arrays": larger, "fewer arrays": smaller, "another shape": wider,
+        "a shape twice": twice,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", other_trees())

@@ -67,7 +67,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         _check_config_path(argv)
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+        flags.Error, ArithmeticError, AttributeError, ImportError, LookupError,
+        NameError, SyntaxError, TypeError, ValueError,
+    ) as error:  # fmt: skip
         raise _explained(argv, error) from error
     if len(rest) > 1:
         raise UserError(
@@ -81,8 +84,10 @@ def _check_config_path(argv: Sequence[str]) -> None:
     values = _config_values(argv)
     if not values:
         raise UserError("--config is missing, e.g. --config=configs/protonets.py")
-    path = values[-1].split(":")[0]
-    if not Path(path).is_file():
+    path = Path(values[-1].split(":")[0])
+    if path.is_dir():
+        raise UserError(f"--config={values[-1]}: a folder; name a file in it")
+    if not path.is_file():
         raise UserError(f"--config={values[-1]}: no such file")
 
 
@@ -105,14 +110,24 @@ def _explained(argv: list[str], error: Exception) -> UserError:
         cause = cause.__cause__ or cause.__context__
     if mistakes:
         return mistakes[-1]
-    if isinstance(error, (AttributeError, KeyError)):
-        return _unknown_setting(argv) or UserError(str(error))
+    unknown = _unknown_setting(argv)
+    if unknown is not None:
+        return unknown
     return UserError(" ".join(str(error).split()))
 
 
 def _unknown_setting(argv: list[str]) -> UserError | None:
-    """Return the error for the first `--config.KEY` that the config lacks, if any."""
-    config = flags.FLAGS["config"].parser.parse(_config_values(argv)[-1])
+    """Return the error for the first `--config.KEY` that the config lacks, if any.
+
+    Raises:
+        UserError: The config's own file fails.
+    """
+    path = _config_values(argv)[-1]
+    try:
+        config = flags.FLAGS["config"].parser.parse(path)
+    except Exception as error:  # of any kind: the file is a program
+        kind = type(error).__name__
+        raise UserError(f"--config={path} cannot be read: {kind}: {error}") from error
     known = _setting_names(config, "config")
     for argument in argv:
         name = argument.split("=", 1)[0].removeprefix("--")
