@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from benchmarks.macs import count_macs
 from experiments.rows import emit, parser
+from experiments.sections import Section
 from lite_jax import (
     Examples,
     Learner,
@@ -94,6 +95,16 @@ def adaptation_macs(
         return traced, None
     analysis = jax.jit(adapt).lower(*args).compile().cost_analysis()
     return traced, analysis["flops"] / 2 if analysis else None
+
+
+SECTIONS = (
+    Section(
+        "Cost of adapting",
+        "cost",
+        "python -m benchmarks.cost",
+        "To one 5-way 5-shot task.",
+    ),
+)
 
 
 if __name__ == "__main__":

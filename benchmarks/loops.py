@@ -28,6 +28,7 @@ from jax import lax
 
 from benchmarks.timing import median_seconds
 from experiments.rows import emit, parser
+from experiments.sections import Section
 from lite_jax import Network, batched, exact_sum, lite_sum, nn
 from lite_jax.run import memory_budget
 from lite_jax.types import Params
@@ -171,6 +172,16 @@ def _compiled(function: Callable[..., Any], *inputs: Any) -> tuple[Run, float]:
 
     run()
     return run, round(memory_budget.temporary_bytes(program) / 2**20, 1)
+
+
+SECTIONS = (
+    Section(
+        "Loops over chunks",
+        "loops",
+        "python -m benchmarks.loops",
+        "The same gradient by each.",
+    ),
+)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.timing import median_seconds
 from experiments.rows import emit, parser
+from experiments.sections import Section
 from lite_jax.heads.mahalanobis import fit_mahalanobis, mahalanobis_logits
 from lite_jax.run import memory_budget
 
@@ -108,6 +109,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _compile(fun: Callable, way: int, problem: tuple):
     gradient = jax.value_and_grad(lambda *args: fun(*args, way))
     return jax.jit(gradient).lower(*problem).compile()
+
+
+SECTIONS = (
+    Section(
+        "Mahalanobis head",
+        "mahalanobis",
+        "python -m benchmarks.mahalanobis",
+        "Loss and gradient against explicit inverses.",
+    ),
+)
 
 
 if __name__ == "__main__":

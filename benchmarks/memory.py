@@ -24,13 +24,14 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from experiments.rows import emit, parser
+from experiments.sections import Row, Section, legend_below, panels
 from lite_jax import (
     Examples,
     SetSum,
@@ -43,6 +44,9 @@ from lite_jax import (
 )
 from lite_jax.run import memory_budget
 from lite_jax.types import Key, Params
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CHUNK, NUM_BACKPROP, WAY, SIZE, NUM_QUERY = 16, 16, 16, 84, 16
 SMOKE_SIZE = 16
@@ -211,6 +215,44 @@ def _emit(
     mib = round(found / 2**20, 1)
     row = {"experiment": "memory", "part": part, "mib": mib}
     emit(arguments.out, row | dict(sorted(case.items())))
+
+
+def draw_memory(rows: list[Row]) -> Figure:
+    """Draw memory against the number of support images."""
+    titles = {"compiled": "as compiled: temporaries", "measured": "as run: added peak"}
+    titles = {k: v for k, v in titles.items() if any(r["part"] == k for r in rows)}
+    figure, axes = panels(len(titles))
+    for axis, (part, title) in zip(axes, titles.items(), strict=True):
+        cases = [
+            r
+            for r in rows
+            if r.get("part") == part
+            and (r["size"], r["num_backprop"], r["chunk_size"]) == (84, 16, 16)
+        ]
+        for name, marker in zip(
+            dict.fromkeys(r["operator"] for r in cases), "osxD^", strict=False
+        ):
+            curve = [r for r in cases if r["operator"] == name]
+            axis.plot(
+                [r["num_support"] for r in curve], [r["mib"] for r in curve],
+                marker=marker, markersize=5, fillstyle="none", alpha=0.8, label=name,
+            )  # fmt: skip
+        axis.set(xscale="log", yscale="log", title=title)
+        axis.set_xlabel("support images N (84 px, H = 16)")
+    axes[0].set_ylabel("MiB")
+    legend_below(figure, axes, 3)
+    return figure
+
+
+SECTIONS = (
+    Section(
+        "Memory",
+        "memory",
+        "python -m benchmarks.memory",
+        "One ProtoNets gradient, Conv-4.",
+        draw=draw_memory,
+    ),
+)
 
 
 if __name__ == "__main__":

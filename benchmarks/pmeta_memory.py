@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.rows import emit, parser, rounded
+from experiments.sections import Row, Section
 from lite_jax import Network, nn
 from lite_jax.heads.class_means import linear_products
 from lite_jax.nn.description import Architecture, layer_at, with_layers
@@ -44,7 +45,6 @@ from lite_jax.pmeta.plan import (
 from lite_jax.run import memory_budget
 from lite_jax.types import Params
 
-Row = dict[str, Any]
 WAY, SUPPORT = 5, 25
 
 
@@ -184,6 +184,29 @@ def plain(case: Case, trained: list[str]) -> Row:
 def compiled_mb(lowered: Any) -> float:
     """Return the temporary MB of a program."""
     return memory_budget.temporary_bytes(lowered.compile()) / MB
+
+
+def tabulate_plans(rows: list[Row]) -> list[Row]:
+    """Return bytes and operations of adaptation plans, empty where not counted."""
+    names = (
+        "network", "layers", "kept", "paper_mb", "stored_mb", "residual_mb",
+        "temporary_mb", "step_mb", "mmacs",
+    )  # fmt: skip
+    return [{name: row.get(name, "") for name in names} for row in rows]
+
+
+SECTIONS = (
+    Section(
+        "Memory of adaptation plans",
+        "pmeta_memory",
+        "python -m benchmarks.pmeta_memory",
+        "MB of adapting a network by what is trained and kept, one image at a time "
+        "(200 observations of the perceptron): the paper's model, what has to be "
+        "stored, what the VJP keeps, the compiled gradient and accumulating step; "
+        "millions of multiplications.",
+        tabulate_plans,
+    ),
+)
 
 
 if __name__ == "__main__":

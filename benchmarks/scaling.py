@@ -22,6 +22,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.rows import emit, parser
+from experiments.sections import Section
 from lite_jax import Examples, Task, episode_grad, lite_sum, nn, protonets
 from lite_jax.run import memory_budget, parallel
 from lite_jax.run.train import init_state, make_train_step
@@ -111,6 +112,16 @@ def _size(dtype: str, shape: str) -> int:
     for side in filter(None, shape.split(",")):
         size *= int(side)
     return size
+
+
+SECTIONS = (
+    Section(
+        "Many devices",
+        "scaling",
+        "python -m benchmarks.scaling",
+        "Collectives of a compiled step, as tasks or examples grow with the devices.",
+    ),
+)
 
 
 if __name__ == "__main__":

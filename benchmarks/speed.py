@@ -30,7 +30,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ import numpy as np
 from benchmarks.memory import over_query_batches, paper_sum
 from benchmarks.timing import median_seconds
 from experiments.rows import emit, parser
+from experiments.sections import Row, Section, panels
 from lite_jax import (
     Examples,
     Learner,
@@ -53,6 +54,9 @@ from lite_jax import (
 )
 from lite_jax.run import memory_budget
 from lite_jax.types import Params
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WAY, MOST_QUERIES = 10, 50
 CPU_SIZES = [(100, 40, 10, 84), (500, 200, 40, 84)]
@@ -316,6 +320,42 @@ def torch_methods(
             facts["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
         found[name] = Method(run, facts)
     return found
+
+
+# -------------------------------------------------------------------------- section
+
+
+def draw_seconds(rows: list[Row]) -> Figure:
+    """Draw seconds of a step as bars, a panel for each task and network."""
+    cases = list(
+        dict.fromkeys((r["learner"], r["backbone"], r["num_support"]) for r in rows)
+    )
+    names = list(dict.fromkeys(r["method"] for r in rows))[::-1]
+    figure, axes = panels(len(cases))
+    for axis, case in zip(axes, cases, strict=True):
+        seconds = {
+            r["method"]: r["seconds"]
+            for r in rows
+            if (r["learner"], r["backbone"], r["num_support"]) == case
+        }
+        places = [i for i, name in enumerate(names) if name in seconds]
+        colors = ["#4477aa" if names[i] == "lite" else "#bbbbbb" for i in places]
+        axis.barh(places, [seconds[names[i]] for i in places], color=colors)
+        axis.set(title=f"{case[0]}, N = {case[2]}\n{case[1]}", xlabel="seconds a step")
+        axis.set_yticks(range(len(names)), names if axis is axes[0] else [])
+    return figure
+
+
+SECTIONS = (
+    Section(
+        "Speed",
+        "speed",
+        "python -m benchmarks.speed",
+        "One gradient beside the floor, (N + 2 H + 3 M) forward passes, and beside "
+        "PyTorch; medians of rounds in which every method ran once.",
+        draw=draw_seconds,
+    ),
+)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ are taken at 42 pixels, small ones at 24.
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -30,10 +31,14 @@ from ml_collections import ConfigDict
 
 from benchmarks.timing import median_seconds
 from experiments.rows import emit, parser
+from experiments.sections import Row, Section, mean_and_each, panels
 from lite_jax import data
 from lite_jax.run import build_data, build_gradient, build_learner
 from lite_jax.run.settings import base_config, episode
 from lite_jax.run.train import init_state, make_train_step, train_and_evaluate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NUM_SUPPORT, CHUNK, ROUNDS = 100, 20, 6
 METHODS: dict[str, dict[str, Any]] = {
@@ -55,6 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "small images": {"small_images": True},
 }
 SMOKE_METHODS = ["exact", "lite 25, by class and sensitivity", "small images"]
+KINDS = {"w20s1": "20-way 1-shot", "w5s1": "5-way 1-shot", "w5s5": "5-way 5-shot"}
 
 
 def make_config(arguments: argparse.Namespace, seed: int, method: str) -> ConfigDict:
@@ -150,6 +156,55 @@ def main(argv: Sequence[str] | None = None) -> None:
                 row[kind] = round(by_name["protonets"].mean, 4)
                 row[f"{kind}_half_width"] = round(by_name["protonets"].half_width, 4)
             emit(arguments.out, row)
+
+
+def draw_accuracy(rows: list[Row]) -> Figure:
+    """Draw each method's accuracy, a dot a seed; after equal time if there is any."""
+    rows = [r for r in rows if r["equal"] == "time"] or rows
+    cases = list(
+        dict.fromkeys((r["dataset"], k) for r in rows for k in KINDS if k in r)
+    )
+    figure, axes = panels(len(cases))
+    names = list(dict.fromkeys(r["method"] for r in rows))[::-1]
+    for axis, (dataset, kind) in zip(axes, cases, strict=True):
+        runs = [r for r in rows if r["dataset"] == dataset and kind in r]
+        for place, name in enumerate(names):
+            seeds = [100 * r[kind] for r in runs if r["method"] == name]
+            axis.plot(seeds, [place] * len(seeds), "o", color="#4477aa", alpha=0.5)
+            axis.plot([statistics.mean(seeds)], [place], "|", color="k", markersize=14)
+        data_name = {"folder": "Caltech101"}.get(dataset, dataset.capitalize())
+        axis.set(title=f"{data_name}\n{KINDS[kind]}", xlabel="accuracy, %")
+        axis.set_yticks(range(len(names)), names if axis is axes[0] else [])
+    return figure
+
+
+def tabulate_accuracy(rows: list[Row]) -> list[Row]:
+    """Return the mean over seeds, and each seed's, in %."""
+    table = []
+    cases = dict.fromkeys((r["equal"], r["dataset"], r["method"]) for r in rows)
+    for case in cases:
+        runs = [r for r in rows if (r["equal"], r["dataset"], r["method"]) == case]
+        row = dict(zip(("equal", "dataset", "method"), case, strict=True))
+        row |= {"seeds": len(runs), "steps": runs[0]["steps"]}
+        for kind in KINDS:
+            values = [100 * r[kind] for r in runs if kind in r]
+            if values:
+                row[kind] = mean_and_each(values)
+        table.append(row)
+    return table
+
+
+SECTIONS = (
+    Section(
+        "Accuracy",
+        "accuracy",
+        "python -m experiments.accuracy --dataset=omniglot --root=OMNIGLOT",
+        "ProtoNets on Omniglot, in the memory of 20 images; a dot a seed, a bar at "
+        "their mean.",
+        tabulate_accuracy,
+        draw_accuracy,
+    ),
+)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from PIL import Image
 
 import lite_jax
 from experiments.rows import emit, parser, rounded
+from experiments.sections import Section, columns
 from lite_jax.classify.demo.session import Session
 from lite_jax.run.train import train_and_evaluate
 from tests.toys import run_config
@@ -105,6 +106,27 @@ def repeated(action: Callable[[], Any]) -> float:
     """Return the median of some calls after a first one."""
     action()
     return statistics.median(seconds(action) for _ in range(5))
+
+
+SECTIONS = (
+    Section(
+        "A classifier of photographs",
+        "adapting",
+        "python -m experiments.adapting",
+        "Seconds that a person waits, at 84 pixels, decoding included: after one more "
+        "photograph until a new classifier stands, and until it answers.",
+        lambda rows: columns(
+            rows,
+            "learner",
+            "classes",
+            "photographs",
+            "first_adapted",
+            "adapted_to_one_more",
+            "first_answer",
+            "answer",
+        ),
+    ),
+)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.rows import emit, parser
+from experiments.sections import Section
 from lite_jax.hypergrad import Problem, conjugate_gradient
 
 BETA, ROWS, COLUMNS, NUM_TASKS = 0.3, 30, 8, 256
@@ -161,6 +162,17 @@ def descend(
     centre, norms = jax.lax.scan(outer_step, jnp.zeros(COLUMNS), keys)
     last = jnp.linalg.norm(jax.grad(loss)(centre, tasks))
     return jnp.append(norms, last)
+
+
+SECTIONS = (
+    Section(
+        "Convergence of MRML",
+        "convergence",
+        "python -m experiments.convergence",
+        "256 regression tasks with a known gradient: over outer steps with all tasks a "
+        "step, and by the tasks drawn for a step; a slope of -1 is O(1 / |B|).",
+    ),
+)
 
 
 if __name__ == "__main__":

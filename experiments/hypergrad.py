@@ -40,6 +40,7 @@ from benchmarks.timing import median_seconds
 from configs import imaml, maml, mrml, sama_fewshot
 from experiments.few_shot import add_data, few_shot_config
 from experiments.rows import emit, parser, rounded
+from experiments.sections import Row
 from lite_jax import exact_sum, hypergrad
 from lite_jax.hypergrad import (
     Estimator,
@@ -55,7 +56,6 @@ from lite_jax.run.feed import Feed
 from lite_jax.run.train import init_state, make_train_step, train_and_evaluate
 from tests import bilevel
 
-Row = dict[str, Any]
 CURVATURE = 0.6043  # the largest of the cleaning problem
 OUTER_STEPS, INNER_STEPS, INNER_RATE = 300, 10, 1 / CURVATURE
 

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.macs import count_macs
 from experiments.rows import emit, parser
+from experiments.sections import Section
 from lite_jax import Examples, exact_sum
 from lite_jax.run import build_data, build_learner, recipes
 from lite_jax.run.settings import base_config
@@ -115,6 +116,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 row[place] = round(result.mean, 4)
                 row[f"{place}_half_width"] = round(result.half_width, 4)
         emit(arguments.out, row)
+
+
+SECTIONS = (
+    Section(
+        "Learners",
+        "learners",
+        "python -m experiments.learners --root=CALTECH101 --weights=WEIGHTS",
+        "The same pretrained ResNet-18 and the same 600 test tasks for each.",
+    ),
+)
 
 
 if __name__ == "__main__":

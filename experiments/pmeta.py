@@ -37,6 +37,7 @@ from benchmarks.pmeta_memory import compiled_mb
 from experiments.few_shot import WAY, add_data, few_shot_config
 from experiments.pmeta_variants import POOLS, channel_steps, conv4_with, passed_on
 from experiments.rows import emit, parser, rounded
+from experiments.sections import Row
 from lite_jax import Examples, Learner, Network, Task, maml
 from lite_jax.heads.class_means import linear_products
 from lite_jax.learners.inner_rules import InnerRule
@@ -63,7 +64,6 @@ from lite_jax.run.feed import Feed
 from lite_jax.run.train import init_state, make_train_step
 from lite_jax.types import Params
 
-Row = dict[str, Any]
 QUERY = 10
 TOLD = ("dataset", "shot", "steps", "seed", "penalty", "penalty_on")
 FIXED, START = 0.1, 0.02  # step sizes: those that stay, and where learned ones start

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -25,8 +25,12 @@ from ml_collections import ConfigDict
 from configs.pmeta_rl import get_config
 from experiments.pmeta import plan_costs, plan_of
 from experiments.rows import emit, parser, rounded
+from experiments.sections import Row, Section, columns, legend_below, panels
 from lite_jax.apps.rl.run import restore_policy, run_policy
 from lite_jax.files import read_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METHODS = {
     "MAML": "maml",
@@ -91,6 +95,45 @@ def make_config(arguments: argparse.Namespace, variant: str) -> ConfigDict:
     if arguments.smoke:
         config.train.steps, config.rl.depth = 2, 1
     return config
+
+
+def draw_returns(rows: list[Row]) -> Figure:
+    """Draw returns in meta-training, a panel an environment."""
+    environments = list(dict.fromkeys(row["environment"] for row in rows))
+    figure, axes = panels(len(environments))
+    for axis, environment in zip(axes, environments, strict=True):
+        for row in rows:
+            if row["environment"] == environment:
+                parts = len(row["curve"])
+                ends = [row["steps"] * (i + 1) / parts for i in range(parts)]
+                axis.plot(ends, row["curve"], label=row["method"])
+        axis.set(title=environment, xlabel="meta-training steps", ylabel="return")
+    legend_below(figure, axes)
+    return figure
+
+
+SECTIONS = (
+    Section(
+        "Policies after adaptation",
+        "pmeta_rl",
+        "python -m experiments.pmeta_rl",
+        "Mean return before and after one inner step, over held-out tasks; memory and "
+        "operations of one episode by p-Meta's model. Curves: after adaptation, in "
+        "meta-training.",
+        lambda rows: columns(
+            rows,
+            "environment",
+            "method",
+            "before",
+            "after",
+            "after_half_width",
+            "trained",
+            "paper_mb",
+            "mmacs",
+        ),
+        draw_returns,
+    ),
+)
 
 
 if __name__ == "__main__":

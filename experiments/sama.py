@@ -40,6 +40,7 @@ from benchmarks.scaling import collectives
 from benchmarks.timing import median_seconds
 from configs import sama_prune, sama_reweight
 from experiments.rows import emit, parser, rounded
+from experiments.sections import Row, Section, columns, mean_and_each
 from lite_jax import Network, hypergrad, nn
 from lite_jax.apps.reweight.run import run_reweighting
 from lite_jax.apps.reweight.training import reweighting_problem
@@ -47,7 +48,6 @@ from lite_jax.apps.reweight.weightings import meta_weight_net, per_example
 from lite_jax.files import read_rows
 from lite_jax.run import memory_budget
 
-Row = dict[str, Any]
 ROUNDS, STEPS, DAMPING = 4, 5, 300.0
 BATCH, LENGTH, VOCABULARY = 16, 32, 1000
 OPTIMIZER = optax.adam(1e-3)
@@ -216,6 +216,61 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "scale": scaled,
     "devices": shared_out,
 }
+
+
+def tabulate_reweighting(rows: list[Row]) -> list[Row]:
+    """Return the mean accuracy over seeds, and each seed's, in %."""
+    tests = [r for r in rows if r["part"] == "reweight" and "mean" in r]
+    return _over_seeds(tests, "mean", "dataset", "method", "learner")
+
+
+def tabulate_pruning(rows: list[Row]) -> list[Row]:
+    """Return the mean accuracy over networks, and each one's, in %."""
+    tests = [r for r in rows if r["part"] == "prune"]
+    return _over_seeds(tests, "accuracy", "labels", "rule", "keep")
+
+
+def _over_seeds(rows: list[Row], value: str, *names: str) -> list[Row]:
+    cases: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        cases.setdefault(tuple(row[n] for n in names), []).append(100 * row[value])
+    return [
+        dict(zip(names, case, strict=True)) | {"accuracy, %": mean_and_each(values)}
+        for case, values in cases.items()
+    ]
+
+
+SECTIONS = (
+    Section(
+        "Noisy labels",
+        "sama",
+        "python -m experiments.sama",
+        "Test accuracy with 40 % of the training labels wrong: ordinary training, and "
+        "weights learned on the clean examples.",
+        tabulate_reweighting,
+    ),
+    Section(
+        "Pruning",
+        "sama",
+        "python -m experiments.sama",
+        "Test accuracy after training on what a rule keeps of 1000 digits.",
+        tabulate_pruning,
+    ),
+    Section(
+        "Hypergradients of growing networks",
+        "sama",
+        "python -m experiments.sama",
+        "One hypergradient of the weights of 16 texts, by a transformer.",
+        lambda rows: columns(
+            [r for r in rows if r["part"] == "scale"],
+            "weights",
+            "estimator",
+            "mib",
+            "seconds",
+            "examples_per_second",
+        ),
+    ),
+)
 
 
 if __name__ == "__main__":

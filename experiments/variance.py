@@ -35,6 +35,7 @@ from jax import lax
 
 from experiments.responses import draw_weights, populations, sketch
 from experiments.rows import emit, parser
+from experiments.sections import Section, columns
 from experiments.unbiasedness import make_source, states
 from lite_jax import (
     Learner,
@@ -273,6 +274,27 @@ def check_against_lite(
         found, expected = np.asarray(sketch(name, off[name])), weights @ own
         error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
         assert error < 5e-3, f"{name}: terms are {error:.1e} off lite_sum"
+
+
+SECTIONS = (
+    Section(
+        "Other ways to lower the variance",
+        "variance",
+        "python -m experiments.variance --dataset=omniglot --root=OMNIGLOT",
+        "What was tried and not kept, relative to the paper's draw with replacement of "
+        "H = 20. Draws for each query chunk back-propagate what the column says.",
+        lambda rows: columns(
+            rows,
+            "state",
+            "rule",
+            "draw",
+            "examples_backpropagated",
+            "relative_variance",
+            "least",
+            "most",
+        ),
+    ),
+)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from experiments.sections import Section, columns
+
 INSTRUMENTED = ["lite_jax.data", "lite_jax.run.workdir", "lite_jax.classify", "zipfile"]
 _MOST_MB = 4096  # resident, JAX included
 _MOST_SECONDS = 30  # of one file
@@ -88,6 +90,20 @@ def fuzz(name: str, runs: int) -> None:
     options = [f"-runs={runs}", "-artifact_prefix=" + str(folder) + "/", *limits]
     atheris.Setup([sys.argv[0], *options, str(folder / "corpus")], one)
     atheris.Fuzz()
+
+
+SECTIONS = (
+    Section(
+        "Broken files, by coverage",
+        "fuzz_guided",
+        "python -m tests.stress.fuzz_guided",
+        "The same readers under libFuzzer: places of the code reached by whole files "
+        "alone, and at the end.",
+        lambda rows: columns(
+            rows, "reader", "runs", "reached_by_whole_files", "reached", "seconds"
+        ),
+    ),
+)
 
 
 if __name__ == "__main__":

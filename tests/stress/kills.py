@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 from safetensors import safe_open
 
 from experiments.rows import emit, parser
+from experiments.sections import Section, columns
 from lite_jax.run import build_data, build_gradient, build_learner
 from lite_jax.run.checkpoint import Slot
 from lite_jax.run.preemption import EXIT_CODE, Preempted
@@ -155,6 +156,18 @@ def _weights(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="numpy") as file:
         arrays = {name: file.get_tensor(name).tobytes() for name in file.keys()}
         return arrays | file.metadata()
+
+
+SECTIONS = (
+    Section(
+        "Killed runs",
+        "kills",
+        "python -m tests.stress.kills",
+        "Runs killed at random moments until they end, against an uninterrupted one: "
+        "metrics and backbone byte by byte, parameters and optimiser bit by bit.",
+        lambda rows: columns(rows, "signal", *Count._fields),
+    ),
+)
 
 
 if __name__ == "__main__":

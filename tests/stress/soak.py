@@ -14,16 +14,21 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from experiments.rows import emit, parser
+from experiments.sections import Row, Section, columns, panels
 from lite_jax.files import read_rows
 from lite_jax.run.train import train_and_evaluate
 from tests import toys
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SAMPLES = 20
+COUNTED = ("programs", "open_files", "threads")
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -98,6 +103,31 @@ def usage() -> dict[str, Any]:
         "open_files": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
     }
+
+
+def draw_growth(rows: list[Row]) -> Figure:
+    """Draw memory, and what else could grow, against steps."""
+    figure, axes = panels(2)
+    steps = [row["step"] for row in rows]
+    axes[0].plot(steps, [row["resident_mb"] for row in rows])
+    axes[0].set(title="resident memory, MB", xlabel="steps", ylim=(0, None))
+    for name in COUNTED:
+        axes[1].plot(steps, [row[name] for row in rows], label=name.replace("_", " "))
+    axes[1].set(title="numbers of", xlabel="steps", ylim=(0, None))
+    axes[1].legend()
+    return figure
+
+
+SECTIONS = (
+    Section(
+        "A long run",
+        "soak",
+        "python -m tests.stress.soak",
+        "Ten thousand tiny steps in one process, checkpoints and validation included.",
+        lambda rows: columns(rows[:1] + rows[-1:], "step", "resident_mb", *COUNTED),
+        draw_growth,
+    ),
+)
 
 
 if __name__ == "__main__":
