@@ -51,8 +51,8 @@ MUTATIONS = [
     Mutation(
         "lite: the sampling rule is not used",
         "lite_jax/lite/operators.py",
-        "return sampler.draw(open_seed(seed), population, size)",
-        "return sample_uniform(open_seed(seed), population, size)",
+        "return sampler.draw(to_key(key_data), population, size)",
+        "return sample_uniform(to_key(key_data), population, size)",
         "`sampling` says how the H examples are drawn",
         ("tests/lite_test.py::test_a_sampler_of_ones_own_is_used",),
     ),
@@ -99,8 +99,8 @@ MUTATIONS = [
     Mutation(
         "sampling: the last example is never drawn",
         "lite_jax/lite/sampling.py",
-        "places = jax.random.randint(key, (num_backprop,), 0, jnp.maximum(total, 1))",
-        "places = jax.random.randint("
+        "ranks = jax.random.randint(key, (num_backprop,), 0, jnp.maximum(total, 1))",
+        "ranks = jax.random.randint("
         "key, (num_backprop,), 0, jnp.maximum(total - 1, 1))",
         "draws with replacement take all real examples equally often",
         ("tests/sampling_test.py::test_with_replacement_draws_independently",),
@@ -108,8 +108,8 @@ MUTATIONS = [
     Mutation(
         "sampling: classes are shuffled into each other",
         "lite_jax/lite/sampling.py",
-        "order = _shuffled(order_key, mask, strata)",
-        "order = _shuffled(order_key, mask)",
+        "order = _random_order(order_key, mask, strata)",
+        "order = _random_order(order_key, mask)",
         "every class gives its share of a stratified draw",
         ("tests/sampling_test.py::test_every_class_gives_its_share",),
     ),
@@ -124,8 +124,8 @@ MUTATIONS = [
     Mutation(
         "sampling: a place belongs to the example before",
         "lite_jax/lite/sampling.py",
-        'found = jnp.searchsorted(line, first + places * step, side="right")',
-        'found = jnp.searchsorted(line, first + places * step, side="left")',
+        'positions = jnp.searchsorted(ends, first + numbers * step, side="right")',
+        'positions = jnp.searchsorted(ends, first + numbers * step, side="left")',
         "chances are whole ticks, without rounding",
         ("tests/sampling_test.py::test_systematic_draws_are_unbiased_over_all_starts",),
     ),
@@ -159,8 +159,8 @@ MUTATIONS = [
     Mutation(
         "recompute: the backward pass begins ahead of its cotangent",
         "lite_jax/lite/backward.py",
-        "picked = _once_known(cotangent, rule.draw(seed, population))",
-        "picked = rule.draw(seed, population)",
+        "draw = _delay_until(rule.draw(seed, population), cotangent)",
+        "draw = rule.draw(seed, population)",
         "one chunk is in memory, forward or backward",
         (
             "tests/memory_test.py::"

@@ -1,9 +1,10 @@
 """LITE: exact sums over a support set, with a choice of backward pass.
 
 A meta-learner depends on its support set through sums of per-example terms,
-e(φ) = Σ_n e_φ(x_n, y_n). Everything here is one primitive, the *set sum*, and LITE
-is one backward pass for it: the value is exact, and the gradient L'(e) Σ_n ∂e_n is
-estimated from H sampled examples, weighted so that its mean is exact.
+e(φ) = Σ_n e_φ(x_n, y_n). The primitive of this package is such a sum, the *set sum*.
+LITE is one of its backward passes: the value is exact, and the gradient
+L'(e) Σ_n ∂e_n is estimated from H sampled examples. The examples are weighted so that
+the mean of the estimate is the exact gradient.
 
     additive(args, examples, weights) -> aggregate        Σ_n w_n · term(args, x_n)
     set_sum(additive, args, examples, key, mask) -> aggregate

@@ -1,11 +1,12 @@
-"""Additive functions: weighted sums of per-example terms, and a test that they are.
+"""Additive functions: weighted sums of independent per-example terms.
 
     additive(args, examples, weights) -> aggregate        Σ_n w_n · term(args, x_n)
 
-One is what a set sum (`lite_jax.lite`) is handed: linear in the weights, with terms
-that depend on one example each. A `Pooled` one has two stages, costly features and a
-cheap pooling of them, so that it can be known before any backward pass which examples
-matter.
+A set sum (`lite_jax.lite`) takes an additive function as its first argument. The
+function is linear in the weights, and each of its terms depends on one example. A
+`Pooled` function has two stages: costly features, and a cheap pooling of them. Its
+second stage alone shows how sensitive the loss is to the features of each example.
+`check_additive` raises if a function is not additive.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from lite_jax.types import Additive, PyTree
 class Pooled:
     """An additive function that exposes per-example features: `pool ∘ features`.
 
-    `lite_sum(sampling="sensitivity")` draws examples by the norm of the loss's exact
-    derivative by their features, which `pool` alone is differentiated for.
+    `lite_sum(sampling="sensitivity")` draws an example more often, the larger the norm
+    of the loss's derivative with respect to its features. That derivative is exact and
+    needs the gradient of `pool` alone.
 
     Attributes:
         features: `(args, examples [n]) -> features`, a pytree of arrays `[n, …]`; row i
-            depends on example i alone. What is costly belongs here.
+            depends on example i alone. The costly computation belongs here.
         pool: `(features, examples, weights [n]) -> aggregate`, linear in the weights,
-            cheap, and without parameters of its own.
+            cheap, and without parameters.
 
     >>> squares = Pooled(lambda a, x: a * x, lambda f, x, weights: weights @ f**2)
     >>> print(squares(2.0, jnp.array([1.0, 3.0]), jnp.ones(2)))
@@ -47,7 +49,7 @@ class Pooled:
         return self.pool(self.features(args, examples), examples, weights)
 
     def term(self, args: PyTree, example: PyTree) -> PyTree:
-        """Return the term of one example, which has no leading axis."""
+        """Return the term of `example`, one example without the leading axis."""
         return self(args, jax.tree.map(lambda x: x[None], example), jnp.ones(1))
 
 
@@ -60,8 +62,8 @@ def per_example(encode: Callable[[PyTree, PyTree], PyTree]) -> Pooled:
 
     Returns:
         `additive(args, examples, weights)`: Σ_n weights_n · encode(args, x_n),
-        accumulated in float32 at least. `encode` runs under `jax.vmap`; a network is
-        faster, and its weight gradient smaller, through `batched`.
+        accumulated in float32 at least. `encode` runs under `jax.vmap`. For a network,
+        `batched` is faster and needs less memory for the gradient of its weights.
 
     >>> cube = per_example(lambda a, x: a * x**3)
     >>> print(cube(2.0, jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 1.0, 0.0])))
@@ -75,19 +77,19 @@ def batched(encode: Callable[[PyTree, PyTree], PyTree]) -> Pooled:
 
     Args:
         encode: `(args, examples [n]) -> terms [n]`. Row i must depend on example i
-            alone, so no batch statistics; `check_additive` tests it.
+            alone: no batch statistics. `check_additive` tests this.
 
     Returns:
         `additive(args, examples, weights)`: Σ_n weights_n · terms_n, accumulated in
-        float32 at least. The terms are its features, all of equal sensitivity.
+        float32 at least. Its `features` are the terms themselves.
     """
 
     def pool(terms: PyTree, examples: PyTree, weights: jax.Array) -> PyTree:
         del examples
 
         def weighted_sum(terms: jax.Array) -> jax.Array:
-            # A product, not a sum of products: XLA:CPU of jaxlib 0.10.2 reduces
-            # weights · terms wrongly where the terms are large.
+            # A matrix product: XLA:CPU of jaxlib 0.10.2 gives wrong results for
+            # (weights · terms).sum(0) where the terms are large.
             terms = terms.astype(accumulation_dtype(terms.dtype))
             row = weights.astype(terms.dtype)
             return jnp.tensordot(row, terms, 1, precision=lax.Precision.HIGHEST)
@@ -102,19 +104,20 @@ def check_additive(
 ) -> None:
     """Raise unless `additive` is a weighted sum of independent per-example terms.
 
-    Compares f(A) + f(B) with f(A ∪ B), with A and B the two halves of `examples`;
-    f(A ∪ B) with B at weight 0 against f(A); and f under doubled weights with 2 f.
+    A and B are the two halves of `examples`. Three pairs are compared: f(A) + f(B) with
+    f(A ∪ B); f(A ∪ B) with B at weight 0 with f(A); f at doubled weights with 2 f.
 
     Args:
         additive: The function to check.
-        args: What it is called with.
-        examples: At least two examples, with content that differs.
-        rtol: Largest accepted deviation, relative to the norm of each leaf.
+        args: Its first argument.
+        examples: Two or more examples that differ from each other.
+        rtol: Largest accepted deviation, relative to the norm of a leaf: the larger of
+            its norms in f(A) and f(B).
 
     Raises:
-        ValueError: It is not additive. The usual cause is an encoder in which one
-            example sees another: batch normalisation in training mode, attention
-            across examples, a mean over the batch.
+        ValueError: `additive` is not additive, or there are fewer than two examples.
+            The usual cause is an encoder that mixes examples: batch normalisation in
+            training mode, attention across examples, a mean over the batch.
 
     >>> x = jnp.arange(6.0).reshape(6, 1)
     >>> check_additive(batched(lambda a, x: a * x), 2.0, x)
@@ -151,8 +154,8 @@ GroupNorm, LayerNorm or frozen BatchNorm
             jax.tree.map(jnp.add, whole, whole),
         ),
     }
-    for claim, (found, expected) in claims.items():
-        error = _relative_error(found, expected, scale=(part_a, part_b))
+    for claim, (total, expected) in claims.items():
+        error = _relative_error(total, expected, scale=(part_a, part_b))
         if not error <= rtol:
             raise ValueError(
                 f"not additive: {claim} by {error:.2g} (relative). Does the encoder "
@@ -162,13 +165,17 @@ GroupNorm, LayerNorm or frozen BatchNorm
 
 
 def accumulation_dtype(dtype: Any) -> Any:
-    """Return the dtype that terms of `dtype` are summed in: float32 at least."""
+    """Return the dtype in which terms of `dtype` are summed: float32 at least."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(dtype, jnp.float32)
 
 
 def leading_axis(examples: PyTree) -> int:
-    """Return N, the size of the axis that all leaves of a set of examples share."""
+    """Return N, the size of the leading axis of every leaf of `examples`.
+
+    Raises:
+        ValueError: The leaves have different leading axes, or one has none.
+    """
     sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(examples)}
     if len(sizes) != 1 or () in sizes:
         shapes = [jnp.shape(x) for x in jax.tree.leaves(examples)]
@@ -178,12 +185,16 @@ def leading_axis(examples: PyTree) -> int:
     return sizes.pop()[0]
 
 
-def _relative_error(found: PyTree, expected: PyTree, scale: PyTree) -> float:
-    """Return the largest leaf-wise ‖found - expected‖ relative to the parts' norm."""
+def _relative_error(total: PyTree, expected: PyTree, scale: PyTree) -> float:
+    """Return the largest ‖total - expected‖ of a leaf, relative to its norm in `scale`.
+
+    `scale` is a tuple of trees; the largest of their norms of the leaf counts. The
+    error of a leaf that is 0 in all of them is absolute.
+    """
 
     def leaf_error(x, y, *parts):
         size = max(float(jnp.linalg.norm(jnp.ravel(p))) for p in parts)
         error = float(jnp.linalg.norm(jnp.ravel(x - y)))
         return error / size if size else error
 
-    return max(jax.tree.leaves(jax.tree.map(leaf_error, found, expected, *scale)))
+    return max(jax.tree.leaves(jax.tree.map(leaf_error, total, expected, *scale)))

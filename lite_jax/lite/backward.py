@@ -1,9 +1,9 @@
-"""The exact sum whose backward pass computes again what a rule picks.
+"""The exact sum whose backward pass recomputes the examples that a rule draws.
 
-One derivative rule serves every operator with a chunk size or a draw: the forward pass
-keeps nothing but its inputs (and, where the rule asks for scores, the features); the
-backward pass lets the rule pick examples, with the cotangent known exactly, and
-computes those again, a chunk at a time.
+Every operator with chunks or a draw uses this derivative rule. The forward pass keeps
+only its inputs, and the features if the rule needs scores. In the backward pass the
+cotangent is exact; the rule draws examples, and their terms are recomputed and
+differentiated a chunk at a time.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from lite_jax.types import PyTree
 
 
 class Rule(NamedTuple):
-    """Which examples the backward pass takes.
+    """Rule that draws the examples of the backward pass.
 
     Attributes:
         draw: `(seed, population) -> Draw`.
-        needs: What it reads of the population besides the mask.
+        needs: Fields of `Population` that `draw` reads besides the mask: of "labels"
+            and "scores".
     """
 
     draw: Callable[[Any, Population], Draw]
@@ -46,21 +47,22 @@ TAKE_ALL = Rule(lambda seed, population: sample_all(population.mask))
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def recomputed_sum(additive, rule, chunks, args, examples, seed, mask):
-    """Return the sum over all examples; differentiate those that `rule` picks.
+    """Return the sum over all examples; differentiate those that `rule` draws.
 
     Args:
         additive: The additive function; `Pooled` if the rule needs scores.
         rule: A `Rule`.
-        chunks: `Chunks`; one takes all N forward and all H backward.
-        args: What is differentiated.
-        examples: The set, without gradient.
-        seed: What the rule draws with.
-        mask: `[n]` bool, or None for all.
+        chunks: `Chunks`. Without a size, one call computes all N examples forward and
+            one all H drawn examples backward.
+        args: The first argument of `additive`, which is differentiated.
+        examples: The set, whose arrays have a leading axis `n` and no gradient.
+        seed: The first argument of `rule.draw`.
+        mask: `[n]` bool, True for real examples; None if all are real.
     """
     if chunks.is_one(leading_axis(examples)):
         return whole_sum(additive, args, examples, mask)
-    everything = sample_all(full_mask(examples, mask))
-    return chunked_sum(functools.partial(additive, args), examples, everything, chunks)
+    full_draw = sample_all(full_mask(examples, mask))
+    return chunked_sum(functools.partial(additive, args), examples, full_draw, chunks)
 
 
 def _forward(additive, rule, chunks, args, examples, seed, mask):
@@ -84,7 +86,7 @@ def _backward(additive, rule, chunks, residuals, cotangent):
         if SCORES in rule.needs
         else None,
     )
-    picked = _once_known(cotangent, rule.draw(seed, population))
+    draw = _delay_until(rule.draw(seed, population), cotangent)
 
     def pull_back(chunk: PyTree, weights: jax.Array) -> PyTree:
         def summand(varied: PyTree) -> PyTree:
@@ -93,17 +95,18 @@ def _backward(additive, rule, chunks, residuals, cotangent):
         (gradient,) = _vjp(summand, varied, cotangent)
         return gradient
 
-    sums = chunked_sum(pull_back, examples, picked, chunks, like=varied)
+    sums = chunked_sum(pull_back, examples, draw, chunks, like=varied)
     gradient = jax.tree.map(lambda x, g: g.astype(jnp.result_type(x)), varied, sums)
     return gradient, None, None, None
 
 
-def _once_known(cotangent: PyTree, draw: Draw) -> Draw:
-    """Return the draw, for passes that are not to begin before the cotangent is there.
+def _delay_until(draw: Draw, cotangent: PyTree) -> Draw:
+    """Return the same draw, made to depend on `cotangent`.
 
-    Where the drawn fit one chunk there is no loop, and XLA would compute ahead what
-    their backward pass keeps, which depends on no cotangent, and hold it during the
-    passes that the cotangent comes from. It does not know that 0 · c is 0.
+    There is no loop where the drawn examples fit one chunk. XLA then computes their
+    activations, which do not depend on the cotangent, ahead of the passes that yield
+    the cotangent, and holds them meanwhile. The indices plus 0 · cotangent prevent
+    this, since XLA does not simplify 0 · c to 0.
     """
     zero = jnp.zeros((), draw.indices.dtype)
     for leaf in jax.tree.leaves(cotangent):
@@ -112,18 +115,26 @@ def _once_known(cotangent: PyTree, draw: Draw) -> Draw:
     return draw._replace(indices=draw.indices + zero)
 
 
-# Symbolic zeros tell which arguments are differentiated: a frozen backbone among them
-# costs neither the memory nor the time of its gradient.
+# Symbolic zeros show which arguments are differentiated. The others, such as a frozen
+# backbone, cost no memory and no time for a gradient.
 recomputed_sum.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def values(tree: PyTree) -> PyTree:
-    """Return the arrays of an argument as a forward rule gets it."""
+    """Return the arrays of a forward rule's argument.
+
+    With `symbolic_zeros=True` its leaves are objects with a `value` and the flag
+    `perturbed`.
+    """
     return jax.tree.map(lambda leaf: leaf.value, tree)
 
 
 def split_varied(tree: PyTree) -> tuple[PyTree, PyTree]:
-    """Return the arrays that are differentiated and the others, as `merge` has them."""
+    """Return the arrays that are differentiated, and the others, for `trees.merge`.
+
+    Both have the structure of `tree`, an argument of a forward rule (see `values`), and
+    None in place of the leaves that are in the other.
+    """
 
     def varies(leaf: Any) -> bool:
         inexact = jnp.issubdtype(jnp.result_type(leaf.value), jnp.inexact)
@@ -134,7 +145,7 @@ def split_varied(tree: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def instantiate(cotangent: Any) -> jax.Array:
-    """Return a cotangent as an array, as a backward rule gets it."""
+    """Return one leaf of a backward rule's cotangent as an array."""
     if isinstance(cotangent, SymbolicZero):
         return jnp.zeros(cotangent.shape, cotangent.dtype)
     return cotangent
@@ -143,7 +154,7 @@ def instantiate(cotangent: Any) -> jax.Array:
 def _sensitivity(
     additive: Pooled, features: PyTree, examples: PyTree, mask: Any, cotangent: PyTree
 ) -> jax.Array:
-    """Return `[n]`: the norms of ∂⟨cotangent, Σ terms⟩ / ∂features."""
+    """Return the scores `[n]`: norms of ∂⟨cotangent, Σ terms⟩ / ∂features_n."""
     examples, weights = all_weighted(examples, mask)
 
     def pooled(features: PyTree) -> PyTree:
@@ -157,14 +168,19 @@ def _sensitivity(
     return jnp.sqrt(sum(squares[1:], squares[0]))
 
 
-def _vjp(fun: Callable[[Any], PyTree], at: PyTree, cotangent: PyTree) -> tuple[PyTree]:
-    """Pull a cotangent back, in the dtypes of the values of `fun`."""
-    total, vjp = jax.vjp(fun, at)
+def _vjp(
+    fun: Callable[[Any], PyTree], point: PyTree, cotangent: PyTree
+) -> tuple[PyTree]:
+    """Return the vector-Jacobian product of `fun` at `point`, as a tuple of one tree.
+
+    The cotangent is cast to the dtypes of `fun`'s values.
+    """
+    total, vjp = jax.vjp(fun, point)
     return vjp(jax.tree.map(lambda c, t: c.astype(t.dtype), cotangent, total))
 
 
 def labels_of(examples: PyTree) -> jax.Array | None:
-    """Return the labels that a set of examples holds, by attribute or by key."""
+    """Return the attribute or key "labels" of a set of examples; None if absent."""
     if isinstance(examples, Mapping):
         return examples.get(LABELS)
     return getattr(examples, LABELS, None)

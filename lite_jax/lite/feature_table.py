@@ -1,7 +1,8 @@
-"""The direct sum of features: every example adds its own in a row of its own.
+"""Stacked features: the table of all features of a support set, as a set sum.
 
-Σ_n e_n ⊗ f(x_n) is the `[n, d]` table of all features, as a set sum: what a classifier
-needs that is no function of class moments, or of which moments would be larger.
+The sum Σ_n e_n ⊗ f(x_n) is the `[n, d]` table in which row n holds the features of
+example n. A classifier uses it if it is no function of class moments, or if the moments
+would be larger than the table.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from lite_jax.types import Examples
 
 
 class Slotted(NamedTuple):
-    """Images `[n, …]`, and a one in the place of each one's row, `slot [n, rows]`.
+    """Inputs with the row of the feature table that each of them fills.
 
-    The labels `[n]` take no part in the sum; `lite_sum` can draw by class with them.
+    Attributes:
+        inputs: `[n, …]`, such as images.
+        slot: `[n, rows]` float32, one-hot: 1 in the column of the example's row.
+        labels: `[n]` class indices. The sum does not use them; a stratified `lite_sum`
+            does.
     """
 
     inputs: jax.Array
@@ -28,13 +33,22 @@ class Slotted(NamedTuple):
 
 
 def with_slots(examples: Examples) -> Slotted:
-    """Return the images with a row for each, in their order."""
+    """Return the inputs and labels with slot n for example n."""
     slot = jnp.eye(examples.mask.size, dtype=jnp.float32)
     return Slotted(examples.inputs, slot, examples.labels)
 
 
 def add_rows(features: jax.Array, slot: jax.Array, weights: jax.Array) -> jax.Array:
-    """Return `Σ_n weights_n · slot_n ⊗ features_n`, `[rows, d]`, additive."""
+    """Return the table `Σ_n weights_n · slot_n ⊗ features_n`.
+
+    Args:
+        features: `[n, d]`.
+        slot: `[n, rows]` one-hot, see `Slotted`.
+        weights: `[n]`.
+
+    Returns:
+        `[rows, d]`, in float32 at least.
+    """
     features = features.astype(accumulation_dtype(features.dtype))
     slot = slot.astype(features.dtype) * weights.astype(features.dtype)[:, None]
     return jnp.matmul(slot.T, features, precision=lax.Precision.HIGHEST)

@@ -1,8 +1,9 @@
-"""The exact sum of a loss, differentiated on the way forward.
+"""The exact sum of a scalar loss, differentiated in the forward pass.
 
-What the loss of a query set is multiplied with later is one number. So each chunk is
-differentiated as soon as it is computed, and the sum of the gradients is kept instead
-of the inputs: three passes an example, where computing chunks again takes four.
+The cotangent of the summed loss is one number. The forward pass therefore
+differentiates each chunk at once and keeps the sum of the gradients, which the backward
+pass scales by the cotangent. This costs three passes per example; recomputation in the
+backward pass costs four.
 """
 
 from __future__ import annotations
@@ -29,19 +30,23 @@ def loss_sum(
     mask: jax.Array | None = None,
     chunks: Chunks = _WHOLE,
 ) -> tuple[jax.Array, PyTree]:
-    """Return the sum over a set of a scalar loss, and of what is reported beside it.
+    """Return the sums over a set of a scalar loss and of auxiliary outputs.
 
     Guarantees:
-        Value and gradient are exact. With a chunk size, memory is that of one chunk
-        and of one gradient, and there is one derivative, in reverse mode; without one
-        this is a plain call of the additive function.
+        Value and gradient are exact. With a chunk size or a mesh axis, memory is that
+        of one chunk and one gradient, and the sum can be differentiated once, in
+        reverse mode. With the default `Chunks()`, this is a plain call of the additive
+        function.
 
     Args:
         additive: `(args, examples, weights) -> (loss, aux)`, the loss a scalar.
-        args: What is differentiated.
-        examples: The set, without gradient.
-        mask: `[n]` bool, or None for all.
-        chunks: How the set is gone through.
+        args: The first argument of `additive`, which is differentiated.
+        examples: The set, with leading axis `n` and without gradient.
+        mask: `[n]` bool, True for real examples; None if all are real.
+        chunks: How many examples are computed at once, and on which devices.
+
+    Returns:
+        `(loss, aux)`: the sum of the losses, and the sum of `aux`, without gradient.
     """
     examples = lax.stop_gradient(examples)
     if chunks == _WHOLE:
@@ -55,8 +60,8 @@ def loss_sum(
 def _loss_sum(additive, chunks, args, examples, mask):
     if chunks.is_one(leading_axis(examples)):
         return whole_sum(additive, args, examples, mask)
-    everything = sample_all(full_mask(examples, mask))
-    return chunked_sum(functools.partial(additive, args), examples, everything, chunks)
+    full_draw = sample_all(full_mask(examples, mask))
+    return chunked_sum(functools.partial(additive, args), examples, full_draw, chunks)
 
 
 def _forward(additive, chunks, args, examples, mask):
@@ -69,8 +74,8 @@ def _forward(additive, chunks, args, examples, mask):
 
         return jax.value_and_grad(loss, has_aux=True)(varied)
 
-    everything = sample_all(full_mask(examples, mask))
-    total, sums = chunked_sum(summand, examples, everything, chunks)
+    full_draw = sample_all(full_mask(examples, mask))
+    total, sums = chunked_sum(summand, examples, full_draw, chunks)
     return total, jax.tree.map(lambda x, g: g.astype(x.dtype), varied, sums)
 
 
@@ -80,5 +85,5 @@ def _backward(additive, chunks, gradient, cotangent):
     return scaled, None, None
 
 
-# Symbolic zeros tell which arguments are differentiated, as in `recompute`.
+# Symbolic zeros show which arguments are differentiated, as in `lite.backward`.
 _loss_sum.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -1,4 +1,4 @@
-"""The operators of a sum over a set: exact, LITE and a sub-sample."""
+"""Operators that sum over a set: the exact sum, LITE and a scaled sub-sample."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lite_jax.errors import UserError, unknown_name
-from lite_jax.lite.additive import (
-    Pooled,
-    leading_axis,
-)
+from lite_jax.lite.additive import Pooled, leading_axis
 from lite_jax.lite.backward import TAKE_ALL, Rule, labels_of, recomputed_sum
 from lite_jax.lite.chunks import (
     Chunks,
@@ -40,17 +37,22 @@ def exact_sum(chunk_size: int | None = None, *, axis_name: str | None = None) ->
     """Return the operator with exact value and exact gradient.
 
     Guarantees:
-        With a chunk size, one chunk at a time is in memory: the forward pass keeps
-        nothing but its inputs, and the backward pass computes each chunk again
-        (once differentiable, in reverse mode). Without one, this is a plain call of
-        the additive function: residuals of all N examples are kept, and it can be
-        differentiated any number of times in either mode.
+        With a chunk size or an axis name, one chunk at a time is in memory. The forward
+        pass keeps only its inputs, and the backward pass recomputes each chunk. The sum
+        can be differentiated once, in reverse mode. With neither, this is a plain call
+        of the additive function: the residuals of all N examples are kept, and the sum
+        can be differentiated any number of times in either mode.
 
     Args:
         chunk_size: Examples per chunk, 1 or more; None takes all N at once.
         axis_name: Inside `jax.shard_map`, the axis of the mesh whose devices share the
-            examples out; see `lite_jax.run.parallel`.
+            examples; see `lite_jax.run.parallel`. None for one device.
 
+    Raises:
+        ValueError: A chunk size below 1. From the operator: a mask that is not bool
+            `[N]`, or examples whose leading axes differ.
+
+    >>> from lite_jax.lite import per_example
     >>> cube = per_example(lambda a, x: a * x**3)
     >>> total = functools.partial(exact_sum(chunk_size=2), cube)
     >>> print(jax.grad(total)(2.0, jnp.array([1.0, 2.0, 3.0]), None))
@@ -78,36 +80,41 @@ def lite_sum(
 ) -> SetSum:
     """Return the operator with exact value and an H-example gradient (LITE, §3).
 
-    The value is Σ_n e_φ(x_n), over all N examples. The gradient is
-    L'(e) · Σ_h w_h ∂e_φ(x_h)/∂φ over H drawn examples, w_h = N/H when uniform; the
-    cotangent L'(e) is known exactly before the draw.
+    The value is Σ_n e_φ(x_n) over all N examples. The gradient is
+    L'(e) · Σ_h w_h ∂e_φ(x_h)/∂φ over H drawn examples, with w_h = N/H for a uniform
+    draw. The cotangent L'(e) is exact.
 
     Guarantees:
         Value: that of `exact_sum(chunk_size)`, whatever the draw. Gradient: unbiased
-        over draws, at any smooth loss, provided each sum has a key of its own; exact
-        at H = N without replacement. (An optimiser that is not linear in the
-        gradient, such as Adam, does not make an unbiased update of it.) Memory: one
-        chunk, forward or backward, whatever N and H (without a chunk size, N forward
-        and H backward); nothing is kept in between but the inputs, and under
-        sensitivity the features. Compute: N + H forward and H backward passes.
-        Differentiable once, in reverse mode.
+        over draws for any smooth loss, provided that each sum has a separate key; exact
+        at H = N without replacement. (An optimiser that is not linear in the gradient,
+        such as Adam, does not turn it into an unbiased update.) Memory: one chunk,
+        forward or backward, whatever N and H (without a chunk size, N examples forward
+        and H backward). Between the two passes only the inputs are kept, and for
+        sensitivity sampling the features. Compute: N + H forward and H backward passes.
+        The sum can be differentiated once, in reverse mode.
 
     Args:
-        num_backprop: H, the number of examples that are back-propagated, 1 or more.
-            Above the number of real examples it is that number.
+        num_backprop: H, the number of examples that are back-propagated, 1 or more. A
+            draw without replacement from fewer real examples takes all of them.
         chunk_size: Examples encoded at once; None encodes all N at once.
         sampling: "uniform" (without replacement), "with_replacement", "stratified" (by
-            class), "sensitivity" (what matters more to the loss is drawn more often),
-            "stratified_sensitivity" (both: the least variance once trained), or a
-            `Sampler` of your own. See `lite_jax.lite.sampling`.
+            class), "sensitivity" (examples with more effect on the loss are drawn more
+            often), "stratified_sensitivity" (both; the smallest variance once trained),
+            or a user-defined `Sampler`. See `lite_jax.lite.sampling`.
         axis_name: Inside `jax.shard_map`, the axis of the mesh whose devices share the
-            examples out. The same key draws the same examples as on one device.
+            examples. A key draws the same examples as on one device. None for one
+            device.
 
     Raises:
-        ValueError: H < 1, chunk size < 1, or H > N where no mask says that N varies.
-        UserError: An unknown sampling rule; strata without labels; sensitivity where
-            the additive function exposes no features.
+        ValueError: H < 1 or a chunk size < 1. From the operator: no key, H > N without
+            a mask, a mask that is not bool `[N]`, or examples whose leading axes
+            differ.
+        UserError: An unknown sampling rule. From the operator: stratified sampling of
+            examples without labels, or sensitivity sampling with an additive function
+            that is not `Pooled`.
 
+    >>> from lite_jax.lite import per_example
     >>> cube = per_example(lambda a, x: a * x**3)
     >>> x = jnp.array([1.0, 2.0, 3.0])
     >>> total = functools.partial(lite_sum(num_backprop=2), cube)
@@ -131,31 +138,37 @@ def lite_sum(
         _check_needs(sampler, additive, examples)
         mask = _checked_mask(examples, mask)
         size = _clip_to_set("num_backprop", num_backprop, examples, mask)
-        seed, open_seed = _consume(key)
+        key_data, to_key = _fresh_key_data(key)
 
-        def draw(seed: jax.Array, population: Population) -> Draw:
-            return sampler.draw(open_seed(seed), population, size)
+        def draw(key_data: jax.Array, population: Population) -> Draw:
+            return sampler.draw(to_key(key_data), population, size)
 
         rule = Rule(draw, sampler.needs)
-        return recomputed_sum(additive, rule, chunks, args, examples, seed, mask)
+        return recomputed_sum(additive, rule, chunks, args, examples, key_data, mask)
 
     return set_sum
 
 
 def subsample_sum(num_examples: int) -> SetSum:
-    """Return the operator that LITE is compared with: a scaled sub-sample.
+    """Return the operator that sums a scaled sub-sample, the baseline of LITE.
 
-    Both value and gradient come from `num_examples` examples drawn uniformly without
-    replacement and weighted N/num_examples.
+    Value and gradient both come from `num_examples` examples. They are drawn uniformly
+    without replacement and weighted N/num_examples.
 
     Guarantees:
-        The value is unbiased for the exact sum, but a loss that is not linear in the
-        sum is biased, and so is its gradient. Exact at num_examples = N. Memory:
+        The value is an unbiased estimate of the exact sum. A loss that is not linear in
+        the sum is biased, and so is its gradient. Exact at num_examples = N. Memory:
         residuals of `num_examples` examples.
 
     Args:
         num_examples: Size of the sub-sample, 1 or more.
 
+    Raises:
+        ValueError: num_examples < 1. From the operator: no key, num_examples > N
+            without a mask, a mask that is not bool `[N]`, or examples whose leading
+            axes differ.
+
+    >>> from lite_jax.lite import per_example
     >>> double = per_example(lambda a, x: a * x)
     >>> print(subsample_sum(2)(double, 2.0, jnp.ones(4), jax.random.key(0)))
     8.0
@@ -173,20 +186,21 @@ def subsample_sum(num_examples: int) -> SetSum:
     return set_sum
 
 
-def _consume(key: Key) -> tuple[jax.Array, Callable[[jax.Array], Key]]:
-    """Use up a key; return the words of a fresh one and how to make them a key.
+def _fresh_key_data(key: Key) -> tuple[jax.Array, Callable[[jax.Array], Key]]:
+    """Return the data of a key split from `key`, and the function back to a key.
 
-    A custom derivative rule that was handed a typed key would look to JAX's key-reuse
-    check like a second use. Consumed here, two sums that share a key are found out.
+    The split consumes `key`, so that JAX's key-reuse check reports two sums that share
+    a key. The custom derivative rule receives plain key data, since the check would
+    count a typed key among its arguments as used twice.
     """
     fresh = jax.random.split(key, 1)[0]
     if not jnp.issubdtype(fresh.dtype, jax.dtypes.prng_key):
-        return fresh, lambda words: words
+        return fresh, lambda key_data: key_data
     wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(fresh))
     return jax.random.key_data(fresh), wrap
 
 
-# ------------------------------------------------------------------ small helpers
+# ----------------------------------------------------------- checks of arguments
 
 
 def _check_needs(sampler: Sampler, additive: Any, examples: PyTree) -> None:
@@ -205,7 +219,7 @@ def _check_needs(sampler: Sampler, additive: Any, examples: PyTree) -> None:
 
 
 def _checked_mask(examples: PyTree, mask: Any) -> jax.Array | None:
-    """Return the mask as an array, or None for none; refuse what fits no set."""
+    """Return the mask as an array, or None; raise unless it is bool `[n]`."""
     size = leading_axis(examples)
     if mask is None:
         return None
@@ -234,7 +248,10 @@ def _check_positive(name: str, value: int | None, optional: bool = False) -> Non
 
 
 def _clip_to_set(name: str, value: int, examples: PyTree, mask: Any) -> int:
-    """Return `value`, at most the size of the set; refuse more where N is fixed."""
+    """Return the smaller of `value` and the size n of the set.
+
+    Without a mask a larger value raises a `ValueError`; with a mask it warns.
+    """
     size = leading_axis(examples)
     if value <= size:
         return value

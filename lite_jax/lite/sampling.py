@@ -1,4 +1,4 @@
-"""Which examples carry the gradient: unbiased draws for `lite_sum(sampling=…)`."""
+"""Unbiased draws of the examples that carry the gradient of `lite_sum`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from lite_jax.types import Key
 
 LABELS, SCORES = "labels", "scores"
 UNIFORM_SHARE = 0.2
-"""Of the inclusion probabilities under sensitivity, the share that is uniform."""
+"""The uniform share of the sizes in sensitivity sampling; scores make up the rest."""
 
 
 class Population(NamedTuple):
-    """What is known of the examples before the draw.
+    """The examples that a sampler draws from.
 
     Attributes:
         mask: `[n]` bool, True for real examples.
-        labels: `[n]` int32 strata, or None where the sampler does not need them.
-        scores: `[n]` float, how much each example matters: the norm of the loss's exact
-            derivative by its features. None where the sampler does not need it.
+        labels: `[n]` int class indices, the strata. None if the sampler does not need
+            them.
+        scores: `[n]` float, the sensitivity of the loss to each example: the norm of
+            its exact derivative with respect to the example's features. None if the
+            sampler does not need them.
     """
 
     mask: jax.Array
@@ -37,8 +39,10 @@ class Draw(NamedTuple):
     Attributes:
         indices: `[h]` int32, rows of the example set.
         weights: `[h]` float, Horvitz-Thompson weights: the mean over draws of
-            Σ_h weights_h · v[indices_h] is Σ_n mask_n · v[n]. 0 marks no draw.
-        num_drawn: int32 scalar; draws of non-zero weight are among the first so many.
+            Σ_h weights_h · v[indices_h] is Σ_n mask_n · v[n]. An entry of weight 0 is
+            not drawn.
+        num_drawn: int32 scalar; entries of weight other than 0 are among the first
+            `num_drawn`.
     """
 
     indices: jax.Array
@@ -47,11 +51,12 @@ class Draw(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """A rule for `lite_sum(sampling=…)`.
+    """A sampling rule for `lite_sum(sampling=…)`.
 
     Attributes:
         draw: `(key, population, num_backprop) -> Draw`.
-        needs: What it reads of the population besides the mask: of "labels", "scores".
+        needs: Fields of `Population` that `draw` reads besides the mask: of "labels"
+            and "scores".
     """
 
     draw: Callable[[Key, Population, int], Draw]
@@ -61,16 +66,16 @@ class Sampler(NamedTuple):
 def sample_uniform(key: Key, population: Population, num_backprop: int) -> Draw:
     """Draw H examples uniformly without replacement, each of weight N/H.
 
-    The variance is that of the paper's with-replacement draw times (N-H)/(N-1), and
-    0 at H = N. Padding at the end leaves the drawn examples as they are.
+    The variance is that of the paper's with-replacement draw times (N-H)/(N-1); it is
+    0 at H = N. Padding appended to the set does not change which examples are drawn.
     """
     mask = population.mask
-    order = _shuffled(key, mask)
+    order = _random_order(key, mask)
     total = mask.sum(dtype=jnp.int32)
     count = jnp.minimum(num_backprop, total)
     weight = total.astype(float) / jnp.maximum(count, 1).astype(float)
-    places = jnp.arange(num_backprop, dtype=jnp.int32)
-    weights = jnp.where(places < count, weight, 0)
+    positions = jnp.arange(num_backprop, dtype=jnp.int32)
+    weights = jnp.where(positions < count, weight, 0)
     return Draw(order[:num_backprop], weights, count)
 
 
@@ -80,37 +85,42 @@ def sample_with_replacement(
     """Draw H examples independently, each of weight N/H (the paper's formula)."""
     mask = population.mask
     total = mask.sum(dtype=jnp.int32)
-    places = jax.random.randint(key, (num_backprop,), 0, jnp.maximum(total, 1))
+    ranks = jax.random.randint(key, (num_backprop,), 0, jnp.maximum(total, 1))
     weight = jnp.full(num_backprop, total.astype(float) / num_backprop)
-    return Draw(_real_first(mask)[places], weight, jnp.int32(num_backprop))
+    return Draw(_real_first_order(mask)[ranks], weight, jnp.int32(num_backprop))
 
 
 def sample_stratified(key: Key, population: Population, num_backprop: int) -> Draw:
-    """Draw H examples, from each class its share of H, each example of weight N/H.
+    """Draw H examples, H N_k / N of them from class k, each of weight N/H.
 
-    A class of N_k examples gives H N_k / N of them, rounded down or up at random with
-    that mean, so every class is reached, also where H is less than their number.
+    The number from a class of N_k examples is H N_k / N rounded down or up at random,
+    with that mean. Every class can be drawn, also where H is less than the number of
+    classes.
     """
-    return _by_size(key, population, num_backprop, population.labels, None)
+    return _draw_by_size(key, population, num_backprop, population.labels, None)
 
 
 def sample_sensitivity(key: Key, population: Population, num_backprop: int) -> Draw:
-    """Draw H examples without replacement, those that matter more often.
+    """Draw H examples without replacement, more often those of a larger score.
 
-    The inclusion probability of an example is proportional to its score, mixed with a
-    uniform one so that no weight is above N / (`UNIFORM_SHARE` H), and at most 1.
+    The inclusion probability of an example is at most 1 and proportional to a mixture
+    of its score and a constant. The constant, of share `UNIFORM_SHARE`, keeps every
+    weight at or below N / (`UNIFORM_SHARE` H).
     """
-    return _by_size(key, population, num_backprop, None, population.scores)
+    return _draw_by_size(key, population, num_backprop, None, population.scores)
 
 
 def sample_stratified_sensitivity(
     key: Key, population: Population, num_backprop: int
 ) -> Draw:
-    """Draw H examples by sensitivity, from each class its share of the scores.
+    """Draw H examples by sensitivity, from each class in proportion to its scores.
 
-    That is Neyman's allocation, with probabilities proportional to size within classes.
+    This is Neyman allocation to the classes, with inclusion probabilities proportional
+    to size within each class. Sizes are those of `sample_sensitivity`.
     """
-    return _by_size(key, population, num_backprop, population.labels, population.scores)
+    return _draw_by_size(
+        key, population, num_backprop, population.labels, population.scores
+    )
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -123,32 +133,44 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def sample_all(mask: jax.Array) -> Draw:
-    """Take every real example once, at weight 1: the exact gradient."""
-    order = _real_first(mask)
+    """Return the draw of every real example once, at weight 1."""
+    order = _real_first_order(mask)
     return Draw(order, mask[order].astype(float), mask.sum(dtype=jnp.int32))
 
 
 # ------------------------------------------------------------------ systematic draws
 
 
-def _by_size(
+def _draw_by_size(
     key: Key,
     population: Population,
     num_backprop: int,
     strata: jax.Array | None,
     scores: jax.Array | None,
 ) -> Draw:
-    """Draw systematically from examples in random order, or in that within strata."""
+    """Return a systematic draw along a random order, sorted by stratum if given.
+
+    Args:
+        key: Decides the order and the start.
+        population: Only its mask is read.
+        num_backprop: H, at least 1; also the static size of the draw.
+        strata: `[n]` int, or None.
+        scores: `[n]` float, see `Population`; None for equal inclusion probabilities.
+    """
     mask = population.mask
     order_key, start_key = jax.random.split(key)
     count = jnp.minimum(num_backprop, mask.sum(dtype=jnp.int32))
     chances = inclusion_probabilities(_sizes(mask, scores), count)
-    order = _shuffled(order_key, mask, strata)
+    order = _random_order(order_key, mask, strata)
     return systematic(start_key, order, chances, count, num_backprop)
 
 
 def _sizes(mask: jax.Array, scores: jax.Array | None) -> jax.Array:
-    """Return what chances are proportional to: scores mixed with uniform ones."""
+    """Return sizes `[n]` of sum 1: scores mixed with a constant, 0 for padding.
+
+    The sizes of real examples are equal without scores, and where no score is above 0.
+    Scores that are not finite count as 0.
+    """
     real = mask.astype(float)
     uniform = real / jnp.maximum(real.sum(), 1)
     if scores is None:
@@ -165,40 +187,45 @@ def inclusion_probabilities(sizes: jax.Array, count: jax.Array) -> jax.Array:
     """Return `[n]` probabilities min(1, c · sizes) that add up to `count`.
 
     Args:
-        sizes: `[n]`, at least 0, not all 0; 0 is never included.
+        sizes: `[n]` float, at least 0, not all 0. Size 0 gives probability 0.
         count: int32 scalar, at most the number of sizes above 0.
     """
-    falling = -jnp.sort(-sizes)
-    places = jnp.arange(sizes.size, dtype=jnp.int32)
-    remaining = jnp.cumsum(falling[::-1])[::-1]  # from each place to the end
-    left = (count - places).astype(sizes.dtype)
-    certain = (left * falling >= remaining) & (left > 0)
+    descending = -jnp.sort(-sizes)
+    ranks = jnp.arange(sizes.size, dtype=jnp.int32)
+    remaining = jnp.cumsum(descending[::-1])[::-1]  # from each rank to the last
+    count_left = (count - ranks).astype(sizes.dtype)
+    certain = (count_left * descending >= remaining) & (count_left > 0)
     num_certain = jnp.cumprod(certain.astype(jnp.int32)).sum(dtype=jnp.int32)
-    rest = jnp.where(places < num_certain, 0, falling).sum()
+    rest = jnp.where(ranks < num_certain, 0, descending).sum()
     slope = (count - num_certain).astype(sizes.dtype) / jnp.where(rest > 0, rest, 1)
-    threshold = jnp.where(places < num_certain, falling, jnp.inf).min()
+    threshold = jnp.where(ranks < num_certain, descending, jnp.inf).min()
     chances = jnp.where(sizes >= threshold, 1, jnp.minimum(1, slope * sizes))
-    everything = count >= (sizes > 0).sum(dtype=jnp.int32)
-    return jnp.where(everything & (sizes > 0), 1, chances)
+    takes_all = count >= (sizes > 0).sum(dtype=jnp.int32)
+    return jnp.where(takes_all & (sizes > 0), 1, chances)
 
 
 def systematic(
     key: Key, order: jax.Array, chances: jax.Array, count: jax.Array, num_backprop: int
 ) -> Draw:
-    """Draw `count` examples at equal steps along a line on which each has its chance.
+    """Draw `count` examples by systematic sampling (Madow, 1949).
 
-    The line is `chances` laid end to end in `order`, in whole ticks; the first place is
-    uniform among the ticks of a step. So the expected number of draws of an example is
-    its ticks over those of a step, and its weight the inverse, without rounding: the
-    draw is unbiased in whatever precision `chances` came (Madow, "On the theory of
-    systematic sampling, II", 1949).
+    Each example is an interval of a line. Its length is its inclusion probability,
+    rounded to whole ticks (`ticks_of`), and the intervals stand in `order`. The draw
+    takes the examples at equal steps along the line, from a start that is uniform among
+    the ticks of one step. The expected number of draws of an example is its ticks over
+    the ticks of a step. Its weight is the inverse, so the draw is unbiased whatever the
+    precision of `chances`.
 
     Args:
-        key: Decides the first place.
-        order: `[n]` int32, all examples; examples in a row are seldom drawn together.
-        chances: `[n]` in [0, 1], of sum `count`.
+        key: Decides the start.
+        order: `[n]` int32, a permutation of the rows. Neighbours in it are seldom drawn
+            together.
+        chances: `[n]` inclusion probabilities in [0, 1], of sum `count`.
         count: int32 scalar, at most `num_backprop`.
         num_backprop: Static size of the draw.
+
+    References:
+        Madow, "On the theory of systematic sampling, II", 1949.
     """
     ticks = ticks_of(chances, num_backprop)
     step = step_length(ticks, count)
@@ -213,25 +240,37 @@ def draw_from(
     count: jax.Array,
     num_backprop: int,
 ) -> Draw:
-    """Return the systematic draw that begins at tick `first`, below a step's length."""
+    """Return the systematic draw that starts at tick `first`.
+
+    Args:
+        first: uint32 scalar, less than `step_length(ticks, count)`.
+        order: `[n]` int32, a permutation of the rows.
+        ticks: `[n]` uint32, from `ticks_of`.
+        count: int32 scalar, at most `num_backprop`.
+        num_backprop: Static size of the draw.
+    """
     step = step_length(ticks, count)
-    line = jnp.cumsum(ticks[order], dtype=jnp.uint32)
-    places = jnp.arange(num_backprop, dtype=jnp.uint32)
-    found = jnp.searchsorted(line, first + places * step, side="right")
-    inside = (places < count.astype(jnp.uint32)) & (found < order.size)
-    indices = order[jnp.minimum(found, order.size - 1)]
+    ends = jnp.cumsum(ticks[order], dtype=jnp.uint32)
+    numbers = jnp.arange(num_backprop, dtype=jnp.uint32)
+    positions = jnp.searchsorted(ends, first + numbers * step, side="right")
+    inside = (numbers < count.astype(jnp.uint32)) & (positions < order.size)
+    indices = order[jnp.minimum(positions, order.size - 1)]
     weights = step.astype(float) / jnp.maximum(ticks[indices], 1).astype(float)
     return Draw(indices, jnp.where(inside, weights, 0), count)
 
 
 def step_length(ticks: jax.Array, count: jax.Array) -> jax.Array:
-    """Return the least whole step that passes the whole line in `count` of them."""
+    """Return the smallest number of ticks of which `count` steps span all ticks."""
     draws = jnp.maximum(count, 1).astype(jnp.uint32)
     return jnp.maximum((ticks.sum(dtype=jnp.uint32) + draws - 1) // draws, 1)
 
 
 def ticks_of(chances: jax.Array, num_backprop: int) -> jax.Array:
-    """Return chances as whole numbers that add up within 32 bits."""
+    """Return probabilities `[n]` in whole ticks, uint32, whose sum fits in 32 bits.
+
+    A probability above 0 has one tick or more. The number of ticks of probability 1 is
+    a power of two that depends on `num_backprop`.
+    """
     bits = 31 - (num_backprop - 1).bit_length()
     ticks = jnp.maximum(jnp.round(chances * 2.0**bits), 1)
     return jnp.where(chances > 0, ticks, 0).astype(jnp.uint32)
@@ -240,8 +279,8 @@ def ticks_of(chances: jax.Array, num_backprop: int) -> jax.Array:
 # -------------------------------------------------------------------------- orders
 
 
-def _shuffled(key: Key, mask: jax.Array, strata: Any = None) -> jax.Array:
-    """Return the row numbers in random order, by stratum, padding last."""
+def _random_order(key: Key, mask: jax.Array, strata: Any = None) -> jax.Array:
+    """Return the rows `[n]` int32 in random order, sorted by stratum, padding last."""
     words = jax.random.bits(key, (mask.size, 2), jnp.uint32)
     rows = jnp.arange(mask.size, dtype=jnp.int32)
     first = (~mask,) if strata is None else (~mask, strata)
@@ -249,7 +288,7 @@ def _shuffled(key: Key, mask: jax.Array, strata: Any = None) -> jax.Array:
     return lax.sort((*keys, rows), num_keys=len(keys))[-1]
 
 
-def _real_first(mask: jax.Array) -> jax.Array:
-    """Return the row numbers, real examples before padding, else in order."""
+def _real_first_order(mask: jax.Array) -> jax.Array:
+    """Return the rows `[n]` int32, real examples before padding, otherwise in order."""
     rows = jnp.arange(mask.size, dtype=jnp.int32)
     return lax.sort((~mask, rows), num_keys=2)[1]

@@ -1,4 +1,4 @@
-"""`jax.grad` for functions of sums over a set."""
+"""`jax.grad` and `jax.value_and_grad` for functions of sums over a set."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from typing import Any
 import jax
 
 from lite_jax.lite.operators import exact_sum, lite_sum
-from lite_jax.lite.sampling import (
-    Sampler,
-)
+from lite_jax.lite.sampling import Sampler
 from lite_jax.types import SetSum
-
-# --------------------------------------------------------------------- transform
 
 
 def lite_grad(
@@ -27,28 +23,30 @@ def lite_grad(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
-    """`jax.grad` for a function of sums over a set, with LITE's backward pass.
+    """Return the gradient function of `fun` under LITE's backward pass.
 
-    Binds `set_sum=lite_sum(num_backprop, chunk_size, sampling)` and differentiates;
-    the guarantees are those of `lite_sum`.
+    Binds `set_sum=lite_sum(num_backprop, chunk_size, sampling)` and applies `jax.grad`.
+    The guarantees are those of `lite_sum`.
 
     Args:
-        fun: `fun(*args, set_sum) -> loss`, or `(loss, aux)` with `has_aux`. What is
-            differentiated must reach the summed function through its `args`, not
-            through a closure, and every sum needs its own key.
+        fun: `fun(*args, set_sum) -> loss`, or `(loss, aux)` with `has_aux`. The
+            differentiated values must reach each sum through its `args`, not through a
+            closure. Each sum needs a separate key.
         num_backprop: H, examples back-propagated per sum.
-        chunk_size: Examples encoded at once; sets the memory, never the result.
+        chunk_size: Examples encoded at once. It sets the memory, never the result.
         sampling: How the H examples are drawn; see `lite_sum`.
-        argnums: As in `jax.grad`.
-        has_aux: As in `jax.grad`.
+        argnums: Arguments to differentiate, as in `jax.grad`.
+        has_aux: Whether `fun` returns `(loss, aux)`, as in `jax.grad`.
 
     Returns:
-        A function of `fun`'s arguments but `set_sum`, which returns what
-        `jax.grad(fun)` would: the gradient, or `(gradient, aux)`.
+        A function of `fun`'s arguments without `set_sum`. It returns what `jax.grad`
+        returns: the gradient, or `(gradient, aux)`.
 
     Raises:
         TypeError: `fun` takes no `set_sum` keyword.
 
+    >>> import jax.numpy as jnp
+    >>> from lite_jax.lite import per_example
     >>> def fun(a, x, key, *, set_sum):
     ...     return jnp.sin(set_sum(per_example(lambda a, x: a * x), a, x, key))
     >>> x = jnp.array([0.1, 0.2, 0.3])
@@ -73,9 +71,10 @@ def lite_value_and_grad(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
-    """`jax.value_and_grad` with LITE's backward pass; see `lite_grad`.
+    """Return the value and gradient function of `fun` under LITE's backward pass.
 
-    The value is exact.
+    The value is exact. Arguments are those of `lite_grad`; the result is that of
+    `jax.value_and_grad`.
     """
     set_sum = lite_sum(num_backprop, chunk_size, sampling)
     return jax.value_and_grad(_substitute(fun, set_sum), argnums, has_aux)
@@ -88,7 +87,10 @@ def exact_grad(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
-    """`jax.grad` of `fun` with `exact_sum(chunk_size)`; see `lite_grad`."""
+    """Return the gradient function of `fun` with exact sums, `exact_sum(chunk_size)`.
+
+    Arguments are those of `lite_grad`; the result is that of `jax.grad`.
+    """
     return jax.grad(_substitute(fun, exact_sum(chunk_size)), argnums, has_aux)
 
 
@@ -99,12 +101,15 @@ def exact_value_and_grad(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
-    """`jax.value_and_grad` of `fun` with `exact_sum(chunk_size)`; see `lite_grad`."""
+    """Return the value and gradient function of `fun` with `exact_sum(chunk_size)`.
+
+    Arguments are those of `lite_grad`; the result is that of `jax.value_and_grad`.
+    """
     return jax.value_and_grad(_substitute(fun, exact_sum(chunk_size)), argnums, has_aux)
 
 
 def _substitute(fun: Callable[..., Any], set_sum: SetSum) -> Callable[..., Any]:
-    """Bind the `set_sum` keyword of `fun`."""
+    """Return `fun` with its `set_sum` keyword bound."""
     parameters = inspect.signature(fun).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if "set_sum" not in parameters and not takes_any:
