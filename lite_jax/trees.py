@@ -1,4 +1,4 @@
-"""Trees of arrays: arithmetic as on one vector, and splitting in two."""
+"""Arithmetic on trees of arrays as on vectors, and splitting and merging of trees."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lite_jax.types import PyTree
 
 
 def dot(first: PyTree, second: PyTree) -> jax.Array:
-    """Return the inner product, summed in float32 at least."""
+    """Return the inner product of two trees, summed in float32 at least."""
     pairs = list(zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
     dtype = np.result_type(np.float32, *(x.dtype for x, _ in pairs))
     parts = [jnp.vdot(x.astype(dtype), y.astype(dtype)) for x, y in pairs]
@@ -22,7 +22,7 @@ def dot(first: PyTree, second: PyTree) -> jax.Array:
 
 
 def norm(tree: PyTree) -> jax.Array:
-    """Return the Euclidean norm."""
+    """Return the Euclidean norm of all leaves together."""
     return jnp.sqrt(dot(tree, tree))
 
 
@@ -35,14 +35,20 @@ def add(first: PyTree, second: PyTree, scale: jax.Array | float = 1.0) -> PyTree
     )
 
 
-def once_known(vector: PyTree, point: PyTree) -> PyTree:
-    """Return the point, for passes that are not to begin before `vector` is there.
+def delay_until(point: PyTree, vector: PyTree) -> PyTree:
+    """Return the same `point`, made to depend on `vector`.
 
-    What a product of second derivatives computes of the point alone, XLA would else
-    compute ahead, beside the gradient that the vector comes from and before a solver's
-    loop, and hold its activations all along: twice the memory and more. It does not
-    know that 0 · v is 0, and an `optimization_barrier` is gone before it orders the
-    program.
+    XLA then cannot compute anything from the point before the vector is there. A
+    product of second derivatives with the vector computes activations from the point
+    alone. XLA would compute them ahead of a solver's loop, beside the gradient that
+    yields the vector, and hold them meanwhile, which takes twice the memory or more.
+
+    The result is `point + 0 · vector`: XLA does not simplify 0 · v to 0. It removes an
+    `optimization_barrier` before it orders the program.
+
+    Args:
+        point: Tree of arrays.
+        vector: Tree of arrays of the same structure and shapes, all finite.
     """
     return add(point, vector, 0.0)
 
@@ -53,33 +59,35 @@ def times(tree: PyTree, scale: jax.Array | float) -> PyTree:
 
 
 def zeros(tree: PyTree) -> PyTree:
-    """Return zeros shaped like the tree."""
+    """Return zeros of the shapes and dtypes of the tree's leaves."""
     return jax.tree.map(jnp.zeros_like, tree)
 
 
 def where(condition: jax.Array, first: PyTree, second: PyTree) -> PyTree:
-    """Return one tree or the other."""
+    """Return the leaves of `first` where `condition` is True, else those of `second`."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), first, second)
 
 
 def split(tree: PyTree, chosen: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
-    """Return the chosen leaves and the others, each with None in place of the rest.
+    """Return two trees: the leaves that `chosen` selects, and the others.
+
+    Both have None in place of the leaves that are in the other; see `merge`.
 
     Args:
         tree: Nested dictionaries of arrays.
-        chosen: Called with a leaf's path, such as `head/weights`.
+        chosen: `path -> bool`, called with a leaf's path, such as `head/weights`.
     """
 
-    def keep(wanted: bool) -> PyTree:
+    def leaves_where(selected: bool) -> PyTree:
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: x if chosen(_joined(path)) == wanted else None, tree
+            lambda path, x: x if chosen(_joined(path)) == selected else None, tree
         )
 
-    return keep(True), keep(False)
+    return leaves_where(True), leaves_where(False)
 
 
 def merge(first: PyTree, second: PyTree) -> PyTree:
-    """Put together two trees, each of which has None where the other has a leaf."""
+    """Return the union of two trees, one with None where the other has a leaf."""
     return jax.tree.map(
         lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None
     )

@@ -1,6 +1,6 @@
-"""The containers and function types that every other module speaks.
+"""Containers and function types that the whole package uses.
 
-This file imports nothing of the package, so that everything can import it.
+This module imports nothing from the package, so that every other module can import it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Examples(NamedTuple):
     """A support or query set, padded to a static size.
 
     Attributes:
-        inputs: Images `[n, height, width, channels]`, usually uint8; they are
-            normalised on the device, inside the network.
-        labels: Class indices `[n]` int32 in `0 … way-1`.
-        mask: `[n]` bool; True marks a real example, False marks padding.
+        inputs: Images `[n, height, width, channels]`, usually uint8. The network
+            normalises them, on the device.
+        labels: `[n]` int32, class indices in `0 … way-1`.
+        mask: `[n]` bool, True for real examples, False for padding.
     """
 
     inputs: Any
@@ -33,10 +33,10 @@ class Examples(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One few-shot problem: adapt on `support`, be judged on `query`.
+    """One few-shot problem: a learner adapts on `support` and is tested on `query`.
 
-    The papers of the LITE family say context and target. The number of classes is
-    not stored here: it is a static maximum that the learner is built with.
+    The papers on LITE call the two sets context and target. A task does not store the
+    number of classes: the learner has a static maximum, its `way`.
     """
 
     support: Examples
@@ -44,19 +44,20 @@ class Task(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A network as two pure functions over a plain dictionary of parameters.
+    """A network as pure functions over a plain dictionary of parameters.
 
     Attributes:
         init: `(key, example_spec) -> params`; `example_spec` is the
             `jax.ShapeDtypeStruct` of one image `[height, width, channels]`.
         apply: `(params, inputs [n, height, width, channels]) -> features [n, d]`;
-            row i depends on image i alone. A network with FiLM takes its parameters
-            as a third argument.
+            row i depends on image i alone. A network with FiLM takes FiLM parameters as
+            an optional third argument.
         identity_film: `() -> film`, the FiLM parameters that change nothing: a tree
-            of `{"scale": ones [c], "shift": zeros [c]}`, one a place. None for a
-            network without FiLM.
-        describe: `(image shape, way) -> Architecture` (`lite_jax.nn.description`), its
-            layers and a linear head of `way` outputs. None where there is none.
+            with `{"scale": ones [c], "shift": zeros [c]}` for each FiLM layer. None for
+            a network without FiLM.
+        describe: `(image shape, way) -> Architecture` (`lite_jax.nn.description`), the
+            layers of the network and a linear head of `way` outputs. None for a network
+            without description.
     """
 
     init: Callable[[Key, Any], Params]
@@ -79,7 +80,16 @@ class SetSum(Protocol):
         key: Key,
         mask: jax.Array | None = None,
     ) -> PyTree:
-        """Return the aggregate of `examples`."""
+        """Return `Σ_n mask_n · term(args, x_n)`.
+
+        Args:
+            additive: `(args, examples, weights) -> aggregate`, see
+                `lite_jax.lite.additive`.
+            args: First argument of `additive`, which is differentiated.
+            examples: The set, a tree of arrays with leading axis `n`.
+            key: Key of the draw; operators that draw nothing accept None.
+            mask: `[n]` bool, True for real examples; None if all are real.
+        """
         ...
 
 
@@ -89,21 +99,22 @@ class Learner(NamedTuple):
     Attributes:
         init: `(key, example_spec) -> params`, a dictionary; the feature extractor's
             parameters are under "backbone".
-        encode: `(args, example) -> term`, the per-example encoder e_φ(x, y) whose
-            terms are summed over the support set, in its last sum where there are
-            several; `example` is one of that sum's examples, most often an `Examples`
-            without the leading axis.
+        encode: `(args, example) -> term`, the per-example encoder e_φ(x, y). `adapt`
+            sums its terms over the support set; of several sums, it is the last one.
+            `example` is one example of that sum, usually an `Examples` without the
+            leading axis.
         adapt: `(params, support, key, set_sum) -> task_state`.
-        predict: `(params, task_state, inputs [m, …]) -> logits [m, way]`; a class
-            absent from the support has logit −inf.
-        frozen: Names in `params` that are not learned: `episode_grad` does not
-            differentiate them, so they cost no gradient memory.
+        predict: `(params, task_state, inputs [m, …]) -> logits [m, way]`; a class that
+            the support set lacks has logit −inf.
+        frozen: Names in `params` that are not learned. `episode_grad` does not
+            differentiate them, so they need no gradient memory.
         fixed_features: Whether the backbone's features of an image are the same for
-            every task. The same learner on a backbone that returns its inputs then
-            takes features in place of images.
-        penalty: `(params, task) -> scalar`, added to the loss of a task; None for none.
-        constraint: An `optax.GradientTransformation`, the last part of an optimiser of
-            the parameters, which keeps them where they have to be; None for none.
+            every task. If so, the same learner on a backbone that returns its inputs
+            accepts features in place of images.
+        penalty: `(params, task) -> scalar`, added to the loss of a task; None for no
+            penalty.
+        constraint: An `optax.GradientTransformation`, applied last by the optimiser of
+            the parameters to keep them in their allowed range; None for no constraint.
     """
 
     init: Callable[[Key, Any], Params]
@@ -117,7 +128,7 @@ class Learner(NamedTuple):
 
 
 GradFn = Callable[[Params, Task, Key], tuple[tuple[Any, Any], Params]]
-"""`(params, task, key) -> ((loss, aux), grads)`: all that the trainer sees.
+"""The gradient function of one task: `(params, task, key) -> ((loss, aux), grads)`.
 
-`grads` holds the learned parameters alone, by their names in `params`.
+`grads` holds the gradients of the learned parameters only, by their names in `params`.
 """

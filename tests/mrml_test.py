@@ -22,7 +22,7 @@ from lite_jax import (
     mrml,
     nn,
 )
-from lite_jax.heads.linear import Fit, curvature_bound, head_loss, no_head
+from lite_jax.heads.linear import Fit, curvature_bound, head_loss, zero_head
 from tests import toys
 
 WAY = 3
@@ -92,7 +92,7 @@ def test_the_curvature_of_the_head_is_bounded(scale):
     """By the dense Hessian at the flat start, at random heads and at an even split."""
     table, fit = fit_of(scale)
     bound = curvature_bound(table, fit, 0.1)
-    start, unravel = ravel_pytree(no_head(3, table))
+    start, unravel = ravel_pytree(zero_head(3, table))
 
     @jax.jit
     def largest(head):
@@ -127,7 +127,7 @@ def losses_of_heads():
         def descent(_, head):
             return jax.tree.map(lambda x, g: x - rate * g, head, jax.grad(loss)(head))
 
-        start = no_head(WAY, table)
+        start = zero_head(WAY, table)
         plain = jax.lax.fori_loop(0, 50, descent, start)
         return {
             "start": loss(start), "plain": loss(plain), "adapted": loss(adapted()),

@@ -1,1 +1,1 @@
-"""Classifiers on features: class means, Mahalanobis distances, a linear map."""
+"""Classifiers on features: class means, Mahalanobis distances and linear heads."""

@@ -1,4 +1,4 @@
-"""Per-class sums over a support set, and classifiers made from them."""
+"""Per-class sums over a support set, and linear and Euclidean classifiers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ from lite_jax.types import Key, Params
 
 
 def check_way(way: int) -> None:
-    """Raise unless there are classes to tell apart."""
+    """Raise a `UserError` unless `way` is 2 or more."""
     if way < 2:
         raise UserError(f"way={way}: a classifier needs 2 classes or more")
 
 
 def check_labels(labels: jax.Array, mask: jax.Array, way: int) -> None:
-    """Raise where a real example's label is outside `0 … way-1`.
+    """Raise a `UserError` if a real example's label is outside `0 … way-1`.
 
-    Under `jax.jit` labels cannot be seen, and such an example belongs to no class.
+    Under `jax.jit` the labels are unknown and nothing is raised: an example with such a
+    label belongs to no class.
+
+    Args:
+        labels: `[n]` int.
+        mask: `[n]` bool, True for real examples.
+        way: Number of classes.
     """
-    real = jnp.where(mask, labels, 0)
+    real_labels = jnp.where(mask, labels, 0)
     try:
-        least, most = int(real.min()), int(real.max())
+        least, most = int(real_labels.min()), int(real_labels.max())
     except jax.errors.ConcretizationTypeError:
         return
     if least < 0 or most >= way:
@@ -38,16 +44,16 @@ def check_labels(labels: jax.Array, mask: jax.Array, way: int) -> None:
 
 
 def classes_present(labels: jax.Array, mask: jax.Array, way: int) -> jax.Array:
-    """Return `[way]` bool: which classes have real examples."""
+    """Return `[way]` bool, True for classes that have real examples."""
     classes = jnp.arange(way, dtype=labels.dtype)
     return ((labels[None, :] == classes[:, None]) & mask[None, :]).any(1)
 
 
 class ClassSums(NamedTuple):
-    """What class means are made of; additive over examples.
+    """Weighted sums within each class, additive over examples.
 
     Attributes:
-        features: `[way, d]`, the sum of each class's features.
+        features: `[way, d]`, the weighted sum of each class's features.
         counts: `[way]`, the sum of each class's weights.
     """
 
@@ -62,8 +68,9 @@ def class_sums(
 
     Args:
         features: `[n, d]`.
-        labels: `[n]` int in `0 … way-1`; a label outside belongs to no class.
-        weights: `[n]`.
+        labels: `[n]` int in `0 … way-1`; an example with another label belongs to no
+            class.
+        weights: `[n]`, one for each example.
         way: Static number of classes.
 
     Returns:
@@ -77,17 +84,17 @@ def class_sums(
 
 
 def class_means(totals: ClassSums) -> jax.Array:
-    """Return `[way, d]` class means; 0 for a class without examples."""
+    """Return the class means `[way, d]`; 0 for a class without examples."""
     return totals.features / jnp.maximum(totals.counts, 1)[:, None]
 
 
 class LinearClassifier(NamedTuple):
-    """A linear classifier over the classes that a support holds.
+    """A linear classifier over the classes of a support set.
 
     Attributes:
         weights: `[way, d]`.
         biases: `[way]`.
-        present: `[way]` bool; other classes get −inf.
+        present: `[way]` bool, classes in the support set; others have logit −inf.
     """
 
     weights: jax.Array
@@ -96,13 +103,26 @@ class LinearClassifier(NamedTuple):
 
 
 def draw_linear(key: Key, outputs: int, size: int) -> Params:
-    """Return the start of a linear layer, `{"weights" [outputs, size], "biases"}`."""
+    """Return initial parameters of a linear layer.
+
+    Returns:
+        `{"weights": [outputs, size], "biases": [outputs]}`: weights drawn from
+        N(0, 1/size), biases 0.
+    """
     weights = jax.random.normal(key, (outputs, size)) / size**0.5
     return {"weights": weights, "biases": jnp.zeros(outputs)}
 
 
 def linear_logits(classifier: LinearClassifier, features: jax.Array) -> jax.Array:
-    """Return `w_kᵀ f_m + b_k`, `[m, way]`, float32 at least; −∞ where not present."""
+    """Return the logits `w_kᵀ f_m + b_k`; −inf for classes that are not present.
+
+    Args:
+        classifier: A `LinearClassifier`.
+        features: `[m, d]`.
+
+    Returns:
+        Logits `[m, way]`, float32 at least, with full-precision products.
+    """
     logits = linear_products(classifier.weights, classifier.biases, features)
     return jnp.where(classifier.present[None, :], logits, -jnp.inf)
 
@@ -110,11 +130,20 @@ def linear_logits(classifier: LinearClassifier, features: jax.Array) -> jax.Arra
 def linear_products(
     weights: jax.Array, biases: jax.Array, features: jax.Array
 ) -> jax.Array:
-    """Return `w_kᵀ f_m + b_k`, `[m, way]`, in float32 at least."""
+    """Return `w_kᵀ f_m + b_k`.
+
+    Args:
+        weights: `[way, d]`.
+        biases: `[way]`.
+        features: `[m, d]`.
+
+    Returns:
+        `[m, way]`, float32 at least, with full-precision products.
+    """
     dtype = accumulation_dtype(features.dtype)
     features, weights = features.astype(dtype), weights.astype(dtype)
-    rows = (((1,), (1,)), ((), ()))  # weights.T would be kept as a copy
-    products = lax.dot_general(features, weights, rows, precision=lax.Precision.HIGHEST)
+    axes = (((1,), (1,)), ((), ()))  # a transposed copy of `weights` would be kept
+    products = lax.dot_general(features, weights, axes, precision=lax.Precision.HIGHEST)
     return products + biases.astype(dtype)[None, :]
 
 
@@ -126,7 +155,7 @@ def euclidean_logits(
     Args:
         features: `[m, d]`.
         prototypes: `[way, d]`.
-        present: `[way]` bool; other classes get −inf.
+        present: `[way]` bool, classes in the support set; others have logit −inf.
 
     Returns:
         Logits `[m, way]`, float32 at least, with full-precision products.

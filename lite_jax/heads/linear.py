@@ -1,4 +1,4 @@
-"""A linear classifier fitted to a table of the support's features."""
+"""Linear heads fitted by gradient descent to the feature table of a support set."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from lite_jax.types import Examples, Key, Network, Params, PyTree, SetSum
 
 
 class Fit(NamedTuple):
-    """What a head is fitted to, besides the features.
+    """Targets that a head is fitted to.
 
     Attributes:
-        labels: `[n]` int32; of padding, some class that is present.
-        mask: `[n]` bool.
-        present: `[way]` bool, the classes of the support.
+        labels: `[n]` int class indices; those of padding are a class that is present.
+        mask: `[n]` bool, True for real examples.
+        present: `[way]` bool, classes in the support set.
     """
 
     labels: jax.Array
@@ -55,7 +55,22 @@ def read_support(
     set_sum: SetSum,
     way: int,
 ) -> tuple[jax.Array, Fit]:
-    """Return the table of the support's features, and what to fit to it."""
+    """Return the feature table of a support set and the targets of a head.
+
+    Args:
+        additive: From `features_of`.
+        params: Its first argument.
+        support: The support set of `n` examples.
+        key: Key for `set_sum`.
+        set_sum: Operator that sums over the support set.
+        way: Static number of classes.
+
+    Returns:
+        `(table [n, d], Fit)`.
+
+    Raises:
+        UserError: A label outside `0 … way-1`, see `check_labels`.
+    """
     check_labels(support.labels, support.mask, way)
     table = set_sum(additive, params, with_slots(support), key, support.mask)
     present = classes_present(support.labels, support.mask, way)
@@ -64,8 +79,16 @@ def read_support(
     return table, Fit(labels, support.mask, present)
 
 
-def no_head(way: int, table: jax.Array) -> Params:
-    """Return the head of zeros."""
+def zero_head(way: int, table: jax.Array) -> Params:
+    """Return a head whose parameters are 0.
+
+    Args:
+        way: Number of classes.
+        table: Features `[n, d]`, which give d and the dtype.
+
+    Returns:
+        `{"weights": [way, d], "biases": [way]}`.
+    """
     zeros = {"weights": jnp.zeros((way, table.shape[1])), "biases": jnp.zeros(way)}
     return jax.tree.map(lambda x: x.astype(table.dtype), zeros)
 
@@ -73,9 +96,16 @@ def no_head(way: int, table: jax.Array) -> Params:
 def head_loss(
     head: Params, table: jax.Array, fit: Fit, weight_decay: float = 0.0
 ) -> jax.Array:
-    """Return the mean cross-entropy, and half the weight decay times the squares."""
-    found = linear_logits(LinearClassifier(**head, present=fit.present), table)
-    losses = optax.softmax_cross_entropy_with_integer_labels(found, fit.labels)
+    """Return the mean cross-entropy plus `weight_decay / 2 · ‖head‖²`.
+
+    Args:
+        head: `{"weights": [way, d], "biases": [way]}`.
+        table: Features `[n, d]`.
+        fit: The targets. The mean is over real examples.
+        weight_decay: Coefficient of the squared norm of weights and biases.
+    """
+    logits = linear_logits(LinearClassifier(**head, present=fit.present), table)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, fit.labels)
     count = jnp.maximum(fit.mask.sum(), 1).astype(table.dtype)
     loss = jnp.where(fit.mask, losses, 0).sum() / count
     squares = sum((x**2).sum() for x in jax.tree.leaves(head))
@@ -83,18 +113,24 @@ def head_loss(
 
 
 def curvature_bound(table: jax.Array, fit: Fit, weight_decay: float) -> jax.Array:
-    """Return a bound on the largest eigenvalue of the Hessian of `head_loss`, anywhere.
+    """Return an upper bound on the eigenvalues of the Hessian of `head_loss`.
 
-    The cross-entropy's Hessian over one example's logits is at most 1/2, so that of the
-    loss at most half the largest eigenvalue of the mean outer product of the features
-    with a one appended, plus the decay. The Frobenius norm bounds the eigenvalue.
+    The bound holds for every head. The Hessian of the cross-entropy by one example's
+    logits has eigenvalues of 1/2 or less. Those of the loss are therefore at most
+    λ / 2 + weight_decay, where λ is the largest eigenvalue of the mean outer product of
+    the features with a 1 appended. The Frobenius norm of that product bounds λ.
+
+    Args:
+        table: Features `[n, d]`.
+        fit: The targets; only the mask is read.
+        weight_decay: As in `head_loss`.
     """
     count = jnp.maximum(fit.mask.sum(), 1).astype(table.dtype)
     ones = jnp.ones((len(table), 1), table.dtype)
     rows = jnp.where(fit.mask[:, None], jnp.concatenate((table, ones), axis=1), 0)
-    narrow = rows if rows.shape[0] >= rows.shape[1] else rows.T
-    largest = jnp.linalg.norm(narrow.T @ narrow) / count
-    return largest / 2 + jnp.asarray(weight_decay, table.dtype)
+    tall = rows if rows.shape[0] >= rows.shape[1] else rows.T
+    frobenius_norm = jnp.linalg.norm(tall.T @ tall) / count
+    return frobenius_norm / 2 + jnp.asarray(weight_decay, table.dtype)
 
 
 def descend(
@@ -103,7 +139,7 @@ def descend(
     optimizer: optax.GradientTransformation,
     steps: int,
 ) -> Params:
-    """Return the head after steps of an optimiser."""
+    """Return the head after `steps` steps of `optimizer` on `loss`."""
 
     def step(carry: PyTree, _: None) -> Any:
         head, state = carry

@@ -66,7 +66,7 @@ class Products:
         """Return ‖∂g/∂θ‖: of the step if there is one, else computed after `vector`."""
         if step is not None:
             return trees.norm(step.grads)
-        point = trees.once_known(vector, self._inner_params)
+        point = trees.delay_until(self._inner_params, vector)
         return trees.norm(self.mean(jax.grad(self.inner)(point, self._meta_params)))
 
     def inner(
@@ -82,7 +82,7 @@ class Products:
 
     def hessian(self, vector: PyTree) -> PyTree:
         """Return (∂²g/∂θ²) v."""
-        point = trees.once_known(vector, self._inner_params)
+        point = trees.delay_until(self._inner_params, vector)
         meta_params = self._meta_params
         if self._mode == "sums":
             found = jax.grad(self._slope)(point, meta_params, vector)
@@ -99,7 +99,7 @@ class Products:
         """Return (∂²g/∂λ∂θ) v of this device's batch, exactly."""
         if self._problem.outputs is not None:
             return self._mixed_after_outputs(vector)
-        point = trees.once_known(vector, self._inner_params)
+        point = trees.delay_until(self._inner_params, vector)
         if self._mode == "reverse":
             gradient = jax.grad(self.inner)
             _, pull = jax.vjp(lambda meta: gradient(point, meta), self._meta_params)
@@ -139,7 +139,7 @@ class Products:
         assert problem.outputs is not None and problem.combine is not None
         outputs, slopes = jax.jvp(
             lambda x: problem.outputs(x, batch),  # type: ignore[misc]
-            (trees.once_known(vector, self._inner_params),),
+            (trees.delay_until(self._inner_params, vector),),
             (vector,),
         )
 

@@ -9,7 +9,13 @@ import optax
 
 from lite_jax.errors import UserError
 from lite_jax.heads.class_means import LinearClassifier, check_way, linear_logits
-from lite_jax.heads.linear import descend, features_of, head_loss, no_head, read_support
+from lite_jax.heads.linear import (
+    descend,
+    features_of,
+    head_loss,
+    read_support,
+    zero_head,
+)
 from lite_jax.learners.inner_rules import optax_rule
 from lite_jax.learners.maml import maml
 from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
@@ -79,7 +85,7 @@ def finetuner(
         def loss(head: Params) -> jax.Array:
             return head_loss(head, table, fit)
 
-        head = descend(loss, no_head(way, table), optimizer, steps)
+        head = descend(loss, zero_head(way, table), optimizer, steps)
         return LinearClassifier(**head, present=fit.present)
 
     def predict(params: Params, task_state: LinearClassifier, inputs: jax.Array) -> Any:

@@ -100,7 +100,7 @@ def imaml(
         """Return that sum's Hessian times a vector, in reverse over reverse mode."""
         inner, vector, present = args
         loss = _loss_of(model, present, examples, weights)
-        point = trees.once_known(vector, inner)
+        point = trees.delay_until(inner, vector)
         _, pull = jax.vjp(jax.grad(loss), point)
         return pull(vector)[0]
 

@@ -19,8 +19,8 @@ from lite_jax.heads.linear import (
     descend,
     features_of,
     head_loss,
-    no_head,
     read_support,
+    zero_head,
 )
 from lite_jax.hypergrad import Problem, Products, solvers
 from lite_jax.lite import exact_sum
@@ -109,7 +109,7 @@ def mrml(
         if not learned_head:
             return params
         size = feature_size(backbone, params["backbone"], example_spec)
-        return params | {"head": no_head(way, jnp.zeros((1, size), jnp.float32))}
+        return params | {"head": zero_head(way, jnp.zeros((1, size), jnp.float32))}
 
     def inner(head: Params, table: jax.Array, fit: Fit, **_: Any) -> jax.Array:
         return head_loss(head, table, fit, weight_decay)
@@ -149,7 +149,7 @@ def mrml(
         table, fit = read_support(
             additive, params["backbone"], support, key, set_sum, way
         )
-        start = params["head"] if learned_head else no_head(way, table)
+        start = params["head"] if learned_head else zero_head(way, table)
         start = jax.tree.map(lambda x: x.astype(table.dtype), start)
         head = solve_head(start, table, fit)
         return LinearClassifier(**head, present=fit.present)
