@@ -64,7 +64,7 @@ def zeros(tree: PyTree) -> PyTree:
 
 
 def where(condition: jax.Array, first: PyTree, second: PyTree) -> PyTree:
-    """Return the leaves of `first` where `condition` is True, else those of `second`."""
+    """Return `first` where `condition` is True, else `second`, leaf by leaf."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), first, second)
 
 

@@ -73,9 +73,9 @@ def network(name):
 
 def filled_in(shapes, gain=1.0):
     def tensor(place, leaf):
-        name = weights._name(place)
-        found = made_weights.tensor(name, weights._flipped(leaf.shape), gain)
-        return weights._to_ours(name, found, leaf.shape)
+        name = weights._tensor_name(place)
+        found = made_weights.tensor(name, weights._tensor_shape(leaf.shape), gain)
+        return weights._to_leaf(name, found, leaf.shape)
 
     rest = {k: v for k, v in shapes.items() if k != "input"}
     mean, std = np.full(3, 0.5, np.float32), np.full(3, 0.3, np.float32)
@@ -266,9 +266,9 @@ RECORDED = {  # timm 1.0.31 with the weights and images of `made_weights`
 def write_file(path, make, size, gain=1.0, **changes):
     """Write a file in timm's layout, with tensors made from their names."""
     found = {k: v for k, v in shapes(make, size).items() if k != "input"}
-    names = weights._flatten(found)
+    names = weights._keys_and_shapes(found)
     tensors = {
-        name: made_weights.tensor(name, weights._flipped(shape), gain)
+        name: made_weights.tensor(name, weights._tensor_shape(shape), gain)
         for name, (_, shape) in names.items()
     }
     tensors |= {"fc.weight": np.zeros((10, 3), np.float32), **changes}
@@ -368,8 +368,8 @@ def test_position_embeddings_are_resized():
     ],
 )
 def test_torchvision_s_names_become_timm_s(theirs, timm):
-    assert weights._from_torchvision(theirs, ["features.0.0.weight"]) == timm
-    assert weights._from_torchvision("layer1.0.conv1.weight", ["conv1.weight"]) == (
+    assert weights._timm_name(theirs, ["features.0.0.weight"]) == timm
+    assert weights._timm_name("layer1.0.conv1.weight", ["conv1.weight"]) == (
         "layer1.0.conv1.weight"
     )
 

@@ -1,4 +1,7 @@
-"""Networks as `(init, apply)` pairs over plain dictionaries; Flax stays in here."""
+"""Networks as `(init, apply)` pairs over plain dictionaries.
+
+Only this package uses Flax.
+"""
 
 from lite_jax.nn.backbones import conv4, pixels, set_encoder
 from lite_jax.nn.dense import mlp

@@ -1,7 +1,8 @@
-"""Small feature extractors: images in, one feature vector an image out.
+"""Small feature extractors, from images to one feature vector per image.
 
-Every backbone normalises its own uint8 input and uses no batch statistics, so that the
-features of one image do not depend on the others (what `lite_jax.lite` calls additive).
+Every backbone normalises its uint8 input and uses no batch statistics. The features of
+one image therefore do not depend on the others, as additive functions require
+(`lite_jax.lite.additive`).
 """
 
 from __future__ import annotations
@@ -27,27 +28,28 @@ def conv4(
     std: float | tuple[float, ...] = 0.25,
     remat: bool = False,
 ) -> Network:
-    """Return Conv-4 with GroupNorm: the small backbone of the few-shot literature.
+    """Return Conv-4 with GroupNorm, the small backbone of the few-shot literature.
 
-    Four blocks of 3×3 convolution, GroupNorm, ReLU and 2×2 max-pooling, then all
-    positions as one vector: `width · ⌊height/16⌋ · ⌊width/16⌋` features, 64 at 28
-    pixels and 1600 at 84. (Vinyals et al. 2016 and Snell et al. 2017 use batch
-    normalisation, which would mix the examples of a chunk.) FiLM after every norm.
+    Four blocks of 3×3 convolution, norm, FiLM, ReLU and 2×2 max-pooling. The positions
+    are then flattened: an image of h × w pixels has `width · ⌊h/16⌋ · ⌊w/16⌋` features,
+    by default 64 at 28 × 28 pixels and 1600 at 84 × 84. (Vinyals et al. 2016 and Snell
+    et al. 2017 use batch normalisation, which would mix the examples of a chunk.)
 
     Args:
         width: Channels of each block.
         norm: "group", or "batch" with frozen statistics.
         norm_groups: Groups of each GroupNorm; must divide `width`.
-        mean: Subtracted from pixels in [0, 1]: one number, or one a channel.
-        std: What pixels are divided by afterwards.
-        remat: Keep block boundaries only, and compute blocks again for the gradient.
+        mean: Mean of pixels in [0, 1], subtracted from them: a number, or one for each
+            channel.
+        std: Standard deviation by which the difference is divided, likewise.
+        remat: Whether the backward pass rematerialises each block from its input.
 
     Returns:
         A `Network`; images may be uint8 or float in [0, 1].
 
     Raises:
-        UserError: Groups that do not divide the width; at `init`, images under 16
-            pixels a side.
+        UserError: `norm_groups` that does not divide `width`; at `init`, an image with
+            a side under 16 pixels, or an unknown norm.
     """
     check_groups(width, norm_groups)
     module = Conv4(width, norm, norm_groups, remat)
@@ -58,9 +60,13 @@ def conv4(
 
 
 def pixels(mean: float = 0.0, std: float = 1.0) -> Network:
-    """Return the network without parameters: features are the pixels themselves.
+    """Return the network without parameters, whose features are normalised pixels.
 
-    Prototypes of raw pixels are the baseline that a learned backbone has to beat.
+    Prototypes of pixels are the baseline of a learned backbone.
+
+    Args:
+        mean: Mean of pixels in [0, 1], subtracted from them.
+        std: Standard deviation by which the difference is divided.
     """
 
     def apply(params: Any, inputs: jax.Array) -> jax.Array:
@@ -71,12 +77,19 @@ def pixels(mean: float = 0.0, std: float = 1.0) -> Network:
 
 
 def set_encoder(width: int = 64, *, norm_groups: int = 8) -> Network:
-    """Return CNAPs' set encoder: the embedding `[n, width]` of single images.
+    """Return CNAPs' set encoder, which embeds each image as a vector `[width]`.
 
     Five blocks of 3×3 convolution with bias, norm, ReLU and 2×2 max-pooling, then the
-    mean over positions: 150,144 parameters on colour images. GroupNorm replaces the
-    published batch normalisation in training mode, which makes the embedding of an
-    image depend on its chunk; the parameter count is the same.
+    mean over positions: 150,144 parameters on colour images. The published encoder uses
+    batch normalisation in training mode, by which the embedding of an image depends on
+    its chunk. GroupNorm replaces it, with as many parameters.
+
+    Args:
+        width: Channels of each block, and numbers in the embedding.
+        norm_groups: Groups of each GroupNorm; must divide `width`.
+
+    Raises:
+        UserError: `norm_groups` that does not divide `width`.
 
     References:
         Requeima et al., "Fast and Flexible Multi-Task Classification Using Conditional
@@ -98,7 +111,7 @@ class ConvBlock(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Return images of half the size."""
+        """Return `[n, ⌊h/2⌋, ⌊w/2⌋, width]`; a side of one pixel stays."""
         images = Conv(self.width, (3, 3), use_bias=self.use_bias, name="conv")(images)
         images = Norm(self.norm, self.norm_groups, self.film, name="norm")(images)
         return max_pool(nn.relu(images))

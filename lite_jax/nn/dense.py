@@ -1,4 +1,4 @@
-"""A perceptron on vectors."""
+"""Multi-layer perceptrons on vectors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from lite_jax.types import Network
 
 
 def mlp(width: int = 128, depth: int = 1) -> Network:
-    """Return layers of `width` units with ReLU, on inputs flattened to vectors.
+    """Return a perceptron of `depth` dense layers, each with a ReLU.
+
+    Inputs `[n, …]` are flattened to vectors. Features are `[n, width]`.
 
     Args:
-        width: Units of every layer.
-        depth: Number of layers; 0 passes the vectors on.
+        width: Units of each layer.
+        depth: Number of layers. With 0 the features are the flattened inputs.
     """
     module = _Perceptron(width, depth)
 
@@ -36,6 +38,8 @@ def mlp(width: int = 128, depth: int = 1) -> Network:
 
 
 class _Perceptron(nn.Module):
+    """Dense layers, each with a ReLU."""
+
     width: int
     depth: int
 

@@ -1,8 +1,8 @@
-"""Networks as lists of layers: what is where, and how large, without Flax or weights.
+"""Descriptions of networks: their layers with paths and sizes, without Flax or weights.
 
-A backbone made of blocks (convolution or dense layer, norm, ReLU, a shortcut, pooling)
-describes itself by an `Architecture`. Memory is counted on it
-(`lite_jax.pmeta.memory_model`), and p-Meta computes by it (`lite_jax.pmeta`).
+A backbone of blocks (convolution or dense layer, norm, ReLU, shortcut, pooling) has an
+`Architecture` as its description. The memory model (`lite_jax.pmeta.memory_model`) and
+p-Meta's sparse computation (`lite_jax.pmeta`) use it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ Shape = tuple[int, ...]
 
 
 class Layer(NamedTuple):
-    """A unit with weights of its own: what p-Meta gives one step size.
+    """One layer with weights. p-Meta has one step size for each layer.
 
     Attributes:
-        path: Where its weights are, as `blocks.0/conv` of the backbone; `head`.
+        path: Path of its weights in the backbone's parameters, such as `blocks.0/conv`;
+            "head" for the head.
         kind: "conv", "norm" or "dense".
         inputs: Shape of one example's input, `(height, width, channels)` or `(size,)`.
         outputs: Shape of one example's output.
-        num_weights: Parameters.
-        kernel_size: Side of a convolution's filters.
-        groups: Groups of a norm.
+        num_weights: Number of parameters.
+        kernel_size: Side of a convolution's filters, in pixels.
+        groups: Number of groups of a norm.
     """
 
     path: str
@@ -39,17 +40,23 @@ class Layer(NamedTuple):
 
     @property
     def input_size(self) -> int:
-        """Numbers of one example's input."""
+        """Number of values in one example's input."""
         return math.prod(self.inputs)
 
     @property
     def output_size(self) -> int:
-        """Numbers of one example's output."""
+        """Number of values in one example's output."""
         return math.prod(self.outputs)
 
 
 class Unit(NamedTuple):
-    """A convolution or dense layer, its norm if any, and whether a ReLU follows."""
+    """A convolution or dense layer, with an optional norm and ReLU after it.
+
+    Attributes:
+        layer: The convolution or dense layer.
+        norm: The norm; None for none.
+        relu: Whether a ReLU follows.
+    """
 
     layer: Layer
     norm: Layer | None
@@ -57,18 +64,20 @@ class Unit(NamedTuple):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """The layer, and the norm if any."""
+        """The layer, then the norm if there is one."""
         return (self.layer,) if self.norm is None else (self.layer, self.norm)
 
 
 class Block(NamedTuple):
-    """Units in a row, added to a shortcut if any, then 2×2 max-pooling if asked.
+    """Units in sequence, with an optional shortcut and an optional 2×2 max-pooling.
 
     Attributes:
-        units: The main path.
-        shortcut: A unit beside it; the sum passes a ReLU. None for none.
-        pool: Whether the output is pooled; odd rows and columns at the end are lost.
-        slope: What ReLU multiplies negative numbers by.
+        units: The main path, in order.
+        shortcut: A unit from the block's input, added to the main path; a ReLU follows
+            the sum. None for none.
+        pool: Whether the output is max-pooled; odd rows and columns at the end are
+            dropped.
+        slope: Slope of the ReLUs for negative numbers.
     """
 
     units: tuple[Unit, ...]
@@ -78,7 +87,7 @@ class Block(NamedTuple):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """All layers, those of the shortcut last."""
+        """All layers in order, those of the shortcut last."""
         units = (*self.units, *([self.shortcut] if self.shortcut else []))
         return tuple(layer for unit in units for layer in unit.layers)
 
@@ -89,7 +98,7 @@ class Block(NamedTuple):
 
     @property
     def ends_in_relu(self) -> bool:
-        """Whether a ReLU comes last, before pooling."""
+        """Whether the last operation before pooling is a ReLU."""
         return self.shortcut is not None or self.units[-1].relu
 
     @property
@@ -104,12 +113,13 @@ class Block(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """Blocks, the mean over positions if asked, and a linear head on all that is left.
+    """Blocks in sequence and a linear head.
 
     Attributes:
-        blocks: In order.
-        head: The last layer.
-        average: Whether positions are averaged before the head, or else flattened.
+        blocks: The blocks, in order.
+        head: The dense layer after them.
+        average: Whether positions are averaged before the head; else they are
+            flattened.
     """
 
     blocks: tuple[Block, ...]
@@ -128,7 +138,7 @@ class Architecture(NamedTuple):
 
 
 def at_path(tree: Any, path: str) -> Any:
-    """Return what nested dictionaries hold at a layer's path; None if nothing."""
+    """Return the entry of nested dictionaries at a layer's path; None if absent."""
     for name in path.split("/"):
         if tree is None or name not in tree:
             return None
@@ -137,22 +147,29 @@ def at_path(tree: Any, path: str) -> Any:
 
 
 def layer_at(inner: Any, path: str) -> Any:
-    """Return what `{"backbone": …, "head": …}` holds for a layer; None if nothing."""
-    return at_path(inner, _place(path))
+    """Return the entry of `{"backbone": …, "head": …}` for a layer; None if absent."""
+    return at_path(inner, _inner_path(path))
 
 
 def with_layers(inner: Any, layers: Mapping[str, Any]) -> Any:
-    """Return `{"backbone": …, "head": …}` with other values for some layers."""
+    """Return `{"backbone": …, "head": …}` with the entries of `layers` replaced.
+
+    Args:
+        inner: Nested dictionaries.
+        layers: `{path of a layer: new entry}`.
+    """
     for path, value in layers.items():
-        inner = _replaced(inner, _place(path).split("/"), value)
+        inner = _replaced(inner, _inner_path(path).split("/"), value)
     return inner
 
 
-def _place(path: str) -> str:
+def _inner_path(path: str) -> str:
+    """Return a layer's path in `{"backbone": …, "head": …}`."""
     return path if path == "head" else f"backbone/{path}"
 
 
 def _replaced(tree: Any, names: list[str], value: Any) -> Any:
+    """Return the tree with `value` at the path `names`."""
     if not names:
         return value
     return tree | {names[0]: _replaced(tree[names[0]], names[1:], value)}
@@ -168,7 +185,17 @@ def conv_unit(
     path: str, norm: str, inputs: Shape, width: int, *, relu: bool, groups: int,
     kernel_size: int = 3,
 ) -> Unit:  # fmt: skip
-    """Return a convolution at stride 1 without bias, followed by GroupNorm."""
+    """Return a convolution of stride 1 without bias, followed by GroupNorm.
+
+    Args:
+        path: Path of the convolution's weights.
+        norm: Path of the norm's weights.
+        inputs: Shape of one example's input, `(height, width, channels)`.
+        width: Channels of the output.
+        relu: Whether a ReLU follows.
+        groups: Groups of the GroupNorm.
+        kernel_size: Side of the filters, in pixels.
+    """
     outputs = (*inputs[:2], width)
     weights = kernel_size**2 * inputs[2] * width
     return Unit(
@@ -179,12 +206,17 @@ def conv_unit(
 
 
 def dense_layer(path: str, size: int, width: int) -> Layer:
-    """Return a dense layer with biases."""
+    """Return a dense layer with biases, from `size` numbers to `width`."""
     return Layer(path, "dense", (size,), (width,), size * width + width)
 
 
 def perceptron(inputs: int, hidden: tuple[int, ...], outputs: int) -> Architecture:
-    """Return dense layers with ReLU between them, and the head.
+    """Return the description of a perceptron: dense layers with ReLU, and the head.
+
+    Args:
+        inputs: Size of the input vectors.
+        hidden: Units of each layer below the head.
+        outputs: Units of the head.
 
     >>> sum(layer.num_weights for layer in perceptron(20, (100, 100), 6).layers)
     12806
@@ -200,13 +232,20 @@ def perceptron(inputs: int, hidden: tuple[int, ...], outputs: int) -> Architectu
 def conv4(
     image: Shape, way: int, *, width: int, groups: int, norm: str = "group"
 ) -> Architecture:
-    """Return Conv-4: four blocks of convolution, GroupNorm, ReLU and pooling.
+    """Return the description of Conv-4 (`lite_jax.nn.conv4`) with a linear head.
+
+    Args:
+        image: Shape of one image, `(height, width, channels)`.
+        way: Number of classes.
+        width: Channels of each block.
+        groups: Groups of each GroupNorm.
+        norm: Must be "group".
 
     Raises:
-        UserError: Another norm.
+        UserError: A norm other than "group".
 
-    >>> found = conv4((84, 84, 3), 5, width=32, groups=8)
-    >>> found.blocks[3].outputs, sum(layer.num_weights for layer in found.layers)
+    >>> net = conv4((84, 84, 3), 5, width=32, groups=8)
+    >>> net.blocks[3].outputs, sum(layer.num_weights for layer in net.layers)
     ((5, 5, 32), 32773)
     """
     _check_norm(norm)
@@ -231,13 +270,21 @@ def resnet12(
     slope: float = 0.1,
     norm: str = "group",
 ) -> Architecture:
-    """Return ResNet-12: residual blocks of three convolutions and a 1×1 shortcut.
+    """Return the description of ResNet-12 (`lite_jax.nn.resnet12`) with a linear head.
+
+    Args:
+        image: Shape of one image, `(height, width, channels)`.
+        way: Number of classes.
+        widths: Channels of each block.
+        groups: Groups of each GroupNorm.
+        slope: Slope of the ReLUs for negative numbers.
+        norm: Must be "group".
 
     Raises:
         UserError: A norm other than "group".
 
-    >>> found = resnet12((84, 84, 3), 5, widths=(64, 128, 256, 512), groups=8)
-    >>> sum(layer.num_weights for layer in found.layers)
+    >>> net = resnet12((84, 84, 3), 5, widths=(64, 128, 256, 512), groups=8)
+    >>> sum(layer.num_weights for layer in net.layers)
     7999365
     """
     _check_norm(norm)

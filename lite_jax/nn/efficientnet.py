@@ -18,7 +18,15 @@ from lite_jax.types import Network
 
 
 class Stage(NamedTuple):
-    """Blocks of equal kind: how many, kernel, first stride, expansion and channels."""
+    """Consecutive blocks of one kind.
+
+    Attributes:
+        depth: Number of blocks.
+        kernel_size: Side of the depthwise filters, in pixels.
+        stride: Stride of the first block; that of the others is 1.
+        expansion: Factor from a block's input channels to its hidden channels.
+        width: Output channels.
+    """
 
     depth: int
     kernel_size: int
@@ -47,29 +55,32 @@ def efficientnet_b0(
     remat: bool = False,
     tensorflow: bool = False,
 ) -> Network:
-    """Return EfficientNet-B0 without its classifier: 1280 features.
+    """Return EfficientNet-B0 without its classifier, with 1280 features.
 
-    4,007,548 parameters, running statistics apart. FiLM at 18 places, after a norm and
-    before a swish: the stem, the depthwise convolution of each of the 16 blocks, the
-    head (LITE's `efficientnet.py`).
+    It has 4,007,548 parameters without the running statistics. FiLM stands after 18
+    norms, each followed by a swish: those of the stem, of the depthwise convolution of
+    each of the 16 blocks, and of the last convolution (as in LITE's `efficientnet.py`).
 
     Args:
         norm: "batch" with frozen statistics, for pretrained weights; "group" to train.
         norm_groups: Groups of each GroupNorm.
-        mean: Subtracted from pixels in [0, 1]: one number, or one a channel.
-        std: What pixels are divided by afterwards.
-        remat: Keep block boundaries only, and compute blocks again for the gradient.
-        tensorflow: Pad as TensorFlow does, with ε = 1e-3: for weights named `tf_…`.
+        mean: Mean of pixels in [0, 1], subtracted from them: a number, or one for each
+            channel.
+        std: Standard deviation by which the difference is divided, likewise.
+        remat: Whether the backward pass rematerialises each block from its input.
+        tensorflow: Whether to use TensorFlow's padding, and ε = 1e-3 in norms, for
+            weights named `tf_…`.
 
     Raises:
-        UserError: At `init`, images under 32 pixels a side.
+        UserError: At `init`, an image with a side under 32 pixels, an unknown norm, or
+            `norm_groups` that does not divide the channels of a GroupNorm.
     """
     module = EfficientNet(norm, norm_groups, remat, tensorflow)
     return make_network(module, mean=mean, std=std, least_size=32)
 
 
 class EfficientNet(nn.Module):
-    """Stem, seven stages of blocks, head, mean over positions."""
+    """Stem, seven stages of blocks, 1×1 convolution and mean over positions."""
 
     norm: str
     norm_groups: int
@@ -87,8 +98,8 @@ class EfficientNet(nn.Module):
         x = nn.silu(norm(name="bn1")(x))
         for number, stage in enumerate(STAGES):
             for i in range(stage.depth):
-                place = stage if i == 0 else stage._replace(stride=1)
-                x = block(place, norm, padding, name=f"blocks.{number}.{i}")(x)
+                block_stage = stage if i == 0 else stage._replace(stride=1)
+                x = block(block_stage, norm, padding, name=f"blocks.{number}.{i}")(x)
         x = nn.silu(norm(name="bn2")(Conv(1280, (1, 1), name="conv_head")(x)))
         return global_average(x)
 
@@ -96,7 +107,8 @@ class EfficientNet(nn.Module):
 class Block(nn.Module):
     """Expansion, depthwise convolution, squeeze and excitation, projection.
 
-    The first stage has no expansion, and timm numbers its norms from there.
+    The blocks of the first stage have no expansion layer. Their norms are bn1 and bn2,
+    as in timm.
     """
 
     stage: Stage
@@ -126,13 +138,13 @@ class Block(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighted by what their means say."""
+    """Gates in (0, 1) for the channels, computed from their means over positions."""
 
     width: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return `x`, each channel times a number in (0, 1)."""
+        """Return `x`, each channel times its gate."""
         mean = x.mean((1, 2), keepdims=True)
         hidden = nn.silu(
             Conv(self.width, (1, 1), use_bias=True, name="conv_reduce")(mean)

@@ -1,7 +1,4 @@
-"""Networks whose output is the parameters of another: FiLM and a linear classifier.
-
-Pairs of pure functions on vectors; what they generate starts near what changes nothing.
-"""
+"""Hyper-networks, which generate FiLM parameters or a linear classifier."""
 
 from __future__ import annotations
 
@@ -22,7 +19,12 @@ _kernel = jax.nn.initializers.lecun_normal
 
 
 class Hypernet(NamedTuple):
-    """`init(key) -> params` and `apply(params, vector) -> generated parameters`."""
+    """A hyper-network as two pure functions.
+
+    Attributes:
+        init: `(key) -> params`.
+        apply: `(params, vector) -> generated parameters`.
+    """
 
     init: Any
     apply: Any
@@ -31,21 +33,26 @@ class Hypernet(NamedTuple):
 def film_generator(identity: PyTree, width: int = 64) -> Hypernet:
     """Return the generator of FiLM parameters from a task embedding `[width]`.
 
-    For each scale and each shift vector of `c` numbers a perceptron of its own:
-    width → width, LayerNorm, ReLU, → c, times a learned vector drawn from
-    N(0, 0.001²), plus the identity. 1,510,272 parameters for EfficientNet-B0. All
-    perceptrons run as one product a layer.
+    Each scale and each shift vector of c numbers has a separate perceptron: a dense
+    layer from `width` to `width`, LayerNorm, ReLU, and a dense layer from `width` to c.
+    Its output is multiplied by a learned vector, initially drawn from N(0, 0.001²), and
+    added to the identity. The generated parameters are thus close to the identity at
+    first. For EfficientNet-B0 there are 1,510,272 parameters. Each layer is computed
+    for all perceptrons at once.
 
     Args:
         identity: The FiLM parameters that change nothing, `Network.identity_film()`.
-        width: Numbers in the task embedding, and in the hidden layers.
+        width: Size of the task embedding and of the hidden layers.
+
+    Returns:
+        A `Hypernet` whose `apply` returns a tree of the structure of `identity`.
 
     References:
         Requeima et al. 2019, §2.2; sizes as in the code of the LITE paper.
     """
     flat, unravel = ravel_pytree(identity)
     sizes = [leaf.size for leaf in jax.tree.leaves(identity)]
-    owner = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    perceptrons = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
 
     def init(key: Key) -> Params:
         first, last, amplitude = jax.random.split(key, 3)
@@ -67,7 +74,7 @@ def film_generator(identity: PyTree, width: int = 64) -> Hypernet:
         first, norm, last = params["first"], params["norm"], params["last"]
         hidden = _einsum("e,peh->ph", embedding, first["kernel"]) + first["bias"]
         hidden = jax.nn.relu(_layer_norm(hidden) * norm["scale"] + norm["bias"])
-        output = (last["kernel"] * hidden[owner]).sum(1) + last["bias"]
+        output = (last["kernel"] * hidden[perceptrons]).sum(1) + last["bias"]
         change = params[AMPLITUDE] * output
         return unravel(flat.astype(change.dtype) + change)
 
@@ -75,15 +82,17 @@ def film_generator(identity: PyTree, width: int = 64) -> Hypernet:
 
 
 def linear_hypernet(size: int) -> Hypernet:
-    """Return CNAPs' generator of a class's linear classifier from its mean feature.
+    """Return CNAPs' generator of linear classifiers from class means.
 
-    Weights: the mean plus a perceptron of it, size → size → size → size with ELU;
-    bias: another, size → 1 → 1 → 1.
+    The weights of a class are its mean plus a perceptron of it, of sizes
+    d → d → d → d. Its bias is another perceptron of the mean, of sizes d → 1 → 1 → 1.
+    ELUs stand between the layers.
 
     Args:
         size: d, the number of features.
 
     Returns:
+        A `Hypernet` with
         `apply(params, means [way, d]) -> (weights [way, d], biases [way])`.
 
     References:
@@ -106,6 +115,7 @@ def linear_hypernet(size: int) -> Hypernet:
 
 
 def _init_perceptron(key: Key, sizes: list[int]) -> list[Params]:
+    """Return initial kernels and biases of dense layers between consecutive sizes."""
     keys = jax.random.split(key, len(sizes) - 1)
     return [
         {"kernel": _kernel()(k, shape), "bias": jnp.zeros(shape[1])}
@@ -114,6 +124,7 @@ def _init_perceptron(key: Key, sizes: list[int]) -> list[Params]:
 
 
 def _perceptron(layers: list[Params], x: jax.Array) -> jax.Array:
+    """Return the output of dense layers on `x` `[n, d]`, with ELU between them."""
     for number, layer in enumerate(layers):
         x = jax.nn.elu(x) if number else x
         x = _einsum("nd,de->ne", x, layer["kernel"]) + layer["bias"][None, :]
@@ -121,5 +132,6 @@ def _perceptron(layers: list[Params], x: jax.Array) -> jax.Array:
 
 
 def _layer_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
+    """Return `x`, normalised over its last axis."""
     centred = x - x.mean(-1, keepdims=True)
     return centred * lax.rsqrt((centred**2).mean(-1, keepdims=True) + epsilon)

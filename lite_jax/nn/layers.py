@@ -1,4 +1,4 @@
-"""The layers that backbones share: convolution, normalisation with FiLM, pooling."""
+"""Layers that backbones share: convolution, normalisation with FiLM, pooling."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Conv = functools.partial(
     conv_general_dilated=conv_general_dilated,
 )
 NORMS = ("group", "batch")
-NORM_PARTS = ("group", "layer")  # what Flax's norms are called inside a `Norm`
+NORM_PARTS = ("group", "layer")  # names of Flax's norms inside a `Norm`
 
 
 class Norm(nn.Module):
-    """Normalisation that never mixes images, with FiLM after it where asked.
+    """Normalisation that does not mix images, with optional FiLM after it.
 
     Attributes:
         kind: "group", "batch" (frozen statistics) or "layer".
         groups: Groups of a GroupNorm.
-        film: Whether this is a FiLM place: `scale · x + shift` for each channel, from
-            the collection "film". `init` makes the identity there; `apply` without
-            the collection is the network without FiLM.
+        film: Whether FiLM follows: `scale · x + shift` for each channel, with `scale`
+            and `shift` from the collection "film". `init` fills the collection with the
+            identity. `apply` without the collection skips FiLM.
         epsilon: Added to the variance.
     """
 
@@ -43,7 +43,10 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return `x [n, …, channels]`, normalised in float32 at least."""
+        """Return `x` `[n, …, channels]` normalised, in its dtype.
+
+        Normalisation and FiLM are computed in float32 at least.
+        """
         dtype = x.dtype
         x = x.astype(accumulation_dtype(dtype))
         if self.kind == "group":
@@ -65,7 +68,7 @@ class Norm(nn.Module):
         return x.astype(dtype)
 
     def _frozen_batch_norm(self, x: jax.Array) -> jax.Array:
-        """Normalise with constant statistics: one multiplication, one addition."""
+        """Return `x` normalised with constant statistics, in one affine map."""
         size = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, size)
         bias = self.param("bias", nn.initializers.zeros, size)
@@ -76,7 +79,7 @@ class Norm(nn.Module):
 
 
 def check_groups(channels: int, groups: int) -> None:
-    """Raise unless the channels of a GroupNorm can be split into so many groups."""
+    """Raise a `UserError` unless `groups` divides the channels of a GroupNorm."""
     if channels < 1 or groups < 1 or channels % groups:
         raise UserError(
             f"norm_groups={groups} does not divide {channels} channels: "
@@ -85,41 +88,48 @@ def check_groups(channels: int, groups: int) -> None:
 
 
 def pads(kernel_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return PyTorch's padding of half a kernel on every side."""
+    """Return PyTorch's padding: half a kernel, rounded down, on every side."""
     half = kernel_size // 2
     return ((half, half), (half, half))
 
 
 def max_pool(images: jax.Array) -> jax.Array:
-    """Return the 2×2 maxima; its backward pass beats `nn.max_pool`'s on CPU.
+    """Return the 2×2 maxima at stride 2 of images `[n, h, w, c]`.
 
-    A side of one pixel stays as it is. Of equal maxima one takes the gradient.
+    Odd rows and columns at the end are dropped; a side of one pixel stays. Of equal
+    maxima, one receives the gradient. On CPU the backward pass is faster than that of
+    `nn.max_pool`.
     """
-    pixels = windows(images)
+    maxima = windows(images)
     for axis in (4, 2):
-        pixels = functools.reduce(_larger, jnp.unstack(pixels, axis=axis))
-    return pixels
+        maxima = functools.reduce(_larger, jnp.unstack(maxima, axis=axis))
+    return maxima
 
 
 def _larger(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return the elementwise maximum; see `wins`."""
     return jnp.where(wins(x, y), x, y)
 
 
 def wins(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Say where x is the larger of two numbers, one of equals, or not a number.
+    """Return where a maximum takes x: where x ≥ y, or x is NaN.
 
-    A maximum and its gradient go by this comparison. That of `jnp.maximum` asks which
-    of the two equals the maximum, that of `jnp.max` also divides by how many do. None
-    does where XLA computes x and y again with other rounding: the gradient is lost
-    there, or 0 / 0.
+    The maxima here and their gradients use this comparison. The gradient of
+    `jnp.maximum` compares each argument with the maximum, and that of `jnp.max` also
+    divides by the number of equal arguments. Where XLA recomputes x and y with other
+    rounding, neither equals the maximum, and the gradient is 0 or 0 / 0.
     """
     return (x >= y) | jnp.isnan(x)
 
 
 def windows(images: jax.Array) -> jax.Array:
-    """Return images `[n, h, rows, w, columns, c]`, each 2×2 window in axes of its own.
+    """Return the 2×2 windows of images `[n, h, w, c]`.
 
-    Odd rows and columns at the end are left out; a side of one pixel is a window's.
+    Odd rows and columns at the end are dropped. Where an image has a side of one pixel,
+    so have its windows.
+
+    Returns:
+        `[n, ⌊h/rows⌋, rows, ⌊w/columns⌋, columns, c]`, with windows of rows × columns.
     """
     count, height, width, channels = images.shape
     rows, columns = min(height, 2), min(width, 2)
@@ -129,15 +139,15 @@ def windows(images: jax.Array) -> jax.Array:
 
 
 def overlapping_max_pool(images: jax.Array) -> jax.Array:
-    """Return the 3×3 maxima at stride 2, padded by one pixel (the ResNet stem's)."""
+    """Return the 3×3 maxima at stride 2, with padding 1, as in the stem of a ResNet."""
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     images = jnp.pad(images, padding, constant_values=-jnp.inf)
     ends = [size - 2 for size in images.shape[1:3]]
-    windows = [
+    shifted = [
         images[:, i : ends[0] + i : 2, j : ends[1] + j : 2]
         for i, j in itertools.product(range(3), repeat=2)
     ]
-    return functools.reduce(_larger, windows)
+    return functools.reduce(_larger, shifted)
 
 
 def global_average(images: jax.Array) -> jax.Array:
@@ -146,4 +156,5 @@ def global_average(images: jax.Array) -> jax.Array:
 
 
 def _as_row(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """Return `vector` in the dtype of `x`, with leading axes of size 1 to its rank."""
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + vector.shape)

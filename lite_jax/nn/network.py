@@ -1,4 +1,4 @@
-"""From a Flax module to a `Network`: pure functions over plain dictionaries."""
+"""Networks made from Flax modules, and networks derived from other networks."""
 
 from __future__ import annotations
 
@@ -27,19 +27,24 @@ def make_network(
     film: bool = True,
     describe: Callable[[tuple[int, ...], int], Architecture] | None = None,
 ) -> Network:
-    """Return a network that normalises its own input.
+    """Return the network of a Flax module, with normalisation of the input.
 
-    The statistics of the input are parameters of the network (under "input", without
-    gradient), so that they stay with the weights they belong to, in every checkpoint.
+    The mean and standard deviation of the input are parameters of the network, under
+    "input" and without gradient. Every checkpoint thus holds them beside the weights
+    that were trained with them.
 
     Args:
-        module: Takes normalised images `[n, height, width, channels]`.
-        mean: Subtracted from pixels in [0, 1]: one number, or one a channel.
-        std: What pixels are divided by afterwards.
-        least_size: Smallest side of an image that the module can take.
-        multiple: What both sides must be a multiple of.
-        film: Whether the module has FiLM places.
-        describe: The network's description, if it has one.
+        module: Flax module on normalised images `[n, height, width, channels]`.
+        mean: Mean of pixels in [0, 1], subtracted from them: a number, or one for each
+            channel.
+        std: Standard deviation by which the difference is divided, likewise.
+        least_size: Smallest side of an image, in pixels.
+        multiple: Number of pixels that must divide both sides of an image.
+        film: Whether the module has FiLM layers.
+        describe: `(image shape, way) -> Architecture`; None for none.
+
+    Returns:
+        A `Network`. Its `init` raises a `UserError` for images of other sizes.
     """
     name = type(module).__name__
 
@@ -62,22 +67,23 @@ def make_network(
     def identity_film() -> PyTree:
         size = -(-max(least_size, multiple) // multiple) * multiple
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        found = jax.eval_shape(module.init, jax.random.key(0), images)["film"]
+        shapes = jax.eval_shape(module.init, jax.random.key(0), images)["film"]
         fill = {"scale": jnp.ones, "shift": jnp.zeros}
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: fill[path[-1].key](x.shape, x.dtype), found
+            lambda path, x: fill[path[-1].key](x.shape, x.dtype), shapes
         )
 
     return Network(init, apply, identity_film if film else None, describe)
 
 
 def in_bfloat16(network: Network) -> Network:
-    """Return the network with its products and activations in bfloat16.
+    """Return the network with products and activations in bfloat16.
 
-    Half the memory of activations, and the tensor cores of a GPU. Parameters stay
-    float32 (they are rounded on the way in, so gradients and updates are float32);
-    so do the statistics of norms, FiLM, the final average and the features returned,
-    and with them all sums over a support.
+    Activations need half the memory, and products use the tensor cores of a GPU.
+    Parameters stay float32: `apply` rounds them, so their gradients and updates are
+    float32. The statistics of norms, FiLM, the average over positions and the returned
+    features are float32 too, and with the features all sums over a support set. The
+    returned network has no description.
     """
 
     def apply(params: Params, inputs: jax.Array, *film: PyTree) -> jax.Array:
@@ -87,10 +93,10 @@ def in_bfloat16(network: Network) -> Network:
 
 
 def over_clips(network: Network) -> Network:
-    """Return the network for clips: it gives the mean of their frames' features.
+    """Return a network on clips, whose features are the mean of the frames' features.
 
-    A clip is `[length, height, width, channels]`, so inputs are `[n, length, …]`. The
-    mean is taken before anything is summed over a set: a clip is one example.
+    A clip is one example `[length, height, width, channels]`; inputs are
+    `[n, length, height, width, channels]`. The returned network has no description.
     """
 
     def init(key: Any, example_spec: Any) -> Params:
@@ -107,20 +113,36 @@ def over_clips(network: Network) -> Network:
 
 
 def _rounded(params: Params) -> Params:
-    """Return kernels, and the biases beside them, in bfloat16; norms have none."""
+    """Return the parameters with kernels, and biases beside a kernel, in bfloat16.
+
+    The parameters of norms, which have no kernel, stay as they are.
+    """
     if "kernel" in params:
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     return {k: _rounded(v) if isinstance(v, dict) else v for k, v in params.items()}
 
 
 def feature_size(backbone: Network, params: Params, image: Any) -> int:
-    """Return d for images of the shape and dtype of `image`."""
-    one = jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
-    return jax.eval_shape(backbone.apply, params, one).shape[1]
+    """Return d, the number of features of an image.
+
+    Args:
+        backbone: The network.
+        params: Its parameters, as arrays or shapes.
+        image: Array or `jax.ShapeDtypeStruct` of one image.
+    """
+    batch = jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
+    return jax.eval_shape(backbone.apply, params, batch).shape[1]
 
 
 def normalise(inputs: jax.Array, mean: Any, std: Any) -> jax.Array:
-    """Return `(pixels - mean) / std`, with uint8 pixels first scaled to [0, 1]."""
+    """Return `(pixels - mean) / std`, without gradient by `mean` and `std`.
+
+    Args:
+        inputs: Images `[n, height, width, channels]`: floats in [0, 1], or integers in
+            0 … 255, which are divided by 255.
+        mean: A number, or one for each channel.
+        std: Likewise.
+    """
     if jnp.issubdtype(inputs.dtype, jnp.integer):
         inputs = inputs.astype(jnp.float32) / 255
     mean, std = (
@@ -131,7 +153,11 @@ def normalise(inputs: jax.Array, mean: Any, std: Any) -> jax.Array:
 
 
 def _fill(value: float | tuple[float, ...], channels: int) -> jax.Array:
-    """Return one statistic for each channel; a grey image has their mean."""
+    """Return `[channels]` float32: one statistic for each channel.
+
+    Where the number of values is neither 1 nor `channels`, as for grey images, every
+    channel has their mean.
+    """
     values = jnp.atleast_1d(jnp.asarray(value, jnp.float32))
     if values.size not in (1, channels):
         values = values.mean(keepdims=True)
@@ -139,6 +165,7 @@ def _fill(value: float | tuple[float, ...], channels: int) -> jax.Array:
 
 
 def _check_size(name: str, sides: tuple[int, int], least: int, multiple: int) -> None:
+    """Raise a `UserError` unless both sides, in pixels, are accepted by the network."""
     if min(sides) < least or any(side % multiple for side in sides):
         step = f", a multiple of {multiple}" if multiple > 1 else ""
         raise UserError(

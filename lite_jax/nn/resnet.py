@@ -1,4 +1,4 @@
-"""ResNets: 18 and 50 in the layout of torchvision and timm, 12 as in few-shot papers.
+"""ResNet-18 and ResNet-50 as in torchvision and timm, ResNet-12 as in few-shot papers.
 
 Parameters carry timm's names (`layer1.0.conv1`), which `lite_jax.nn.weights` reads.
 """
@@ -35,19 +35,21 @@ def resnet18(
     std: float | tuple[float, ...] = IMAGENET_STD,
     remat: bool = False,
 ) -> Network:
-    """Return ResNet-18 (He et al. 2016) without its classifier: 512 features.
+    """Return ResNet-18 (He et al. 2016) without its classifier, with 512 features.
 
-    FiLM after both norms of every block, 16 places.
+    FiLM follows both norms of every block, 16 in all.
 
     Args:
         norm: "batch" with frozen statistics, for pretrained weights; "group" to train.
         norm_groups: Groups of each GroupNorm.
-        mean: Subtracted from pixels in [0, 1]: one number, or one a channel.
-        std: What pixels are divided by afterwards.
-        remat: Keep block boundaries only, and compute blocks again for the gradient.
+        mean: Mean of pixels in [0, 1], subtracted from them: a number, or one for each
+            channel.
+        std: Standard deviation by which the difference is divided, likewise.
+        remat: Whether the backward pass rematerialises each block from its input.
 
     Raises:
-        UserError: At `init`, images under 32 pixels a side.
+        UserError: At `init`, an image with a side under 32 pixels, an unknown norm, or
+            `norm_groups` that does not divide the channels of a GroupNorm.
     """
     module = ResNet(BasicBlock, (2, 2, 2, 2), norm, norm_groups, remat)
     return make_network(module, mean=mean, std=std, least_size=32)
@@ -61,10 +63,10 @@ def resnet50(
     std: float | tuple[float, ...] = IMAGENET_STD,
     remat: bool = False,
 ) -> Network:
-    """Return ResNet-50 without its classifier: 2048 features; see `resnet18`.
+    """Return ResNet-50 without its classifier, with 2048 features.
 
-    Strides stand at the 3×3 convolutions, as in torchvision. FiLM after the first two
-    norms of every block, 32 places.
+    The 3×3 convolutions have the strides, as in torchvision. FiLM follows the first two
+    norms of every block, 32 in all. Arguments and errors are those of `resnet18`.
     """
     module = ResNet(Bottleneck, (3, 4, 6, 3), norm, norm_groups, remat)
     return make_network(module, mean=mean, std=std, least_size=32)
@@ -79,12 +81,26 @@ def resnet12(
     std: float | tuple[float, ...] = 0.25,
     remat: bool = False,
 ) -> Network:
-    """Return ResNet-12, the larger backbone of the few-shot literature: 640 features.
+    """Return ResNet-12, the larger backbone of the few-shot literature.
 
-    Four residual blocks of three 3×3 convolutions, leaky ReLU 0.1 and 2×2 max-pooling
-    (Lee et al., "Meta-Learning with Differentiable Convex Optimization", 2019), without
-    DropBlock. FiLM after all three norms of every block, 12 places. Arguments as those
-    of `resnet18`; images of 16 pixels a side or more.
+    It has four residual blocks of three 3×3 convolutions with leaky ReLUs of slope 0.1,
+    each followed by 2×2 max-pooling, and no DropBlock. FiLM follows the three norms of
+    every block, 12 in all. There are `widths[-1]` features, 640 by default.
+
+    Args:
+        widths: Channels of each block.
+        norm: "group", or "batch" with frozen statistics.
+        norm_groups: Groups of each GroupNorm.
+        mean: As in `resnet18`.
+        std: As in `resnet18`.
+        remat: As in `resnet18`.
+
+    Raises:
+        UserError: At `init`, an image with a side under 16 pixels, an unknown norm, or
+            `norm_groups` that does not divide one of `widths`.
+
+    References:
+        Lee et al., "Meta-Learning with Differentiable Convex Optimization", 2019.
     """
     module = ResNet12(tuple(widths), norm, norm_groups, remat)
     describe = functools.partial(
@@ -94,7 +110,7 @@ def resnet12(
 
 
 class ResNet(nn.Module):
-    """Stem, four stages of blocks, mean over positions."""
+    """Stem, four stages of blocks and mean over positions."""
 
     block: Any
     depths: Sequence[int]
@@ -104,7 +120,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Return `[n, 512 · expansion]`."""
+        """Return `[n, 512]` with `BasicBlock`, `[n, 2048]` with `Bottleneck`."""
         block = nn.remat(self.block) if self.remat else self.block
         x = Conv(64, (7, 7), (2, 2), padding=pads(7), name="conv1")(images)
         x = nn.relu(Norm(self.norm, self.norm_groups, film=False, name="bn1")(x))
@@ -120,7 +136,7 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut."""
+    """Two 3×3 convolutions, added to a shortcut."""
 
     width: int
     stride: int
@@ -140,7 +156,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions beside a shortcut."""
+    """1×1, 3×3 and 1×1 convolutions, added to a shortcut."""
 
     width: int
     stride: int
@@ -161,6 +177,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(x: jax.Array, width: int, strides: tuple[int, int], norm: Any) -> Any:
+    """Return `x`, or a normalised 1×1 convolution of it where the shape changes."""
     if x.shape[-1] == width and strides == (1, 1):
         return x
     x = Conv(width, (1, 1), strides, padding=pads(1), name="downsample.0")(x)
@@ -185,7 +202,7 @@ class ResNet12(nn.Module):
 
 
 class ResNet12Block(nn.Module):
-    """Three 3×3 convolutions beside a 1×1 shortcut, then 2×2 max-pooling."""
+    """Three 3×3 convolutions, added to a 1×1 shortcut, then 2×2 max-pooling."""
 
     width: int
     norm: str
@@ -193,7 +210,7 @@ class ResNet12Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return images of half the size."""
+        """Return `[n, ⌊h/2⌋, ⌊w/2⌋, width]`; a side of one pixel stays."""
         norm = functools.partial(Norm, self.norm, self.norm_groups)
         y = x
         for i in (1, 2, 3):

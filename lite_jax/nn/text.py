@@ -1,4 +1,4 @@
-"""A transformer encoder of token sequences, small enough for a CPU by default."""
+"""A transformer encoder of token sequences, by default small enough for a CPU."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ import jax.numpy as jnp
 from lite_jax.types import Network
 
 PADDING = 0
-"""The token that is no word; sequences are padded with it at the end."""
+"""The token that pads sequences to a common length."""
 
 
 def text_encoder(
     vocabulary: int, *, width: int = 64, depth: int = 2, heads: int = 4
 ) -> Network:
-    """Return a transformer encoder (Vaswani et al. 2017, LayerNorm before each part).
+    """Return a transformer encoder with LayerNorm before each sub-layer.
 
-    Features are the mean over the words of a sequence, `[n, width]`; padding is neither
-    attended to nor counted. Inputs are tokens `[n, length]` of integers.
+    Inputs are integer tokens `[n, length]`, of the length that `init` is called with.
+    Features `[n, width]` are the mean over the words of a sequence. Padding takes no
+    part in attention or in the mean.
 
     Args:
-        vocabulary: Number of tokens, padding included.
-        width: Of the embeddings; a multiple of `heads`.
+        vocabulary: Number of different tokens, with `PADDING`.
+        width: Size of the embeddings and features; a multiple of `heads`.
         depth: Number of blocks.
-        heads: Of attention.
+        heads: Number of attention heads.
+
+    References:
+        Vaswani et al., "Attention Is All You Need", 2017.
     """
     module = _Encoder(vocabulary, width, depth, heads)
 
@@ -42,6 +46,8 @@ def text_encoder(
 
 
 class _Encoder(nn.Module):
+    """Embeddings of tokens and positions, blocks, LayerNorm and mean over words."""
+
     vocabulary: int
     width: int
     depth: int
@@ -64,6 +70,8 @@ class _Encoder(nn.Module):
 
 
 class _Block(nn.Module):
+    """Self-attention and a two-layer perceptron, each after a LayerNorm."""
+
     heads: int
 
     @nn.compact

@@ -22,26 +22,27 @@ def vit_s(
     std: float | tuple[float, ...] = 0.5,
     remat: bool = False,
 ) -> Network:
-    """Return ViT-S/16 without its classifier: the class token's 384 features.
+    """Return ViT-S/16 without its classifier, with the class token's 384 features.
 
-    FiLM after the LayerNorms (25 places), as ORBIT's code has it. Attention is among
-    the patches of one image, so features stay independent of the other images. The
-    position embedding is that of the image size asked for.
+    FiLM follows each of the 25 LayerNorms, as in ORBIT's code. Attention is among the
+    patches of one image, so that its features do not depend on other images. The
+    position embedding fits the image size that `init` is called with.
 
     Args:
-        mean: Subtracted from pixels in [0, 1]: one number, or one a channel.
-        std: What pixels are divided by afterwards.
-        remat: Keep block boundaries only, and compute blocks again for the gradient.
+        mean: Mean of pixels in [0, 1], subtracted from them: a number, or one for each
+            channel.
+        std: Standard deviation by which the difference is divided, likewise.
+        remat: Whether the backward pass rematerialises each block from its input.
 
     Raises:
-        UserError: At `init`, an image side that is no multiple of 16.
+        UserError: At `init`, an image with a side that is not a multiple of 16.
     """
     module = ViT(384, 12, 6, remat)
     return make_network(module, mean=mean, std=std, least_size=16, multiple=16)
 
 
 class ViT(nn.Module):
-    """Patches of 16 × 16 pixels, a class token, blocks, LayerNorm."""
+    """Patches of 16 × 16 pixels and a class token, blocks, and a LayerNorm."""
 
     width: int
     depth: int
@@ -70,7 +71,7 @@ class ViT(nn.Module):
 
 
 class ViTBlock(nn.Module):
-    """Self-attention, then a two-layer perceptron, each after a LayerNorm."""
+    """Self-attention and a two-layer perceptron, each after a LayerNorm."""
 
     heads: int
 

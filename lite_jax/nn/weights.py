@@ -1,10 +1,11 @@
-"""Pretrained weights: safetensors files in the layouts of timm and torchvision.
+"""Pretrained weights in safetensors files, in the layouts of timm and torchvision.
 
-A file is a flat table of tensors, named as the networks here name their parameters, so
-that reading is a rule and not a list: `kernel` and `scale` are called `weight`, a
-frozen norm's `mean` and `var` `running_mean` and `running_var`, and kernels have their
-output axis first. The statistics of the input stand in the file's metadata, or in the
-`config.json` beside it, as on the Hugging Face hub.
+A file is a flat table of tensors. Their names are the paths of the parameters of these
+networks, with four leaves renamed: `kernel` and `scale` are `weight` in a file, and
+`mean` and `var` of a frozen norm are `running_mean` and `running_var`. The output axis
+of kernels is first in a file and last here. The mean and standard deviation of the
+input are in the file's metadata, or in the `config.json` beside it, as on the Hugging
+Face hub.
 """
 
 from __future__ import annotations
@@ -35,50 +36,49 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-_NOT_OURS = re.compile(
-    r"(fc|classifier(\.1)?|heads?)\.(weight|bias)|.*_batches_tracked"
-)
+_IGNORED = re.compile(r"(fc|classifier(\.1)?|heads?)\.(weight|bias)|.*_batches_tracked")
 _POSITIONS = "pos_embed"
 
 
 def pretrained(network: Network, weights: str) -> Network:
-    """Return the network with `init` reading its parameters instead of drawing them.
+    """Return the network with pretrained parameters in place of random ones.
 
     Args:
-        network: One of `lite_jax.nn`.
+        network: A backbone of `lite_jax.nn`.
         weights: A safetensors file, a folder that holds `model.safetensors`, or
             `hub:NAME`, such as `hub:timm/resnet18.a1_in1k`, which needs the internet
             and `pip install huggingface_hub`.
 
     Returns:
-        A `Network` whose parameters are float32. Its `init` raises a `UserError` that
-        lists the missing, extra and mis-shaped tensors. A classifier in the file is
-        left out, and position embeddings are resized to the image size. Where file
-        and `config.json` say nothing of the input's mean and standard deviation, the
-        network's own stay.
+        A `Network` whose `init` returns the parameters of the file in float32. It
+        ignores a classifier in the file and resizes position embeddings to the image
+        size. The mean and standard deviation of the input are those of the file or of
+        `config.json`, or else those of `network`. `init` raises a `UserError` that
+        lists missing, extra and mis-shaped tensors.
 
     Raises:
-        UserError: No such file, one that is not safetensors, or no such hub entry.
+        UserError: The file does not exist or is not safetensors, or the hub's file
+            could not be fetched.
     """
-    path = _locate(weights)
-    tensors, statistics = _read(path)
+    path = _weights_path(weights)
+    tensors, statistics = _tensors_and_statistics(path)
 
     def init(key: Any, example_spec: Any) -> Params:
         shapes = jax.eval_shape(lambda key: network.init(key, example_spec), key)
         if INPUT not in shapes:
             raise UserError(f"weights={weights}: this backbone has no parameters")
-        own = jax.jit(lambda key: network.init(key, example_spec)[INPUT])(key)
-        wanted = _flatten({k: v for k, v in shapes.items() if k != INPUT})
-        _check(wanted, tensors, path)
-        loaded = {
-            place: _to_ours(name, tensors[name], shape)
-            for name, (place, shape) in wanted.items()
+        defaults = jax.jit(lambda key: network.init(key, example_spec)[INPUT])(key)
+        expected = _keys_and_shapes({k: v for k, v in shapes.items() if k != INPUT})
+        _check_tensors(expected, tensors, path)
+        leaves = {
+            keys: _to_leaf(name, tensors[name], shape)
+            for name, (keys, shape) in expected.items()
         }
-        found = {
-            name: np.broadcast_to(np.asarray(value, np.float32), own[name].shape)
+        loaded = {
+            name: np.broadcast_to(np.asarray(value, np.float32), defaults[name].shape)
             for name, value in statistics.items()
         }
-        return {INPUT: own | found, **_unflatten(loaded)}
+        return {INPUT: defaults | loaded, **_unflatten(leaves)}
 
     return network._replace(init=init)
 
@@ -86,12 +86,17 @@ def pretrained(network: Network, weights: str) -> Network:
 def save_weights(path: Path, params: Params) -> None:
     """Write a network's parameters to a file that `pretrained` reads.
 
-    The file is complete or absent. The statistics of the input go into its metadata.
+    The file appears only once it is complete. Its metadata hold the mean and standard
+    deviation of the input.
+
+    Args:
+        path: The safetensors file.
+        params: Parameters of a network of `lite_jax.nn`.
     """
-    rest = {k: v for k, v in params.items() if k != INPUT}
-    leaves = dict(jax.tree_util.tree_leaves_with_path(rest))
-    by_name = {_name(place): np.asarray(x) for place, x in leaves.items()}
-    tensors = {name: np.ascontiguousarray(_flip(x)) for name, x in by_name.items()}
+    weights = {k: v for k, v in params.items() if k != INPUT}
+    leaves = dict(jax.tree_util.tree_leaves_with_path(weights))
+    by_name = {_tensor_name(keys): np.asarray(x) for keys, x in leaves.items()}
+    tensors = {name: np.ascontiguousarray(_to_tensor(x)) for name, x in by_name.items()}
     statistics = params.get(INPUT, {})
     metadata = {k: json.dumps(np.asarray(v).tolist()) for k, v in statistics.items()}
     partial = path.with_name(path.name + ".part")
@@ -99,10 +104,10 @@ def save_weights(path: Path, params: Params) -> None:
     os.replace(partial, path)
 
 
-def _locate(weights: str) -> Path:
-    """Return the file that a setting names; fetch it from the hub if asked."""
+def _weights_path(weights: str) -> Path:
+    """Return the path of a safetensors file; fetch it from the hub for `hub:NAME`."""
     if weights.startswith(_HUB):
-        return _fetch(weights.removeprefix(_HUB))
+        return _fetched_path(weights.removeprefix(_HUB))
     path = Path(weights)
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
@@ -113,7 +118,8 @@ def _locate(weights: str) -> Path:
     return path
 
 
-def _fetch(name: str) -> Path:
+def _fetched_path(name: str) -> Path:
+    """Return the path of a file fetched from the hub, beside its `config.json`."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
@@ -124,7 +130,7 @@ def _fetch(name: str) -> Path:
     try:
         hf_hub_download(name, "config.json")
         return Path(hf_hub_download(name, "model.safetensors"))
-    except Exception as error:  # the client raises errors of many libraries
+    except Exception as error:  # the client raises exceptions of many libraries
         raise UserError(
             f"weights={_HUB}{name} could not be fetched "
             f"({type(error).__name__}): check the name and the network, or download "
@@ -132,14 +138,14 @@ def _fetch(name: str) -> Path:
         ) from error
 
 
-def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Return a file's tensors under timm's names, and the input's mean and std."""
+def _tensors_and_statistics(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Return a file's tensors under timm's names, and the "mean" and "std" it gives."""
     try:
         with safe_open(path, framework="flax") as file:  # NumPy's reader lacks bfloat16
-            found = {
+            tensors = {
                 name: np.asarray(file.get_tensor(name)).astype(np.float32)
                 for name in file.keys()
-                if not _NOT_OURS.fullmatch(name)
+                if not _IGNORED.fullmatch(name)
             }
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
@@ -147,12 +153,13 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
             f"weights={path} is not a whole safetensors file: {error}"
         ) from error
     statistics = {k: json.loads(metadata[k]) for k in ("mean", "std") if k in metadata}
-    beside = path.with_name("config.json")
-    if not statistics and beside.is_file():
-        config = json.loads(beside.read_text(encoding="utf-8"))
+    config_path = path.with_name("config.json")
+    if not statistics and config_path.is_file():
+        config = json.loads(config_path.read_text(encoding="utf-8"))
         config = config.get("pretrained_cfg", config)
         statistics = {k: config[k] for k in ("mean", "std") if k in config}
-    return {_from_torchvision(name, found): x for name, x in found.items()}, statistics
+    renamed = {_timm_name(name, tensors): x for name, x in tensors.items()}
+    return renamed, statistics
 
 
 _BLOCK_PARTS = {  # torchvision's EfficientNet block: with and without expansion
@@ -169,8 +176,15 @@ _BLOCK_PARTS = {  # torchvision's EfficientNet block: with and without expansion
 _ENDS = {"0.0": "conv_stem", "0.1": "bn1", "8.0": "conv_head", "8.1": "bn2"}
 
 
-def _from_torchvision(name: str, names: Iterable[str]) -> str:
-    """Return timm's name of a tensor; only EfficientNet's differ from torchvision's."""
+def _timm_name(name: str, names: Iterable[str]) -> str:
+    """Return timm's name of a tensor of torchvision or timm.
+
+    Only the names of EfficientNet differ.
+
+    Args:
+        name: A name in the file.
+        names: All names in the file.
+    """
     if "features.0.0.weight" not in names:
         return name
     end = re.fullmatch(r"features\.(\d\.\d)\.(\w+)", name)
@@ -183,40 +197,46 @@ def _from_torchvision(name: str, names: Iterable[str]) -> str:
     return f"blocks.{int(block[1]) - 1}.{block[2]}.{part}.{block[4]}"
 
 
-def _flatten(shapes: Params) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """Return `{name in a file: (place in the tree, our shape)}`."""
+def _keys_and_shapes(shapes: Params) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Return `{name in a file: (key path, shape)}` of the leaves of parameters."""
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    return {_name(place): (place, leaf.shape) for place, leaf in leaves}
+    return {_tensor_name(keys): (keys, leaf.shape) for keys, leaf in leaves}
 
 
-def _name(place: Any) -> str:
-    *path, leaf = (entry.key for entry in place if entry.key not in NORM_PARTS)
+def _tensor_name(keys: Any) -> str:
+    """Return the name in a file of the parameter at a key path."""
+    *path, leaf = (entry.key for entry in keys if entry.key not in NORM_PARTS)
     return ".".join([*path, _LEAVES.get(leaf, leaf)])
 
 
 def _unflatten(leaves: dict[Any, np.ndarray]) -> Params:
+    """Return the nested dictionaries with these leaves by key path, as JAX arrays."""
     tree: Params = {}
-    for place, value in leaves.items():
+    for keys, value in leaves.items():
         branch = tree
-        for entry in place[:-1]:
+        for entry in keys[:-1]:
             branch = branch.setdefault(entry.key, {})
-        branch[place[-1].key] = jax.numpy.asarray(value)
+        branch[keys[-1].key] = jax.numpy.asarray(value)
     return tree
 
 
-def _flip(kernel: np.ndarray) -> np.ndarray:
-    """Turn a kernel of ours, output axis last, into a file's."""
-    if kernel.ndim == 4:
-        return kernel.transpose(3, 2, 0, 1)
-    return kernel.T if kernel.ndim == 2 else kernel
+def _to_tensor(leaf: np.ndarray) -> np.ndarray:
+    """Return a parameter in the layout of a file, which has the output axis first."""
+    if leaf.ndim == 4:
+        return leaf.transpose(3, 2, 0, 1)
+    return leaf.T if leaf.ndim == 2 else leaf
 
 
-def _flipped(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return _flip(np.empty(shape, bool)).shape
+def _tensor_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape in a file of a parameter of this shape."""
+    return _to_tensor(np.empty(shape, bool)).shape
 
 
-def _to_ours(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Turn a file's tensor into ours; `_check` has compared the shapes."""
+def _to_leaf(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a file's tensor as a parameter of this shape, the output axis last.
+
+    `_check_tensors` has compared the shapes. A position embedding is resized.
+    """
     if name == _POSITIONS and tensor.shape != shape:
         return _resized_positions(tensor, shape)
     if tensor.ndim == 4:
@@ -225,7 +245,10 @@ def _to_ours(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
 
 
 def _resized_positions(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the position embedding of another number of patches (bicubic)."""
+    """Return the position embedding `[1, 1 + patches, width]` of another image size.
+
+    Interpolation is bicubic. Both sizes have square grids of patches.
+    """
     old, new = (round((count - 1) ** 0.5) for count in (tensor.shape[1], shape[1]))
     width = shape[-1]
     grid = tensor[:, 1:].reshape(1, old, old, width)
@@ -233,38 +256,45 @@ def _resized_positions(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     return np.concatenate([tensor[:, :1], grid.reshape(1, -1, width)], 1)
 
 
-def _check(wanted: dict[str, Any], tensors: Tensors, path: Path) -> None:
-    """Raise one error that lists all that does not fit."""
-    wrong = [
-        f"{name} {list(tensors[name].shape)} instead of {list(_flipped(shape))}"
-        for name, (_, shape) in wanted.items()
+def _check_tensors(expected: dict[str, Any], tensors: Tensors, path: Path) -> None:
+    """Raise a `UserError` that lists all missing, extra and mis-shaped tensors.
+
+    Args:
+        expected: `{name in a file: (key path, shape)}`, of `_keys_and_shapes`.
+        tensors: The file's tensors.
+        path: The file.
+    """
+    mis_shaped = [
+        f"{name} {list(tensors[name].shape)} instead of {list(_tensor_shape(shape))}"
+        for name, (_, shape) in expected.items()
         if name in tensors and not _fits(name, tensors[name].shape, shape)
     ]
     faults = {
-        "missing": sorted(wanted.keys() - tensors.keys()),
-        "extra": sorted(tensors.keys() - wanted.keys()),
-        "mis-shaped": wrong,
+        "missing": sorted(expected.keys() - tensors.keys()),
+        "extra": sorted(tensors.keys() - expected.keys()),
+        "mis-shaped": mis_shaped,
     }
-    told = [
-        f"{len(names)} {kind} ({_some(names)})"
+    listed = [
+        f"{len(names)} {kind} ({_first_names(names)})"
         for kind, names in faults.items()
         if names
     ]
-    if told:
+    if listed:
         raise UserError(
-            f"weights={path} does not fit the backbone: {'; '.join(told)}. "
+            f"weights={path} does not fit the backbone: {'; '.join(listed)}. "
             "Choose the backbone and the norm that the weights were made for"
         )
 
 
-def _fits(name: str, found: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+def _fits(name: str, tensor: tuple[int, ...], leaf: tuple[int, ...]) -> bool:
+    """Return whether a tensor's shape in a file fits the shape of a parameter."""
     if name == _POSITIONS:  # resized where the number of patches differs
-        return (
-            found[-1] == ours[-1] and round((found[1] - 1) ** 0.5) ** 2 == found[1] - 1
-        )
-    return found == _flipped(ours)
+        patches = tensor[1] - 1
+        return tensor[-1] == leaf[-1] and round(patches**0.5) ** 2 == patches
+    return tensor == _tensor_shape(leaf)
 
 
-def _some(names: list[str], most: int = 10) -> str:
+def _first_names(names: list[str], most: int = 10) -> str:
+    """Return the first names as text, with the number of the others."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
