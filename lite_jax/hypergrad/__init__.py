@@ -1,4 +1,7 @@
-"""Hypergradients: estimators of d outer / d meta-parameters behind one signature."""
+"""Estimators of hypergradients, the derivatives of an outer loss by meta-parameters.
+
+All estimators have the signature of `Estimator`.
+"""
 
 from lite_jax.hypergrad import solvers
 from lite_jax.hypergrad.implicit import conjugate_gradient, dense, identity, neumann

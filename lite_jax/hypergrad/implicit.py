@@ -1,4 +1,4 @@
-"""Estimators that solve with the inner Hessian: conjugate gradients, Neumann, dense."""
+"""Implicit hypergradient estimators: conjugate gradients, Neumann, identity, dense."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lite_jax.hypergrad.products import Mode, Products
 from lite_jax.lite import exact_sum
 from lite_jax.types import PyTree, SetSum
 
-_WHOLE = exact_sum()
+_EXACT_SUM = exact_sum()
 
 Solve = Callable[[Products, PyTree, Any], tuple[solvers.Solution, Any]]
 
@@ -35,38 +35,48 @@ def conjugate_gradient(
     warm_start: bool = False,
     *,
     tolerance: float = 0.0,
-    set_sum: SetSum = _WHOLE,
+    set_sum: SetSum = _EXACT_SUM,
     mode: Mode = "forward",
     axis_name: str | None = None,
 ) -> Estimator:
-    """Return the estimator of MRML: v by conjugate gradients on Hessian products.
+    """Return MRML's estimator, which solves H v = b by conjugate gradients.
 
-    No inner trajectory is kept: memory is a few vectors the size of θ, one the size of
-    λ, and one gradient's activations, however many inner steps led to θ.
+    H is the inner Hessian ∂²g/∂θ² and b = ∂f/∂θ. The solver needs products H p only,
+    and no inner trajectory is stored. Memory is a few vectors of θ's size, one of λ's
+    size, and the activations of one gradient. It does not depend on the number of inner
+    steps that led to θ.
 
     Guarantees:
-        Exact in the limit of steps at an inner solution of positive curvature; the
-        error after k steps falls as ((√κ − 1) / (√κ + 1))^k, κ the condition number of
-        H. At a negative or vanishing curvature the search stops and the best iterate is
-        returned; never NaN. A warning tells so, with the residual.
+        Exact in the limit of `steps` at an inner solution where H is positive definite.
+        The error after k steps falls as ((√κ − 1) / (√κ + 1))^k, with κ the condition
+        number of H. The search stops at a direction of zero or negative curvature, and
+        the iterate before it is used. v is never NaN. A warning with the curvature and
+        the residual is logged where a curvature was not positive or the search
+        diverged.
 
     Args:
-        steps: Iterations at most, 1 or more, each one Hessian product.
-        damping: Added to the Hessian: (H + damping · I) v = b. Bends v towards b; what
-            an inner loss without curvature needs.
-        warm_start: Start from the last call's v, which is the state. Pays where inner
-            and meta-parameters move little between calls.
-        tolerance: Stop at this residual, relative to b.
-        set_sum: What the losses form their sums with.
-        mode: How products are formed; see `Products`. "sums" with `lite_sum` samples
-            them; then give keys as raw words (`jax.random.key_data`), for one draw
-            serves all products of a solve, and form an inner loss that is linear in
-            its sums, for the sampled operator to be symmetric.
-        axis_name: Inside `jax.shard_map`, the axis of the mesh that shares the batches
-            out: one mean of θ's size a step.
+        steps: Largest number of iterations, 1 or more. An iteration takes one Hessian
+            product.
+        damping: Number added to the Hessian's diagonal, 0 or more: v then solves
+            (H + damping · I) v = b. It turns v towards b. An inner loss without
+            curvature needs it.
+        warm_start: Start from the v of the last call, which is the state. This helps
+            where θ and λ move little between calls.
+        tolerance: Residual ‖H v − b‖ / ‖b‖ at which the search stops; 0 takes all
+            steps.
+        set_sum: Operator that the losses sum over examples with.
+        mode: How products are formed; see `Products`. With "sums" and `lite_sum` they
+            are sampled. All products of a solve then use the same draw, so give the
+            inner loss its keys as raw words (`jax.random.key_data`). The inner loss has
+            to be linear in its sums, or else the sampled operator is not symmetric.
+        axis_name: Mesh axis that the batches are split over, inside `jax.shard_map`;
+            each iteration averages one vector of θ's size over it. None for one device.
+
+    Returns:
+        The estimator. Its state is v with `warm_start`, and empty without.
 
     Raises:
-        UserError: No steps, or a negative damping.
+        UserError: `steps` under 1 or a negative damping.
     """
     if steps < 1:
         raise UserError(f"steps={steps}: expected 1 or more")
@@ -78,8 +88,8 @@ def conjugate_gradient(
             return trees.add(products.hessian(vector), vector, damping)
 
         start = state if warm_start else None
-        found = solvers.conjugate_gradient(operator, target, start, steps, tolerance)
-        return found, found.vector if warm_start else state
+        solution = solvers.conjugate_gradient(operator, target, start, steps, tolerance)
+        return solution, solution.vector if warm_start else state
 
     def init(inner_params: PyTree, meta_params: PyTree) -> Any:
         return trees.zeros(inner_params) if warm_start else ()
@@ -87,31 +97,41 @@ def conjugate_gradient(
     products = functools.partial(
         Products, set_sum=set_sum, mode=mode, axis_name=axis_name
     )
-    return Estimator(init, _by_solving(solve, products, set_sum, warns=True))
+    return Estimator(init, _implicit_hypergrad(solve, products, set_sum, warns=True))
 
 
 def neumann(
     steps: int = 20,
     step_size: float = 1.0,
     *,
-    set_sum: SetSum = _WHOLE,
+    set_sum: SetSum = _EXACT_SUM,
     mode: Mode = "forward",
     axis_name: str | None = None,
 ) -> Estimator:
-    """Return the estimator with the truncated Neumann series η Σ_{k<K} (I − η H)^k b.
+    """Return the estimator that approximates v by a truncated Neumann series.
 
-    What K unrolled steps of gradient descent at a fixed point give, without unrolling.
+    v = η Σ_{k<K} (I − η H)^k b
+
+    H is the inner Hessian ∂²g/∂θ² and b = ∂f/∂θ. At a fixed point of gradient descent
+    the estimate equals that of K unrolled steps, and stores no trajectory. Where terms
+    grow, the partial sum of least residual is used.
 
     Args:
-        steps: K, the number of terms, 1 or more; each takes a Hessian product, the last
-            one for the residual alone.
-        step_size: η, below 2 / L for the largest curvature L of the inner loss.
-        set_sum: As in `conjugate_gradient`.
-        mode: As there.
-        axis_name: As there.
+        steps: K, the number of terms, 1 or more. Each takes one Hessian product; the
+            last product only serves to compute the residual.
+        step_size: η > 0. The series converges for η < 2 / L, with L the largest
+            curvature of the inner loss.
+        set_sum: Operator that the losses sum over examples with.
+        mode: How products are formed, "forward", "reverse" or "sums"; see `Products`
+            and `conjugate_gradient`.
+        axis_name: Mesh axis that the batches are split over, inside `jax.shard_map`.
+            None for one device.
+
+    Returns:
+        The estimator. Its state is empty.
 
     Raises:
-        UserError: No steps, or a step size that is not positive.
+        UserError: `steps` under 1, or a step size that is not positive.
     """
     if steps < 1:
         raise UserError(f"steps={steps}: expected 1 or more")
@@ -125,28 +145,44 @@ def neumann(
     products = functools.partial(
         Products, set_sum=set_sum, mode=mode, axis_name=axis_name
     )
-    return Estimator(_no_state, _by_solving(solve, products, set_sum, warns=True))
+    return Estimator(
+        _empty_state, _implicit_hypergrad(solve, products, set_sum, warns=True)
+    )
 
 
-def identity(*, set_sum: SetSum = _WHOLE, axis_name: str | None = None) -> Estimator:
-    """Return the estimator that takes the inner Hessian for the identity: v = b.
+def identity(
+    *, set_sum: SetSum = _EXACT_SUM, axis_name: str | None = None
+) -> Estimator:
+    """Return the estimator that replaces the inner Hessian by the identity: v = ∂f/∂θ.
 
-    Known as T1–T2, or one-step unrolling; SAMA without adaptation.
+    It is known as T1–T2 or one-step unrolling, and is SAMA without adaptation. Nothing
+    is solved, so the diagnostics "residual" and "curvature" are NaN.
+
+    Args:
+        set_sum: Operator that the losses sum over examples with.
+        axis_name: Mesh axis that the batches are split over, inside `jax.shard_map`.
+            None for one device.
     """
 
     def solve(products: Products, target: PyTree, state: PyTree) -> Any:
-        nothing = jnp.float32(jnp.nan)
-        found = solvers.Solution(target, nothing, jnp.int32(0), nothing, nothing)
-        return found, state
+        unknown = jnp.float32(jnp.nan)
+        return (
+            solvers.Solution(target, unknown, jnp.int32(0), unknown, unknown),
+            state,
+        )
 
     products = functools.partial(Products, set_sum=set_sum, axis_name=axis_name)
-    return Estimator(_no_state, _by_solving(solve, products, set_sum))
+    return Estimator(_empty_state, _implicit_hypergrad(solve, products, set_sum))
 
 
-def dense(*, set_sum: SetSum = _WHOLE) -> Estimator:
-    """Return the exact estimator, which writes the Hessian down: for tests.
+def dense(*, set_sum: SetSum = _EXACT_SUM) -> Estimator:
+    """Return the exact estimator, which forms the whole inner Hessian; for tests.
 
-    Memory is the square of θ's size.
+    Memory is the square of θ's size. The diagnostic "curvature" is the Hessian's least
+    eigenvalue.
+
+    Args:
+        set_sum: Operator that the losses sum over examples with.
     """
 
     def solve(products: Products, target: PyTree, state: PyTree) -> Any:
@@ -157,28 +193,36 @@ def dense(*, set_sum: SetSum = _WHOLE) -> Estimator:
             return ravel_pytree(products.hessian(unravel(unit)))[0]
 
         hessian = jax.lax.map(column, basis)
-        found = jnp.linalg.solve(hessian, flat)
-        residual = jnp.linalg.norm(hessian @ found - flat) / jnp.linalg.norm(flat)
-        least = jnp.linalg.eigvalsh((hessian + hessian.T) / 2)[0]
-        vector, steps = unravel(found), jnp.int32(0)
-        return solvers.Solution(vector, residual, steps, least, residual), state
+        flat_vector = jnp.linalg.solve(hessian, flat)
+        error = jnp.linalg.norm(hessian @ flat_vector - flat)
+        residual = error / jnp.linalg.norm(flat)
+        curvature = jnp.linalg.eigvalsh((hessian + hessian.T) / 2)[0]
+        vector, steps = unravel(flat_vector), jnp.int32(0)
+        return solvers.Solution(vector, residual, steps, curvature, residual), state
 
     products = functools.partial(Products, set_sum=set_sum)
-    return Estimator(_no_state, _by_solving(solve, products, set_sum))
+    return Estimator(_empty_state, _implicit_hypergrad(solve, products, set_sum))
 
 
-def _no_state(inner_params: PyTree, meta_params: PyTree) -> Any:
+def _empty_state(inner_params: PyTree, meta_params: PyTree) -> Any:
     return ()
 
 
-def _by_solving(
+def _implicit_hypergrad(
     solve: Solve,
     make_products: Callable[..., Products],
     set_sum: SetSum,
     *,
     warns: bool = False,
 ) -> Any:
-    """Return `hypergrad` of the estimators that find v and take its mixed product."""
+    """Return the `hypergrad` function of an estimator that solves for v.
+
+    Args:
+        solve: `(products, b, state) -> (solution, state)`.
+        make_products: `(problem, inner_params, meta_params, batches) -> Products`.
+        set_sum: Operator that the problem is checked with.
+        warns: Whether a diverged solve logs a warning.
+    """
 
     def hypergrad(
         problem: Problem,

@@ -1,13 +1,17 @@
-"""Bilevel problems, and what a hypergradient estimator is.
+"""Bilevel problems and the interface of hypergradient estimators.
 
-An outer loss f is minimised over meta-parameters λ, at inner parameters θ that minimise
-an inner loss g(θ, λ). At such a θ the hypergradient is
+An outer loss f(θ, λ) is minimised over meta-parameters λ, at inner parameters θ that
+minimise an inner loss g(θ, λ). At such a θ the hypergradient is
 
-    dF/dλ = ∂f/∂λ − (∂²g/∂λ∂θ) v,    (∂²g/∂θ²) v = ∂f/∂θ,
+    dF/dλ = ∂f/∂λ − (∂²g/∂λ∂θ) v,    (∂²g/∂θ²) v = ∂f/∂θ.
 
-and estimators differ in how they solve for v, or do without. Source: Yang, Ma and Yu,
-"Memory-Reduced Meta-Learning with Guaranteed Convergence", AAAI 2025 (MRML); Choe et
-al., "Making Scalable Meta Learning Practical", NeurIPS 2023 (SAMA).
+Most estimators differ in how they approximate v; `unrolled` differentiates inner steps
+instead.
+
+References:
+    Yang, Ma and Yu, "Memory-Reduced Meta-Learning with Guaranteed Convergence", AAAI
+    2025 (MRML).
+    Choe et al., "Making Scalable Meta Learning Practical", NeurIPS 2023 (SAMA).
 """
 
 from __future__ import annotations
@@ -26,19 +30,19 @@ Loss = Callable[..., Any]
 
 
 class Problem(NamedTuple):
-    """Two losses.
+    """The inner and the outer loss of a bilevel problem.
 
     Attributes:
-        inner: g, `(inner_params, meta_params, batch, *, set_sum) -> scalar`. A sum over
-            examples is formed with `set_sum`, so that it can be sampled; a loss
-            without one takes the keyword and leaves it.
-        outer: f, of the same signature.
-        outputs: For inner losses that the meta-parameters enter after the network, as
-            example weights and corrected labels do: `(inner_params, batch) -> outputs`,
-            any tree. Mixed products then take one forward-mode pass through the
-            network and keep none of its activations.
-        combine: With `outputs`, `(meta_params, outputs, batch) -> scalar`, equal to
-            `inner`.
+        inner: g, `(inner_params, meta_params, batch, *, set_sum) -> scalar`. Sums over
+            examples are formed with `set_sum`, so that they can be sampled. A loss
+            without such sums accepts the keyword and ignores it.
+        outer: f, with the same signature.
+        outputs: `(inner_params, batch) -> outputs`, any tree, for inner losses in which
+            the meta-parameters act on the network's outputs only, such as example
+            weights and corrected labels. Mixed products then take one forward-mode
+            pass through the network and store no activations. None otherwise.
+        combine: `(meta_params, outputs, batch) -> scalar`, equal to `inner`. Needed
+            with `outputs`.
     """
 
     inner: Loss
@@ -48,11 +52,11 @@ class Problem(NamedTuple):
 
 
 class InnerStep(NamedTuple):
-    """The last update of the inner parameters, from which SAMA adapts.
+    """The last update of the inner parameters, which SAMA differentiates.
 
     Attributes:
-        grads: The gradient that the optimiser was given.
-        opt_state: Its state before the update.
+        grads: The gradient that was passed to the optimiser.
+        opt_state: The optimiser's state before the update.
         params: The inner parameters before the update.
     """
 
@@ -62,16 +66,19 @@ class InnerStep(NamedTuple):
 
 
 class Hypergrad(NamedTuple):
-    """What an estimator returns.
+    """A hypergradient estimate.
 
     Attributes:
         grads: Estimate of dF/dλ, shaped like the meta-parameters.
-        state: For the next call.
-        diagnostics: Scalars by name; estimators that solve give "residual", the
-            ‖H v − b‖ / ‖b‖ of the v they used, "steps", and "curvature", the least
-            pᵀH p / pᵀp met; all give "inner_grad_norm", which is 0 at an inner
-            solution, and tells how far the formula above is from holding; it is of the
-            `inner_step` where that is handed in, and else takes a pass of its own.
+        state: The estimator's state for the next call.
+        diagnostics: Scalars by name. All estimators give "inner_grad_norm", ‖∂g/∂θ‖,
+            which is 0 at an inner solution and large where the formula of the
+            hypergradient does not hold. It is the norm of `inner_step.grads` if an
+            `inner_step` is passed (`unrolled` ignores it), and otherwise costs one more
+            inner gradient. Estimators that solve for v also give "residual",
+            ‖H v − b‖ / ‖b‖ of the v used, "steps", the number of iterations, and
+            "curvature", the least pᵀH p / pᵀp over the directions p of the search.
+            `unrolled` gives "steps", and `sama` "vector_norm", ‖v‖.
     """
 
     grads: PyTree
@@ -80,7 +87,7 @@ class Hypergrad(NamedTuple):
 
 
 class HypergradFn(Protocol):
-    """See `Estimator.hypergrad`."""
+    """The type of `Estimator.hypergrad`."""
 
     def __call__(
         self,
@@ -92,12 +99,22 @@ class HypergradFn(Protocol):
         *,
         inner_step: InnerStep | None = None,
     ) -> Hypergrad:
-        """Return the estimate at `inner_params`."""
+        """Return the hypergradient estimate at `inner_params` and `meta_params`.
+
+        Args:
+            problem: The inner and the outer loss.
+            inner_params: θ, an inner solution; for `unrolled`, the start of the steps.
+            meta_params: λ.
+            batches: The inner and the outer batch.
+            state: The estimator's state, from `init` or the last call.
+            inner_step: The last update of `inner_params`; `sama` needs it for its
+                adaptation.
+        """
         ...
 
 
 class Estimator(NamedTuple):
-    """A way of estimating hypergradients, as two pure functions.
+    """A hypergradient estimator, as two pure functions.
 
     Attributes:
         init: `(inner_params, meta_params) -> state`.
@@ -116,14 +133,21 @@ def check_problem(
     batch: Any,
     set_sum: Any,
 ) -> None:
-    """Raise unless the inner loss is a scalar that the meta-parameters reach.
+    """Raise unless the inner loss is a scalar that depends on the meta-parameters.
 
-    Nothing is computed: the loss is traced.
+    The loss is traced and not computed.
+
+    Args:
+        problem: The losses; only `inner` is checked.
+        inner_params: θ.
+        meta_params: λ.
+        batch: The inner batch.
+        set_sum: Operator that the loss sums over examples with.
 
     Raises:
-        UserError: The loss cannot be evaluated at these parameters, is no scalar, or
-            does not depend on the meta-parameters, so that every mixed product would
-            silently be zero.
+        UserError: The loss cannot be evaluated at these parameters, is not one scalar,
+            or does not depend on the meta-parameters. Mixed products would then be
+            zero without notice.
     """
 
     def inner(meta_params: PyTree) -> jax.Array:
@@ -143,15 +167,15 @@ def check_problem(
             f"problem.inner returns shapes {shapes}: expected one scalar, the mean or "
             "sum over the batch"
         )
-    if not _reached(traced.jaxpr):
+    if not _depends_on_inputs(traced.jaxpr):
         raise UserError(
             "problem.inner does not depend on meta_params, so its hypergradient "
             "through the inner solution would be zero: use them in the inner loss"
         )
 
 
-def _reached(jaxpr: Any) -> bool:
-    """Return whether an output of a jaxpr needs any of its inputs."""
+def _depends_on_inputs(jaxpr: Any) -> bool:
+    """Return whether any output of a jaxpr depends on any of its inputs."""
     needed = {id(x) for x in jaxpr.outvars}
     for equation in reversed(jaxpr.eqns):
         if any(id(x) in needed for x in equation.outvars):

@@ -18,17 +18,20 @@ Mode = Literal["forward", "reverse", "sums"]
 class Products:
     """Products of vectors with the second derivatives of an inner loss at one point.
 
-    Three ways to the same numbers:
+    The mode says how they are formed. With exact sums, all modes give the same numbers:
 
-    - "forward": forward over reverse, `jvp` of the gradient; the leanest.
-    - "reverse": reverse over reverse, for networks without a forward mode (those of
-      `lite_jax.nn` on CPU, whose convolutions have a derivative rule of their own).
-    - "sums": reverse over the derivative along v, in which every set sum becomes the
-      set sum of its terms' derivatives. Such a sum is differentiated once, in reverse,
-      so any operator will do: `lite_sum` makes products of H sampled examples a sum,
-      unbiased for the given v, in the memory of a chunk.
+    - "forward": forward over reverse, the `jvp` of the gradient. It takes the least
+      memory.
+    - "reverse": reverse over reverse. Networks without a forward mode need it: on CPU
+      those of `lite_jax.nn`, whose convolutions have a custom derivative rule.
+    - "sums": reverse mode over the derivative of g along v, in which every set sum
+      becomes the set sum of its terms' derivatives. Such a sum is differentiated once,
+      in reverse mode, so every operator can form it. With `lite_sum` a product is
+      sampled from H examples a sum. It is unbiased for a given v and takes the memory
+      of one chunk.
 
-    Under data parallelism, products are averaged over the mesh axis.
+    With `axis_name`, `hessian` returns means over the devices; the other products are
+    those of this device's batch.
     """
 
     def __init__(
@@ -41,18 +44,29 @@ class Products:
         mode: Mode = "forward",
         axis_name: str | None = None,
     ):
-        """Fix the point; nothing is computed yet."""
+        """Store the losses and the point, without computing anything.
+
+        Args:
+            problem: The inner loss g and the outer loss f.
+            inner_params: θ.
+            meta_params: λ.
+            batches: The batches of g and of f.
+            set_sum: Operator that the losses sum over examples with.
+            mode: How products are formed, "forward", "reverse" or "sums".
+            axis_name: Mesh axis that the batches are split over, inside
+                `jax.shard_map`. None for one device.
+        """
         self._problem, self._set_sum, self._mode = problem, set_sum, mode
         self._inner_params, self._meta_params = inner_params, meta_params
         self._inner_batch, self._outer_batch = batches
         self._axis_name = axis_name
 
     def mean(self, tree: PyTree) -> PyTree:
-        """Return the mean over the devices that share the batches out."""
+        """Return a tree's mean over the devices that the batches are split over."""
         return lax.pmean(tree, self._axis_name) if self._axis_name else tree
 
     def outer_grads(self) -> tuple[PyTree, PyTree]:
-        """Return ∂f/∂θ and ∂f/∂λ of this device's batch."""
+        """Return ∂f/∂θ and ∂f/∂λ on this device's batch."""
 
         def outer(inner_params: PyTree, meta_params: PyTree) -> jax.Array:
             batch, set_sum = self._outer_batch, self._set_sum
@@ -63,7 +77,13 @@ class Products:
         return jax.grad(outer, argnums=(0, 1))(self._inner_params, self._meta_params)
 
     def inner_grad_norm(self, vector: PyTree, step: InnerStep | None) -> jax.Array:
-        """Return ‖∂g/∂θ‖: of the step if there is one, else computed after `vector`."""
+        """Return ‖∂g/∂θ‖: that of the step's gradient, or of a gradient formed here.
+
+        Args:
+            vector: v. The gradient formed here depends on it, so that XLA computes it
+                after v.
+            step: The last update of θ, or None.
+        """
         if step is not None:
             return trees.norm(step.grads)
         point = trees.delay_until(self._inner_params, vector)
@@ -81,22 +101,24 @@ class Products:
         )
 
     def hessian(self, vector: PyTree) -> PyTree:
-        """Return (∂²g/∂θ²) v."""
-        point = trees.delay_until(self._inner_params, vector)
+        """Return (∂²g/∂θ²) v, averaged over the devices."""
+        point = trees.once_known(vector, self._inner_params)
         meta_params = self._meta_params
         if self._mode == "sums":
-            found = jax.grad(self._slope)(point, meta_params, vector)
+            product = jax.grad(self._slope)(point, meta_params, vector)
         elif self._mode == "reverse":
             gradient = jax.grad(self.inner)
             _, pull = jax.vjp(lambda x: gradient(x, meta_params), point)
-            (found,) = pull(vector)
+            (product,) = pull(vector)
         else:
             gradient = jax.grad(self.inner)
-            _, found = jax.jvp(lambda x: gradient(x, meta_params), (point,), (vector,))
-        return self.mean(found)
+            _, product = jax.jvp(
+                lambda x: gradient(x, meta_params), (point,), (vector,)
+            )
+        return self.mean(product)
 
     def mixed(self, vector: PyTree) -> PyTree:
-        """Return (∂²g/∂λ∂θ) v of this device's batch, exactly."""
+        """Return (∂²g/∂λ∂θ) v on this device's batch, by automatic differentiation."""
         if self._problem.outputs is not None:
             return self._mixed_after_outputs(vector)
         point = trees.delay_until(self._inner_params, vector)
@@ -107,18 +129,24 @@ class Products:
         return jax.grad(self._slope, 1)(point, self._meta_params, vector)
 
     def mixed_by_differences(self, vector: PyTree, radius: float) -> PyTree:
-        """Return (∂²g/∂λ∂θ) v by central differences of ∂g/∂λ, as SAMA has it.
+        """Return (∂²g/∂λ∂θ) v by central differences of ∂g/∂λ, as in SAMA's paper.
 
-        θ moves by `radius` / ‖v‖ along v. Wrong, not only inexact, where a
-        stop-gradient stands between θ and λ (Meta-Weight-Net on detached losses).
+        θ moves by ± `radius` · v / ‖v‖. The result is wrong if the inner loss stops
+        gradients between θ and λ, as Meta-Weight-Net on detached losses does: values
+        behind a `stop_gradient` move with θ too.
+
+        Args:
+            vector: v.
+            radius: Distance that θ moves, above 0.
         """
         step = radius / jnp.maximum(trees.norm(vector), 1e-30)
 
-        def at(sign: float) -> PyTree:
+        def meta_grad_at(sign: float) -> PyTree:
             moved = trees.add(self._inner_params, vector, sign * step)
             return jax.grad(self.inner, 1)(moved, self._meta_params)
 
-        return trees.times(trees.add(at(1.0), at(-1.0), -1.0), 1 / (2 * step))
+        difference = trees.add(meta_grad_at(1.0), meta_grad_at(-1.0), -1.0)
+        return trees.times(difference, 1 / (2 * step))
 
     def _slope(
         self, inner_params: PyTree, meta_params: PyTree, vector: PyTree
@@ -134,7 +162,7 @@ class Products:
         return jax.jvp(inner, (inner_params,), (vector,))[1]
 
     def _mixed_after_outputs(self, vector: PyTree) -> PyTree:
-        """Return the mixed product by one forward-mode pass through the network."""
+        """Return (∂²g/∂λ∂θ) v by one forward-mode pass through the network."""
         problem, batch = self._problem, self._inner_batch
         assert problem.outputs is not None and problem.combine is not None
         outputs, slopes = jax.jvp(
@@ -153,10 +181,14 @@ class Products:
 
 
 def with_slopes(set_sum: SetSum) -> SetSum:
-    """Return the operator with a forward derivative: the set sum of the terms' slopes.
+    """Return an operator whose forward derivative is the set sum of the terms' slopes.
 
-    Both the sum and its derivative are then differentiable once, in reverse, by the
-    operator's own rule, each with a key of its own.
+    A slope is the derivative of a term along the tangent of `args`. The sum and its
+    forward derivative are each differentiable once more, in reverse mode, by the rule
+    of `set_sum`. A key is split in two, one for each.
+
+    Args:
+        set_sum: The operator that forms both sums.
     """
 
     def sloped(additive, args, examples, key, mask=None):
@@ -175,8 +207,8 @@ def with_slopes(set_sum: SetSum) -> SetSum:
         @total.defjvp
         def rule(primals, tangents):
             value = set_sum(additive, primals[0], examples, keys[0], mask)
-            pair = primals[0], tangents[0]
-            return value, set_sum(slopes, pair, examples, keys[1], mask)
+            args_and_tangents = primals[0], tangents[0]
+            return value, set_sum(slopes, args_and_tangents, examples, keys[1], mask)
 
         return total(args)
 

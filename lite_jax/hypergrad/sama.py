@@ -1,4 +1,4 @@
-"""SAMA: the inner Hessian is the identity, seen through the inner optimiser."""
+"""SAMA: a hypergradient estimator without a solve, adapted to the inner optimiser."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import optax
 
 from lite_jax import trees
 from lite_jax.errors import UserError, unknown_name
-from lite_jax.hypergrad.implicit import _WHOLE
+from lite_jax.hypergrad.implicit import _EXACT_SUM
 from lite_jax.hypergrad.problem import (
     Estimator,
     Hypergrad,
@@ -35,43 +35,52 @@ def sama(
     nudge_base: bool = False,
     *,
     radius: float = 1.0,
-    set_sum: SetSum = _WHOLE,
+    set_sum: SetSum = _EXACT_SUM,
     axis_name: str | None = None,
     vector: Vector = "global",
 ) -> Estimator:
-    """Return the estimator of SAMA: v = −(∂u/∂g)ᵀ ∂f/∂θ, u the optimiser's update.
+    """Return SAMA's estimator: v = −(∂u/∂g)ᵀ ∂f/∂θ, with u the optimiser's update.
 
-    Three backward passes, no solve and no second-order graph. The adaptation is the VJP
-    of the update of any optax transform, with bias correction, clipping, schedules and
-    weight decay as they are; where the last gradient is exactly zero, v is zero too
-    (the mixed product of such a coordinate is, and Adam's derivative at zero moments is
-    not finite).
+    The inner Hessian is replaced by the identity, so nothing is solved. One call takes
+    one outer gradient and one mixed product; by finite differences that product is two
+    inner gradients. The adaptation is the VJP of the update of any optax transform,
+    bias correction, clipping, schedules and weight decay included. At coordinates whose
+    last gradient is exactly 0 the adapted v is 0, because the derivative of Adam at
+    zero moments is not finite.
 
     Guarantees:
-        The direction is that of the exact hypergradient only where the inner Hessian is
-        near a multiple of the identity (after the optimiser's preconditioning); on
-        digits hyper-cleaning its cosine to the exact one is 0.48. Never NaN where the
-        update's derivative is finite at gradients that are not zero.
+        The direction is that of the exact hypergradient only where the inner Hessian,
+        after the optimiser's preconditioning, is near a multiple of the identity. On
+        hyper-cleaning of digits its cosine to the exact hypergradient is 0.48. Never
+        NaN where the update's derivative is finite at gradients that are not zero.
 
     Args:
-        optimizer: What updates the inner parameters; needed for the adaptation.
-        adaptation: Without, v = ∂f/∂θ.
-        mixed: "exact", or the paper's "finite_difference", which fails in bfloat16 and
-            is biased where a stop-gradient stands between θ and λ.
+        optimizer: Optimiser of the inner parameters. Needed with `adaptation`.
+        adaptation: Multiply by the derivative of the optimiser's update. If false,
+            v = ∂f/∂θ.
+        mixed: "exact", or "finite_difference" as in the paper. The latter fails in
+            bfloat16 and is biased if the inner loss stops gradients between θ and λ.
         nudge_base: Return −radius · v / ‖v‖ as the state, for the caller to add to the
-            inner parameters: the released code leaves them there in its published
-            settings. Otherwise the state is empty.
-        radius: Step of the finite difference and of the nudge; 1 in the paper's code.
-        set_sum: What the losses form their sums with.
-        axis_name: Inside `jax.shard_map`, the axis of the mesh that shares the batches
-            out.
-        vector: Under data parallelism, "global" averages v over the devices before the
-            mixed product, which is that of one device; "local" does not, and saves a
-            mean of θ's size: the paper's.
+            inner parameters. The authors' code moves them so in its published settings.
+            If false, the state is empty.
+        radius: Length of the finite difference's step and of the nudge, above 0; 1 in
+            the authors' code.
+        set_sum: Operator that the losses sum over examples with.
+        axis_name: Mesh axis that the batches are split over, inside `jax.shard_map`.
+            None for one device.
+        vector: With `axis_name`, whether v is averaged over the devices before the
+            mixed product. "global" averages, which gives the estimate of one device on
+            the whole batch. "local", as in the paper, does not, and saves a mean of
+            θ's size.
+
+    Returns:
+        The estimator.
 
     Raises:
-        UserError: Adaptation without an optimiser, or through one whose update has no
-            useful derivative, as those by the gradient's sign.
+        UserError: Adaptation without an optimiser, or with one whose update has no
+            useful derivative, such as an update by the gradient's sign; an unknown
+            `mixed` or `vector`; a radius that is not positive. When called, adaptation
+            without `inner_step`.
     """
     if mixed not in _MIXED:
         raise unknown_name("mixed", mixed, _MIXED)
@@ -107,7 +116,7 @@ def sama(
         target = products.mean(target) if vector == "global" else target
         if adaptation:
             assert optimizer is not None
-            target = adapted(optimizer, _given(inner_step), target)
+            target = adapted(optimizer, _required_step(inner_step), target)
         if mixed == "exact":
             product = products.mixed(target)
         else:
@@ -128,17 +137,22 @@ def sama(
 def adapted(
     optimizer: optax.GradientTransformation, step: InnerStep, vector: PyTree
 ) -> PyTree:
-    """Return −(∂u/∂g)ᵀ v at an update, and 0 where its gradient is exactly 0.
+    """Return −(∂u/∂g)ᵀ v at an update u(g), and 0 where its gradient g is exactly 0.
 
-    Gradients of zero are moved off it first, where Adam's square root has no
-    derivative.
+    Zeros of g are replaced by a tiny number before differentiation, because Adam's
+    square root has no derivative at 0.
+
+    Args:
+        optimizer: The optimiser.
+        step: The update.
+        vector: v, shaped like the inner parameters.
     """
-    moved = jax.tree.map(lambda g: jnp.where(g == 0, _tiny(g), g), step.grads)
+    nonzero_grads = jax.tree.map(lambda g: jnp.where(g == 0, _tiny(g), g), step.grads)
 
     def update(grads: PyTree) -> PyTree:
         return optimizer.update(grads, step.opt_state, step.params)[0]
 
-    _, pull = jax.vjp(update, moved)
+    _, pull = jax.vjp(update, nonzero_grads)
     (pulled,) = pull(vector)
     return jax.tree.map(
         lambda g, x: jnp.where(g == 0, jnp.zeros_like(x), -x), step.grads, pulled
@@ -146,10 +160,10 @@ def adapted(
 
 
 def _tiny(x: jax.Array) -> jax.Array:
-    return jnp.asarray(1e-12, x.dtype)  # its square is still a float32
+    return jnp.asarray(1e-12, x.dtype)  # its square does not underflow in float32
 
 
-def _given(step: InnerStep | None) -> InnerStep:
+def _required_step(step: InnerStep | None) -> InnerStep:
     if step is None:
         raise UserError(
             "sama(adaptation=True) needs inner_step=InnerStep(grads, opt_state, "
@@ -160,14 +174,16 @@ def _given(step: InnerStep | None) -> InnerStep:
 
 
 def check_adaptation(optimizer: optax.GradientTransformation) -> None:
-    """Raise a `UserError` unless the derivative of an update is something."""
+    """Raise unless an optimiser's update changes with small changes of the gradient.
+
+    Raises:
+        UserError: The derivative of the first update is zero everywhere.
+    """
     params = jnp.linspace(-1, 1, 5, dtype=jnp.float32)
     grads = jnp.array([0.3, -0.2, 0.5, 0.7, -0.4], jnp.float32)
     probe = InnerStep(grads, optimizer.init(params), params)
-    found = adapted(
-        optimizer, probe, jnp.array([1.0, 2.0, -1.0, 0.5, 3.0], jnp.float32)
-    )
-    if not jnp.any(found != 0):
+    vector = jnp.array([1.0, 2.0, -1.0, 0.5, 3.0], jnp.float32)
+    if not jnp.any(adapted(optimizer, probe, vector) != 0):
         raise UserError(
             "the update of this optimizer does not change with small changes of the "
             "gradient (it goes by the sign, as lion does), so adaptation would make "

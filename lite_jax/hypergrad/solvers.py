@@ -1,4 +1,4 @@
-"""Iterations for H v = b that never return worse than they have seen, nor NaN."""
+"""Iterative solvers of H v = b that return a vector without NaN."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ Operator = Callable[[PyTree], PyTree]
 
 
 DIVERGED = 10.0
-"""A search that ends with a larger residual than this, relative to b, went astray."""
+"""A search has diverged if its last residual, relative to b, is larger than this."""
 
 
 class Solution(NamedTuple):
-    """What a solver found.
+    """An approximate solution v of H v = b.
 
     Attributes:
-        vector: The last iterate; if the search diverged, that of least residual.
-        residual: Its ‖H v − b‖ / ‖b‖; 0 where b is 0.
-        steps: Iterations taken, each one product.
-        curvature: The least pᵀH p / pᵀp along the directions tried; infinite where none
-            was.
-        last_residual: That of the last iterate.
+        vector: v, a tree like b.
+        residual: ‖H v − b‖ / ‖b‖, a scalar. Both solvers of this module give 0 where b
+            is 0.
+        steps: Number of iterations taken, int32; each formed one product.
+        curvature: The least pᵀH p / pᵀp over the search directions p; infinite if
+            there were none.
+        last_residual: The relative residual that decides whether the search diverged:
+            of the last iterate for conjugate gradients, equal to `residual` for the
+            Neumann series.
     """
 
     vector: PyTree
@@ -41,13 +44,28 @@ class Solution(NamedTuple):
     last_residual: jax.Array
 
 
-class _Search(NamedTuple):
+class _SearchState(NamedTuple):
+    """The state of conjugate gradients between two iterations.
+
+    Attributes:
+        vector: The iterate v.
+        residual: b − H v.
+        direction: The next search direction.
+        square: ‖residual‖².
+        best_vector: The iterate of least residual after the start; 0 before there is
+            one.
+        best_square: Its ‖residual‖²; infinite before there is one.
+        steps: Number of iterations taken.
+        curvature: The least pᵀH p / pᵀp so far.
+        stopped: Whether the search has ended.
+    """
+
     vector: PyTree
     residual: PyTree
     direction: PyTree
-    squared: jax.Array
-    best: PyTree
-    least: jax.Array
+    square: jax.Array
+    best_vector: PyTree
+    best_square: jax.Array
     steps: jax.Array
     curvature: jax.Array
     stopped: jax.Array
@@ -62,72 +80,73 @@ def conjugate_gradient(
 ) -> Solution:
     """Return v with H v ≈ b by at most `steps` iterations of conjugate gradients.
 
-    Stops where the residual is below `tolerance` of b, or where the curvature along a
-    direction is not positive (H is not a Hessian at a minimum). Every step lowers
-    vᵀH v / 2 − bᵀv, though not every one the residual, so the last iterate is returned;
-    unless its residual is beyond `DIVERGED`, as it becomes where H is singular and b
-    outside its range: then the iterate of least residual.
+    The search stops once the residual is at most `tolerance` times ‖b‖. It also stops
+    at a direction whose curvature is not positive: H is then not the Hessian at a
+    minimum. Every step lowers vᵀH v / 2 − bᵀv, but not every step lowers the residual.
+    So the last iterate is returned. The iterate of least residual is returned instead
+    if the last residual is above `DIVERGED`, which happens where H is singular and b
+    outside its range.
 
     Args:
         operator: v ↦ H v, H symmetric.
         target: b.
-        start: Where the search starts, such as the solution of a system near by, which
-            costs a product; not used where zero is nearer. None for zero.
-        steps: Iterations.
-        tolerance: Of the residual, relative to b; 0 takes all steps.
+        start: First iterate, such as the solution of a similar system; it costs one
+            more product. Zero is used if its residual is smaller. None for zero.
+        steps: Largest number of iterations.
+        tolerance: Residual relative to b at which the search stops; 0 takes all steps.
     """
     scale = trees.norm(target)
-    enough = (tolerance * scale) ** 2
+    accepted_square = (tolerance * scale) ** 2
     vector, residual = trees.zeros(target), target
     if start is not None:
-        left = trees.add(target, operator(start), -1.0)
-        nearer = trees.dot(left, left) <= scale**2
+        start_residual = trees.add(target, operator(start), -1.0)
+        nearer = trees.dot(start_residual, start_residual) <= scale**2
         vector = trees.where(nearer, start, vector)
-        residual = trees.where(nearer, left, residual)
-    squared = trees.dot(residual, residual)
-    infinity = jnp.asarray(jnp.inf, squared.dtype)
-    first = _Search(
-        vector, residual, residual, squared, vector, infinity, jnp.int32(0), infinity,
-        squared <= enough,
+        residual = trees.where(nearer, start_residual, residual)
+    square = trees.dot(residual, residual)
+    infinity = jnp.asarray(jnp.inf, square.dtype)
+    first = _SearchState(
+        vector, residual, residual, square, vector, infinity, jnp.int32(0), infinity,
+        square <= accepted_square,
     )  # fmt: skip
 
-    def iterate(search: _Search) -> _Search:
-        image = operator(search.direction)
-        length = trees.dot(search.direction, search.direction)
-        bend = trees.dot(search.direction, image)
-        curvature = bend / jnp.where(length > 0, length, 1)
-        upward = bend > 0
-        step = search.squared / jnp.where(upward, bend, 1)
-        vector = trees.add(search.vector, search.direction, step)
-        residual = trees.add(search.residual, image, -step)
-        squared = trees.dot(residual, residual)
-        usable = upward & jnp.isfinite(squared)
-        ratio = squared / jnp.where(search.squared > 0, search.squared, 1)
-        direction = trees.add(residual, search.direction, ratio)
-        closer = usable & (squared < search.least)
-        return _Search(
-            trees.where(usable, vector, search.vector),
-            trees.where(usable, residual, search.residual),
-            trees.where(usable, direction, search.direction),
-            jnp.where(usable, squared, search.squared),
-            trees.where(closer, vector, search.best),
-            jnp.where(closer, squared, search.least),
-            search.steps + 1,
-            jnp.minimum(search.curvature, curvature),
-            ~usable | (squared <= enough),
+    def iterate(state: _SearchState) -> _SearchState:
+        image = operator(state.direction)
+        direction_square = trees.dot(state.direction, state.direction)
+        product = trees.dot(state.direction, image)
+        curvature = product / jnp.where(direction_square > 0, direction_square, 1)
+        positive = product > 0
+        step = state.square / jnp.where(positive, product, 1)
+        vector = trees.add(state.vector, state.direction, step)
+        residual = trees.add(state.residual, image, -step)
+        square = trees.dot(residual, residual)
+        usable = positive & jnp.isfinite(square)
+        ratio = square / jnp.where(state.square > 0, state.square, 1)
+        direction = trees.add(residual, state.direction, ratio)
+        improves = usable & (square < state.best_square)
+        return _SearchState(
+            trees.where(usable, vector, state.vector),
+            trees.where(usable, residual, state.residual),
+            trees.where(usable, direction, state.direction),
+            jnp.where(usable, square, state.square),
+            trees.where(improves, vector, state.best_vector),
+            jnp.where(improves, square, state.best_square),
+            state.steps + 1,
+            jnp.minimum(state.curvature, curvature),
+            ~usable | (square <= accepted_square),
         )
 
-    found = lax.while_loop(
-        lambda search: ~search.stopped & (search.steps < steps), iterate, first
+    end = lax.while_loop(
+        lambda state: ~state.stopped & (state.steps < steps), iterate, first
     )
     scale = jnp.where(scale > 0, scale, 1)
-    last, least = jnp.sqrt(found.squared) / scale, jnp.sqrt(found.least) / scale
-    astray = (last > DIVERGED) & (least < last)
+    last, best = jnp.sqrt(end.square) / scale, jnp.sqrt(end.best_square) / scale
+    diverged = (last > DIVERGED) & (best < last)
     return Solution(
-        trees.where(astray, found.best, found.vector),
-        jnp.where(astray, least, last),
-        found.steps,
-        found.curvature,
+        trees.where(diverged, end.best_vector, end.vector),
+        jnp.where(diverged, best, last),
+        end.steps,
+        end.curvature,
         last,
     )
 
@@ -135,49 +154,61 @@ def conjugate_gradient(
 def neumann_series(
     operator: Operator, target: PyTree, steps: int, step_size: float | jax.Array
 ) -> Solution:
-    """Return η Σ_{k ≤ K} (I − η H)^k b, which is H⁻¹ b in the limit for 0 < η < 2 / L.
+    """Return v = η Σ_{k<K} (I − η H)^k b, which tends to H⁻¹ b for 0 < η < 2 / L.
 
-    Where terms grow (η is too large), the partial sum of least residual is returned:
-    the residual of a partial sum is the next term of the series over η.
+    The partial sum of least residual is returned, which is not the last where terms
+    grow because η is too large. The zero vector counts as a partial sum. The residual
+    of a partial sum is the first term that it leaves out.
+
+    Args:
+        operator: v ↦ H v, H symmetric with largest eigenvalue L.
+        target: b.
+        steps: K, the number of terms.
+        step_size: η.
     """
     scale = trees.norm(target)
 
     def iterate(carry, _):
-        term, total, best, least, curvature, taken = carry
+        term, total, best, best_square, curvature, num_steps = carry
         image = operator(term)
-        length = trees.dot(term, term)
-        bend = trees.dot(term, image) / jnp.where(length > 0, length, 1)
+        term_square = trees.dot(term, term)
+        term_curvature = trees.dot(term, image) / jnp.where(
+            term_square > 0, term_square, 1
+        )
         total = trees.add(total, term, step_size)
-        following = trees.add(term, image, -step_size)
-        squared = trees.dot(following, following)
-        closer = jnp.isfinite(squared) & (squared < least)
+        next_term = trees.add(term, image, -step_size)
+        square = trees.dot(next_term, next_term)
+        improves = jnp.isfinite(square) & (square < best_square)
         return (
-            trees.where(jnp.isfinite(squared), following, trees.zeros(term)),
+            trees.where(jnp.isfinite(square), next_term, trees.zeros(term)),
             total,
-            trees.where(closer, total, best),
-            jnp.where(closer, squared, least),
-            jnp.minimum(curvature, jnp.where(length > 0, bend, jnp.inf)),
-            taken + 1,
+            trees.where(improves, total, best),
+            jnp.where(improves, square, best_square),
+            jnp.minimum(curvature, jnp.where(term_square > 0, term_curvature, jnp.inf)),
+            num_steps + 1,
         ), None
 
-    nothing = trees.zeros(target)
+    zeros = trees.zeros(target)
     infinity = jnp.asarray(jnp.inf, scale.dtype)
-    start = (target, nothing, nothing, scale**2, infinity, jnp.int32(0))
-    (_, _, best, least, curvature, taken), _ = lax.scan(
+    start = (target, zeros, zeros, scale**2, infinity, jnp.int32(0))
+    (_, _, best, best_square, curvature, num_steps), _ = lax.scan(
         iterate, start, None, length=steps
     )
-    relative = jnp.sqrt(least) / jnp.where(scale > 0, scale, 1)
-    return Solution(best, relative, taken, curvature, relative)
+    relative = jnp.sqrt(best_square) / jnp.where(scale > 0, scale, 1)
+    return Solution(best, relative, num_steps, curvature, relative)
 
 
 def reported(found: Solution) -> PyTree:
-    """Return the vector; a solve that went astray is warned of when it has run."""
+    """Return a solution's vector, and log a warning at run time if the solve diverged.
+
+    A curvature of 0 or less is warned of too, as by `warn_if_astray`.
+    """
     jax.debug.callback(warn_if_astray, found)
     return found.vector
 
 
 def warn_if_astray(found: Solution) -> None:
-    """Log a warning if the search diverged or met no positive curvature."""
+    """Log a warning if a search diverged or met a curvature of 0 or less."""
     residual, curvature = float(found.last_residual), float(found.curvature)
     if residual > DIVERGED or curvature <= 0:
         _logger.warning(

@@ -1,4 +1,4 @@
-"""The exact derivative of K inner steps, with three ways to pay for it."""
+"""Hypergradients by differentiation through K unrolled inner steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax import lax
 
 from lite_jax import trees
 from lite_jax.errors import UserError
-from lite_jax.hypergrad.implicit import _WHOLE
+from lite_jax.hypergrad.implicit import _EXACT_SUM
 from lite_jax.hypergrad.problem import (
     Estimator,
     Hypergrad,
@@ -29,30 +29,34 @@ def unrolled(
     *,
     remat: bool = False,
     mixed_mode: bool = False,
-    set_sum: SetSum = _WHOLE,
+    set_sum: SetSum = _EXACT_SUM,
 ) -> Estimator:
     """Return the estimator that differentiates through K steps of the inner optimiser.
 
-    The steps start at the `inner_params` given, with a fresh optimiser state; the outer
-    loss is that at their end.
+    The steps start at the given `inner_params` with a new optimiser state. The outer
+    loss is evaluated at the parameters after the last step.
 
     Guarantees:
-        The exact derivative of the outer loss after K steps; the hypergradient itself
-        in the limit of steps. Memory grows with K: by K times the activations of an
-        inner gradient without `remat`, by K times θ with it.
+        The exact derivative of the outer loss after K steps, which tends to the
+        hypergradient as K grows and the steps converge. Memory grows with K: K times
+        the activations of an inner gradient without `remat`, K times θ and the
+        optimiser's state with it.
 
     Args:
         steps: K, 1 or more.
-        optimizer: Of the inner parameters; `optax.sgd(α)` for iterative
-            differentiation as usual.
+        optimizer: Optimiser of the inner parameters; `optax.sgd(α)` gives the usual
+            iterative differentiation.
         remat: Compute each step again in the backward pass.
         mixed_mode: Differentiate each inner gradient forward over reverse (Kemaev et
-            al., "Scalable Meta-Learning via Mixed-Mode Differentiation", ICML 2025):
-            exact, with less memory and time than reverse over reverse.
-        set_sum: What the losses form their sums with.
+            al., "Scalable Meta-Learning via Mixed-Mode Differentiation", ICML 2025).
+            The result is the same, with less memory and time than reverse over reverse.
+        set_sum: Operator that the losses sum over examples with.
+
+    Returns:
+        The estimator. Its state is empty.
 
     Raises:
-        UserError: No steps.
+        UserError: `steps` under 1.
     """
     if steps < 1:
         raise UserError(f"steps={steps}: expected 1 or more")
@@ -74,36 +78,39 @@ def unrolled(
         gradient = mixed_mode_grad(inner) if mixed_mode else jax.grad(inner)
         batch = batches[0]
 
-        def outer_after(meta_params: PyTree) -> tuple[jax.Array, PyTree]:
+        def outer_and_params(meta_params: PyTree) -> tuple[jax.Array, PyTree]:
             def step(carry: Any, _: None) -> tuple[Any, None]:
                 params, opt_state = carry
                 grads = gradient(params, meta_params, batch)
                 updates, opt_state = optimizer.update(grads, opt_state, params)
                 return (optax.apply_updates(params, updates), opt_state), None
 
-            one = jax.checkpoint(step, prevent_cse=False) if remat else step
+            body = jax.checkpoint(step, prevent_cse=False) if remat else step
             start = inner_params, optimizer.init(inner_params)
-            (params, _), _ = lax.scan(one, start, None, length=steps)
+            (params, _), _ = lax.scan(body, start, None, length=steps)
             loss = problem.outer(params, meta_params, batches[1], set_sum=set_sum)
             return loss, params
 
-        grads, params = jax.grad(outer_after, has_aux=True)(meta_params)
-        left = jax.grad(inner)(params, meta_params, batch)
-        diagnostics = {"inner_grad_norm": trees.norm(left), "steps": jnp.int32(steps)}
+        grads, params = jax.grad(outer_and_params, has_aux=True)(meta_params)
+        inner_norm = trees.norm(jax.grad(inner)(params, meta_params, batch))
+        diagnostics = {"inner_grad_norm": inner_norm, "steps": jnp.int32(steps)}
         return Hypergrad(grads, state, diagnostics)
 
     return Estimator(lambda inner_params, meta_params: (), hypergrad)
 
 
 def mixed_mode_grad(inner: Callable[..., jax.Array]) -> Callable[..., PyTree]:
-    """Return ∂g/∂θ whose derivative is formed forward over reverse.
+    """Return the function ∂g/∂θ, with a VJP that is formed forward over reverse.
 
-    Its VJP with u is (H u, (∂²g/∂λ∂θ) u): one `jvp` of the gradient of both along u,
-    since second derivatives are symmetric.
+    The VJP with u is (H u, (∂²g/∂λ∂θ) u). Second derivatives are symmetric, so one
+    `jvp` of the gradients by θ and λ along u gives both.
 
     Args:
-        inner: `(inner_params, meta_params, batch) -> scalar`; the batch has no
+        inner: `(inner_params, meta_params, batch) -> scalar`. The batch gets no
             gradient.
+
+    Returns:
+        `(inner_params, meta_params, batch) -> ∂g/∂θ`.
     """
 
     @jax.custom_vjp
