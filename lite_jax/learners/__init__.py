@@ -1,4 +1,4 @@
-"""Meta-learners: factories that take hyper-parameters and return a `Learner`."""
+"""Meta-learners: functions of hyper-parameters that return a `Learner`."""
 
 from lite_jax.learners import inner_rules
 from lite_jax.learners.classifier import classifier

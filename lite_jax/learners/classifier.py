@@ -1,4 +1,4 @@
-"""Ordinary classification, for pretraining a backbone."""
+"""A linear classifier of all training classes, for pretraining a backbone."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
 def classifier(backbone: Network, *, num_classes: int) -> Learner:
     """Return a linear classifier of all training classes, as a learner.
 
-    It has nothing to adapt: a task's support is empty, its query is a batch, and its
-    labels are the numbers of the classes. The trained backbone is what is wanted of it.
+    It adapts nothing. A task's support is empty, its query is a batch, and its labels
+    are the numbers of the classes. It serves to train a backbone.
 
     Args:
         backbone: The feature extractor.
-        num_classes: Classes of the training set.
+        num_classes: Number of classes of the training set, 2 or more.
 
     Returns:
         A `Learner` with parameters "backbone" and "head".
+
+    Raises:
+        UserError: `num_classes` under 2.
     """
     check_way(num_classes)
 
@@ -46,9 +49,9 @@ def classifier(backbone: Network, *, num_classes: int) -> Learner:
     def predict(params: Params, task_state: tuple, inputs: jax.Array) -> jax.Array:
         del task_state
         features = backbone.apply(params["backbone"], inputs)
-        every = jnp.ones(num_classes, bool)
+        present = jnp.ones(num_classes, bool)
         return linear_logits(
-            LinearClassifier(**params["head"], present=every), features
+            LinearClassifier(**params["head"], present=present), features
         )
 
     return Learner(init, encode, adapt, predict)

@@ -1,8 +1,8 @@
-"""CNAPs and Simple CNAPs: a frozen backbone that the support set modulates (§3.1).
+"""CNAPs and Simple CNAPs: frozen backbones with FiLM generated from the support (§3.1).
 
-Two sums over the support, each with a key of its own: the mean of a set encoder gives
-the task embedding, from which FiLM parameters are generated; the features of the
-backbone so modulated give the classifier.
+There are two sums over the support, with one key each. The mean of a set encoder's
+outputs is the task embedding, from which FiLM parameters are generated. The features of
+the modulated backbone give the classifier.
 """
 
 from __future__ import annotations
@@ -46,7 +46,12 @@ from lite_jax.types import (
 
 
 class FilmState(NamedTuple):
-    """FiLM parameters of the backbone, and the classifier on its features."""
+    """The task state of CNAPs and Simple CNAPs.
+
+    Attributes:
+        film: FiLM parameters of the backbone, as `Network.identity_film` has them.
+        classifier: The fitted classifier, a `LinearClassifier` or `MahalanobisState`.
+    """
 
     film: PyTree
     classifier: PyTree
@@ -60,29 +65,30 @@ def cnaps(
     embedding_size: int = 64,
     film_penalty: float = 1e-3,
 ) -> Learner:
-    """Return CNAPs: FiLM and a linear classifier, both generated from the support.
+    """Return CNAPs, which generates FiLM and a linear classifier from the support.
 
     z = (1/N) Σ_n e(x_n),  film = g(z),  w_k, b_k = h((1/N_k) Σ_{y_n = k} f(x_n; film))
     p(y = k | x) ∝ exp(w_kᵀ f(x; film) + b_k)
 
-    The sums are those of the set encoder's outputs, and of the per-class features and
-    counts. Set encoder e, generators g and hyper-network h are learned; the backbone f
-    is frozen. At H = N support examples the gradient is exact.
+    The first sum is that of the set encoder's outputs, the second that of the per-class
+    features and counts. Set encoder e, generators g and hyper-network h are learned;
+    the backbone f is frozen. At H = N support examples the gradient is exact.
 
     Args:
-        backbone: The feature extractor f, with FiLM places.
+        backbone: The feature extractor f, with FiLM.
         way: Static maximum of classes in a task; a task may have fewer.
-        embedding: The set encoder e; `lite_jax.nn.set_encoder()` by default.
-        embedding_size: Numbers that the set encoder returns for an image.
-        film_penalty: Times the squares of the generators' amplitudes, added to the
-            loss.
+        embedding: The set encoder e; by default
+            `lite_jax.nn.set_encoder(embedding_size)`.
+        embedding_size: Size of the task embedding z, the set encoder's output.
+        film_penalty: Weight of the penalty, the sum of the squared amplitudes of the
+            FiLM generators, which is added to the loss.
 
     Returns:
         A `Learner` with parameters "backbone" (frozen), "set_encoder", "film" and
         "head".
 
     Raises:
-        UserError: A backbone without FiLM places, or `way` under 2.
+        UserError: A backbone without FiLM, or `way` under 2.
 
     References:
         Requeima et al., "Fast and Flexible Multi-Task Classification Using Conditional
@@ -100,18 +106,33 @@ def simple_cnaps(
     embedding_size: int = 64,
     film_penalty: float = 1e-3,
 ) -> Learner:
-    """Return Simple CNAPs: generated FiLM and Mahalanobis distances to class means.
+    """Return Simple CNAPs, which generates FiLM and fits a Mahalanobis classifier.
 
     z = (1/N) Σ_n e(x_n),  film = g(z)
     p(y = k | x) ∝ exp(-(f(x; film) - μ_k)ᵀ Q_k⁻¹ (f(x; film) - μ_k))
 
-    Q_k is made of class and task covariances; see `lite_jax.heads.mahalanobis`. The
-    second sum is direct: each example adds its features in a row of its own, `[n, d]`
-    in all, so that means and covariances are those of exact features, at `n · d`
-    numbers instead of the `way · d²` of second moments.
+    Q_k is formed from class and task covariances; see `lite_jax.heads.mahalanobis`. The
+    first sum is that of the set encoder's outputs. The second is the table of stacked
+    features `[n, d]`, to which each example adds one row. Means and covariances are
+    then those of exact features. The table holds `n · d` numbers, where second moments
+    would be `way · d²`. Set encoder e and generators g are learned; the backbone f is
+    frozen.
 
-    Args, errors and parameters are those of `cnaps`, less the head, which has none.
-    `encode` takes an example of the second sum: a `Slotted`, an image and its row.
+    Args:
+        backbone: The feature extractor f, with FiLM.
+        way: Static maximum of classes in a task; a task may have fewer.
+        embedding: The set encoder e; by default
+            `lite_jax.nn.set_encoder(embedding_size)`.
+        embedding_size: Size of the task embedding z, the set encoder's output.
+        film_penalty: Weight of the penalty, the sum of the squared amplitudes of the
+            FiLM generators, which is added to the loss.
+
+    Returns:
+        A `Learner` with parameters "backbone" (frozen), "set_encoder" and "film". Its
+        `encode` takes an example of the second sum: a `Slotted`, an image and its row.
+
+    Raises:
+        UserError: A backbone without FiLM, or `way` under 2.
 
     >>> from lite_jax import nn
     >>> learner = simple_cnaps(nn.conv4(8), way=3)
@@ -132,9 +153,10 @@ class _Head(NamedTuple):
     """A classifier on features, fitted to one sum over the support.
 
     Attributes:
-        init: `(key, feature size) -> params`.
+        init: `(key, feature size) -> params`, empty for a head without parameters.
         members: `support -> examples` of the sum, which have `inputs`.
-        pool: `(features [n, d], examples, weights) -> aggregate`.
+        pool: `(features [n, d], examples, weights [n]) -> aggregate`, linear in the
+            weights.
         fit: `(params, aggregate, support) -> classifier`.
         logits: `(classifier, features [m, d]) -> [m, way]`.
     """
@@ -154,7 +176,16 @@ def _film_learner(
     embedding_size: int,
     film_penalty: float,
 ) -> Learner:
-    """Return the learner that the two have in common."""
+    """Return the learner that generates FiLM from the support and fits a head.
+
+    Args:
+        backbone: The feature extractor, with FiLM.
+        head: The classifier on features.
+        way: Static maximum of classes in a task.
+        embedding: The set encoder; None for `set_encoder(embedding_size)`.
+        embedding_size: Size of the task embedding.
+        film_penalty: Weight of the squared amplitudes of the FiLM generators.
+    """
     check_way(way)
     if backbone.identity_film is None:
         raise UserError(
@@ -173,8 +204,8 @@ def _film_learner(
             "film": generator.init(keys[2]),
         }
         size = feature_size(backbone, params["backbone"], example_spec)
-        own = head.init(keys[3], size)
-        return params | ({"head": own} if own else {})
+        head_params = head.init(keys[3], size)
+        return params | ({"head": head_params} if head_params else {})
 
     def features(args: PyTree, examples: Any) -> jax.Array:
         return backbone.apply(args[0], examples.inputs, args[1])

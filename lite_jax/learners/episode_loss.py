@@ -1,4 +1,4 @@
-"""From a learner to a loss on one task."""
+"""The loss of a learner on one task, and its gradient."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def episode_loss(
     """Return the loss of adapting on a task's support and predicting its query.
 
     L(φ) = (1/M) Σ_m -log p(y*_m | x*_m, adapt(φ, support)), the paper's eq. 1,
-    plus the learner's penalty where it has one.
+    plus the learner's penalty if it has one.
 
     Guarantees:
-        The support reaches the loss through `set_sum` alone. The query loss is an
-        exact sum, in chunks of its own that are differentiated as they come, so the
-        support is back-propagated once a task, nothing of the query is computed
-        twice, and no N/H factor touches the query path.
+        The learner sums over the support with `set_sum` only. The query loss is an
+        exact sum without a factor N/H. With a chunk size, each query chunk is
+        differentiated when it is computed. So the support is back-propagated once a
+        task, and no query example is computed twice.
 
     Args:
         learner: The meta-learner.
         query_chunk_size: Query examples predicted at once; None takes all.
-        axis_name: Inside `jax.shard_map`, the axis of the mesh whose devices share the
-            query out; `set_sum` has its own.
+        axis_name: Mesh axis whose devices share the query's chunks, inside
+            `jax.shard_map`; `set_sum` has an axis of its own. None for one device.
 
     Returns:
         `loss(params, task, key, *, set_sum) -> (loss, aux)`: the mean cross-entropy
-        over real query examples, and `{"accuracy": …}` in [0, 1]. Hand it to
-        `lite_grad` or `lite_value_and_grad` with `has_aux=True`, or to `episode_grad`,
-        which leaves out what is frozen.
+        over real query examples, and `{"accuracy": …}` in [0, 1]. Pass it to
+        `lite_grad` or `lite_value_and_grad` with `has_aux=True`. `episode_grad` gives
+        its gradient without that of frozen parameters.
 
     >>> from lite_jax import Network, lite_value_and_grad, protonets
     >>> scale = Network(lambda key, spec: 1.0, lambda a, x: a * x.reshape(len(x), -1))
@@ -78,19 +78,20 @@ def episode_grad(
     query_chunk_size: int | None = None,
     axis_name: str | None = None,
 ) -> GradFn:
-    """Return the gradient of `episode_loss` over what the learner learns.
+    """Return the function of `episode_loss` and its gradient by the learned parameters.
 
-    Frozen parameters are partitioned out before differentiation, so that they cost
-    neither gradient memory nor time.
+    Frozen parameters are separated before differentiation, so they cost neither
+    gradient memory nor time.
 
     Args:
         learner: The meta-learner; its parameters are a dictionary.
-        set_sum: The operator that decides the gradient over the support.
+        set_sum: The operator that the learner sums over the support with.
         query_chunk_size: Query examples predicted at once; None takes all.
-        axis_name: As in `episode_loss`.
+        axis_name: Mesh axis whose devices share the query's chunks, inside
+            `jax.shard_map`. None for one device.
 
     Returns:
-        `(params, task, key) -> ((loss, aux), grads)`; `grads` lacks the frozen names.
+        `(params, task, key) -> ((loss, aux), grads)`; `grads` has no frozen names.
     """
     loss_fn = episode_loss(
         learner, query_chunk_size=query_chunk_size, axis_name=axis_name
@@ -111,13 +112,21 @@ def episode_grad(
 def query_scores(
     learner: Learner,
 ) -> Callable[[tuple[Params, PyTree], Examples], tuple[jax.Array, dict[str, Any]]]:
-    """Return `((params, task_state), examples [m]) -> (loss [m], aux)`."""
+    """Return the function of each query example's cross-entropy and accuracy.
+
+    Args:
+        learner: The meta-learner.
+
+    Returns:
+        `((params, task_state), examples [m]) -> (loss [m], {"accuracy": [m]})`, with
+        accuracy 1 where the prediction is right and 0 elsewhere.
+    """
 
     def score(args: tuple[Params, PyTree], examples: Examples):
         logits = learner.predict(*args, examples.inputs)
         labels = examples.labels
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        right = jnp.argmax(logits, -1).astype(labels.dtype) == labels
-        return loss, {"accuracy": right.astype(loss.dtype)}
+        correct = jnp.argmax(logits, -1).astype(labels.dtype) == labels
+        return loss, {"accuracy": correct.astype(loss.dtype)}
 
     return score

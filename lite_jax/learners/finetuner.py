@@ -1,4 +1,4 @@
-"""The transfer baseline: a classifier trained by gradient steps at test time."""
+"""The transfer baseline: a linear head trained by gradient steps at test time."""
 
 from __future__ import annotations
 
@@ -29,28 +29,31 @@ def finetuner(
     optimizer: optax.GradientTransformation | None = None,
     film: bool = False,
 ) -> Learner:
-    """Return the fine-tuner: frozen backbone, linear head trained on the support.
+    """Return the fine-tuner, which trains a linear head on a frozen backbone.
 
-    The head starts at 0 and takes `steps` full-batch steps on the mean cross-entropy.
-    The features of a frozen backbone do not change, so they are computed once, as a
-    direct sum `[n, d]`; with `film`, FiLM parameters are trained too, and every step is
-    a pass over the support (then this is `maml` with another rule).
+    The head starts at 0 and takes `steps` full-batch steps on the support's mean
+    cross-entropy. The features of a frozen backbone do not change, so they are computed
+    once, as a table of stacked features `[n, d]`. With `film`, FiLM parameters are
+    trained too, and every step is a pass over the support; the learner is then `maml`
+    with another rule.
 
-    Nothing is meta-learned: train for 0 steps, with pretrained weights.
+    Nothing is meta-learned. Train for 0 steps, with pretrained weights.
 
     Args:
         backbone: The feature extractor.
         way: Static maximum of classes in a task; a task may have fewer.
         steps: Optimiser steps at test time, 1 or more.
-        optimizer: From optax; by default SGD at 0.1, as in the LITE paper's code.
-        film: Train FiLM parameters beside the head.
+        optimizer: An optax optimiser; by default SGD at 0.1, as in the LITE paper's
+            code.
+        film: Train FiLM parameters too.
 
     Returns:
         A `Learner` with parameters "backbone" (frozen). Without `film`, `encode` takes
         a `Slotted`, an image and its row.
 
     Raises:
-        UserError: `steps` under 1, `way` under 2, FiLM asked of a backbone without it.
+        UserError: `steps` under 1, `way` under 2, or `film` with a backbone without
+            FiLM.
 
     >>> import jax.numpy as jnp
     >>> from lite_jax import exact_sum

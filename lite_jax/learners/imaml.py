@@ -1,4 +1,4 @@
-"""iMAML: a network kept near a learned start, and the implicit gradient of that."""
+"""iMAML: adaptation near a learned start, with implicit gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lite_jax.learners.inner_model import AdaptedState, InnerModel
 from lite_jax.types import Examples, Key, Learner, Network, Params, PyTree, SetSum
 
 THROUGH = ("conjugate_gradient", "neumann", "identity", "sama")
-"""How the gradient passes the inner problem."""
+"""The values of `through`: ways to differentiate the inner solution."""
 
 
 def imaml(
@@ -32,42 +32,47 @@ def imaml(
     damping: float = 0.0,
     learned_head: bool = False,
 ) -> Learner:
-    """Return iMAML: the whole network adapted near its start, without a trajectory.
+    """Return iMAML, which adapts the whole network near a learned start λ.
 
     θ*(λ) = argmin_θ (1/N) Σ_n ℓ(θ; x_n, y_n) + (β/2) ‖θ - λ‖²
 
-    by K steps of an optimiser, which keep nothing for the way back. There λ gets
-    β (H + β I)⁻¹ ∂f/∂θ, with H the Hessian of the support's mean loss; its products are
-    sums over the support, formed chunk by chunk. With `through="sama"` the inverse is
-    left out and the optimiser's update derived instead (SAMA).
+    θ* is computed by K steps of an optimiser, whose trajectory is not stored. The
+    gradient of the query loss f by λ is β (H + β I)⁻¹ ∂f/∂θ, with H the Hessian of the
+    support's mean loss. Products of H with vectors are sums over the support, formed
+    chunk by chunk. With `through="sama"`, −(∂u/∂g)ᵀ takes the place of the inverse,
+    with u(g) the optimiser's last update (SAMA).
 
     Guarantees:
-        At an inner solution the gradient is the hypergradient up to the solver's
-        residual. Sums enter by their values alone, so any operator whose values are
-        exact (`exact_sum`, `lite_sum`) gives the same gradient, whatever H. Memory: one
-        chunk, and a few copies of the parameters, whatever the number of steps.
+        At an inner solution, and through a solver ("conjugate_gradient" or "neumann"),
+        the gradient is the hypergradient up to the solver's residual. No gradient
+        passes through the set sums. So every operator whose values are exact
+        (`exact_sum`, `lite_sum`) gives the same gradient, whatever H. Memory: one chunk
+        and a few copies of the parameters, whatever the number of steps.
 
     Args:
         backbone: The feature extractor.
         way: Static maximum of classes in a task; a task may have fewer.
-        steps: K, inner steps, 1 or more.
-        optimizer: What takes them; by default `optax.sgd(0.01)`.
-        proximity: β > 0; the larger, the nearer tasks stay to the start, and the better
-            conditioned the inner problem is.
-        through: "conjugate_gradient" (iMAML), "neumann", "identity" (λ gets ∂f/∂θ, as
-            in first-order MAML) or "sama".
-        solver_steps: Iterations of conjugate gradients, or terms of the series.
-        step_size: Of the series, below 2 / L, L the largest curvature.
-        damping: Added to H + β I, under "conjugate_gradient".
+        steps: K, the number of inner steps, 1 or more.
+        optimizer: Optimiser of the inner steps; by default `optax.sgd(0.01)`.
+        proximity: β > 0. A larger value keeps θ* nearer to λ and makes the inner
+            problem better conditioned.
+        through: How θ* is differentiated: "conjugate_gradient" (iMAML), "neumann",
+            "identity" (the gradient is ∂f/∂θ, as in first-order MAML) or "sama".
+        solver_steps: Iterations of conjugate gradients or terms of the Neumann series,
+            1 or more.
+        step_size: Step size of the Neumann series. It converges below 2 / L, with L the
+            largest eigenvalue of H + β I.
+        damping: Number added to the diagonal of H + β I for "conjugate_gradient", 0 or
+            more.
         learned_head: Learn the head's start; otherwise it is 0.
 
     Returns:
-        A `Learner` with parameters "backbone", and "head" where its start is learned.
+        A `Learner` with parameters "backbone", and "head" if its start is learned.
 
     Raises:
-        UserError: An unknown way through, `way` under 2, steps under 1, β or step size
-            that is not positive, negative damping, or SAMA through an optimiser whose
-            update has no useful derivative.
+        UserError: An unknown `through`, `way` under 2, `steps` or `solver_steps` under
+            1, β or a step size that is not positive, negative damping, or "sama" with
+            an optimiser whose update has no useful derivative.
 
     References:
         Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients",
@@ -93,14 +98,17 @@ def imaml(
     def gradient(args: PyTree, examples: Examples, weights: jax.Array) -> PyTree:
         """Return the gradient of the weighted sum of the examples' losses."""
         inner, present = args
-        loss = _loss_of(model, present, examples, weights)
+        loss = _weighted_loss(model, present, examples, weights)
         return jax.grad(loss)(inner)
 
     def hessian(args: PyTree, examples: Examples, weights: jax.Array) -> PyTree:
-        """Return that sum's Hessian times a vector, in reverse over reverse mode."""
+        """Return the Hessian of the examples' weighted loss times a vector.
+
+        It is formed in reverse over reverse mode.
+        """
         inner, vector, present = args
-        loss = _loss_of(model, present, examples, weights)
-        point = trees.delay_until(inner, vector)
+        loss = _weighted_loss(model, present, examples, weights)
+        point = trees.once_known(vector, inner)
         _, pull = jax.vjp(jax.grad(loss), point)
         return pull(vector)[0]
 
@@ -110,8 +118,8 @@ def imaml(
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
     ) -> AdaptedState:
-        # The values of the sums need no draw; an operator may ask for a key all the
-        # same, and one in raw words may serve all of them.
+        # Only the sums' values are used, so nothing is drawn. An operator may still ask
+        # for a key, and raw words may be used in several sums.
         words = None if key is None else jax.random.key_data(key)
         start, present = model.start_on(params, support)
 
@@ -120,28 +128,34 @@ def imaml(
             count = jnp.maximum(support.mask.sum(), 1)
             return jax.tree.map(lambda x: x / count.astype(x.dtype), total)
 
-        def slope(inner: Params, start: Params, given: Any) -> Params:
-            """Return the gradient of the inner problem."""
-            support, present, words = given
-            own = mean(gradient, (inner, present), support, words)
-            return trees.add(own, trees.add(inner, start, -1.0), proximity)
+        def inner_gradient(inner: Params, start: Params, task_data: Any) -> Params:
+            """Return the gradient of the inner loss, the pull to the start included."""
+            support, present, words = task_data
+            mean_gradient = mean(gradient, (inner, present), support, words)
+            return trees.add(mean_gradient, trees.add(inner, start, -1.0), proximity)
 
-        def solve(start: Params, given: Any) -> tuple[Params, InnerStep]:
+        def solution_and_step(start: Params, task_data: Any) -> Any:
+            """Return the inner parameters, and the last update as an `InnerStep`."""
+
             def step(carry: InnerStep, _: None) -> tuple[InnerStep, None]:
                 params, state = _updated(optimizer, carry)
-                return InnerStep(slope(params, start, given), state, params), None
+                grads = inner_gradient(params, start, task_data)
+                return InnerStep(grads, state, params), None
 
-            first = InnerStep(slope(start, start, given), optimizer.init(start), start)
+            grads = inner_gradient(start, start, task_data)
+            first = InnerStep(grads, optimizer.init(start), start)
             last, _ = lax.scan(step, first, length=steps - 1)
             return _updated(optimizer, last)[0], last
 
-        def inverse(inner: Params, last: InnerStep, given: Any, target: Params) -> Any:
-            """Return (an estimate of) the inverse of H + β I times the target."""
+        def inverse_product(
+            inner: Params, last: InnerStep, task_data: Any, target: Params
+        ) -> Any:
+            """Return an estimate of (H + β I)⁻¹ times the target."""
             if through == "sama":
                 return adapted(optimizer, last, target)
             by_series = through == "neumann"
             shift = proximity if by_series else proximity + damping
-            support, present, words = given
+            support, present, words = task_data
 
             def operator(vector: Params) -> Params:
                 args = inner, vector, present
@@ -156,22 +170,22 @@ def imaml(
             )
 
         @jax.custom_vjp
-        def solved(start: Params, given: Any) -> Params:
-            return solve(start, given)[0]
+        def inner_solution(start: Params, task_data: Any) -> Params:
+            return solution_and_step(start, task_data)[0]
 
-        def forward(start: Params, given: Any) -> tuple[Params, Any]:
-            inner, last = solve(start, given)
-            return inner, (inner, last if through == "sama" else None, given)
+        def forward(start: Params, task_data: Any) -> tuple[Params, Any]:
+            inner, last = solution_and_step(start, task_data)
+            return inner, (inner, last if through == "sama" else None, task_data)
 
-        def backward(kept: Any, cotangent: Params) -> Any:
-            inner, last, given = kept
+        def backward(residuals: Any, cotangent: Params) -> Any:
+            inner, last, task_data = residuals
             if through == "identity":
                 return cotangent, None
-            found = inverse(inner, last, given, cotangent)
-            return trees.times(found, proximity), None
+            product = inverse_product(inner, last, task_data, cotangent)
+            return trees.times(product, proximity), None
 
-        solved.defvjp(forward, backward)
-        return AdaptedState(solved(start, (support, present, words)), present)
+        inner_solution.defvjp(forward, backward)
+        return AdaptedState(inner_solution(start, (support, present, words)), present)
 
     def predict(
         params: Params, task_state: AdaptedState, inputs: jax.Array
@@ -182,15 +196,16 @@ def imaml(
     return Learner(init=model.init, encode=encode, adapt=adapt, predict=predict)
 
 
-def _loss_of(
+def _weighted_loss(
     model: InnerModel, present: jax.Array, examples: Examples, weights: jax.Array
 ) -> Any:
+    """Return the function from inner parameters to the examples' weighted loss."""
     return lambda inner: model.loss(AdaptedState(inner, present), examples, weights)
 
 
 def _updated(
     optimizer: optax.GradientTransformation, step: InnerStep
 ) -> tuple[Params, Any]:
-    """Return the parameters and the optimiser's state after a step."""
+    """Return the parameters and the optimiser's state after an update."""
     updates, state = optimizer.update(step.grads, step.opt_state, step.params)
     return optax.apply_updates(step.params, updates), state

@@ -1,4 +1,4 @@
-"""What an inner loop adapts: a backbone, a linear head, and FiLM where it is asked."""
+"""The classifier that an inner loop adapts: a backbone, a head and optional FiLM."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ from lite_jax.nn import feature_size
 from lite_jax.types import Examples, Key, Network, Params
 
 Apply = Callable[..., jax.Array]
-"""`(params, inputs [n, …]) -> features [n, d]`, a network's."""
+"""`(params, inputs [n, …][, film]) -> features [n, d]`, a network's `apply`."""
 
 
 class AdaptedState(NamedTuple):
-    """Adapted parameters `{"backbone", "head"[, "film"]}`; `present [way]` bool."""
+    """The task state of learners with an inner loop.
+
+    Attributes:
+        inner_params: The adapted parameters `{"backbone", "head"[, "film"]}`.
+        present: `[way]` bool, the classes that the support has examples of.
+    """
 
     inner_params: Params
     present: jax.Array
@@ -38,17 +43,17 @@ class InnerModel:
     def __init__(
         self, backbone: Network, way: int, *, learned_head: bool, film: bool = False
     ):
-        """Choose the parts.
+        """Store the parts.
 
         Args:
             backbone: The feature extractor.
             way: Static maximum of classes in a task.
-            learned_head: Learn the head's start; otherwise it is 0, which keeps the
-                learner indifferent to the order of the classes.
-            film: Adapt FiLM parameters too, from the identity.
+            learned_head: Learn the head's start. Otherwise it is 0, and results do not
+                depend on the order of the classes.
+            film: Adapt FiLM parameters too, starting from the identity.
 
         Raises:
-            UserError: `way` under 2, or FiLM asked of a backbone without it.
+            UserError: `way` under 2, or `film` with a backbone without FiLM.
         """
         check_way(way)
         self._backbone, self._way = backbone, way
@@ -59,7 +64,7 @@ class InnerModel:
             )
 
     def init(self, key: Key, example_spec: Any) -> Params:
-        """Return what is learned of the start."""
+        """Return the initial meta-parameters: "backbone", and "head" if learned."""
         backbone_key, head_key = jax.random.split(key)
         params = {"backbone": self._backbone.init(backbone_key, example_spec)}
         if self._learned_head:
@@ -68,7 +73,12 @@ class InnerModel:
         return params
 
     def start(self, params: Params, image: jax.ShapeDtypeStruct) -> Params:
-        """Return the inner parameters before the first step."""
+        """Return the inner parameters before the first step.
+
+        Args:
+            params: The meta-parameters.
+            image: Shape and dtype of one image.
+        """
         inner = {"backbone": params["backbone"]}
         if self._learned_head:
             inner["head"] = params["head"]
@@ -82,7 +92,11 @@ class InnerModel:
         return inner
 
     def start_on(self, params: Params, support: Examples) -> AdaptedState:
-        """Return the start, and which classes a support has, which is checked."""
+        """Return the state before the first step on a support.
+
+        Raises:
+            UserError: A label outside `0 … way-1`, where labels are concrete.
+        """
         check_labels(support.labels, support.mask, self._way)
         present = classes_present(support.labels, support.mask, self._way)
         image = jax.ShapeDtypeStruct(support.inputs.shape[1:], support.inputs.dtype)
@@ -91,9 +105,12 @@ class InnerModel:
     def logits(
         self, state: AdaptedState, inputs: jax.Array, apply: Apply | None = None
     ) -> jax.Array:
-        """Return `[n, way]`, −∞ for classes that the support lacks.
+        """Return logits `[n, way]`, −∞ for classes that the support lacks.
 
-        `apply` computes features in the place of the backbone's own.
+        Args:
+            state: The inner parameters and the classes present.
+            inputs: `[n, …]` images.
+            apply: Computes the features; by default the backbone's `apply`.
         """
         inner = state.inner_params
         modulation = (inner["film"],) if self._film else ()
@@ -109,7 +126,14 @@ class InnerModel:
         weights: jax.Array,
         apply: Apply | None = None,
     ) -> jax.Array:
-        """Return the cross-entropy summed over the examples, each times its weight."""
+        """Return Σ_n w_n · cross-entropy of example n, a scalar.
+
+        Args:
+            state: The inner parameters and the classes present.
+            examples: The examples.
+            weights: w, `[n]`.
+            apply: Computes the features; by default the backbone's `apply`.
+        """
         losses = optax.softmax_cross_entropy_with_integer_labels(
             self.logits(state, examples.inputs, apply), examples.labels
         )

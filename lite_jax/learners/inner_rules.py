@@ -1,7 +1,7 @@
 """Inner rules: which parameters an inner step changes, and how.
 
-MAML, ANIL, BOIL, MAML++ and p-Meta share one inner loop (`lite_jax.learners.maml`), and
-differ in the rule it is given.
+MAML, ANIL, BOIL, MAML++ and p-Meta share one inner loop (`lite_jax.learners.maml`) and
+differ in its rule.
 """
 
 from __future__ import annotations
@@ -21,27 +21,29 @@ from lite_jax.types import Key, Network, Params, PyTree
 
 
 class InnerRule(NamedTuple):
-    """One way to take the steps of an inner loop.
+    """The update rule of an inner loop.
 
     Attributes:
-        init: `(adapted, steps) -> rule_params`, what the outer loop learns of the
-            rule; every leaf has a leading axis of `steps`. Empty for a fixed rule.
-        adapts: `path -> bool`, which inner parameters the steps change; paths are
-            `backbone/…`, `film/…` and `head/…`. Nothing is differentiated with respect
-            to the others.
-        begin: `adapted -> state`, what a task's first step finds.
+        init: `(adapted, steps) -> rule_params`, the parameters of the rule, which the
+            outer loop learns. Every leaf has a leading axis of `steps`. Empty for a
+            rule without parameters.
+        adapts: `path -> bool`, whether the steps change an inner parameter. Paths are
+            `backbone/…`, `film/…` and `head/…`. The inner loss is not differentiated
+            by the other parameters.
+        begin: `adapted -> state`, the state before a task's first step.
         update: `(rule_params of the step, state, adapted, gradient) -> (adapted,
-            state)`; `gradient` is that of the mean loss over the support.
+            state)`. `gradient` is that of the mean loss over the support.
         features: `(architecture, feature_params, params, inputs, weights) -> [n, d]`,
-            the features of the inner loss; None for the backbone's own. `weights [n]`
-            are those of the examples' losses. Values are the backbone's; gradients
-            need not be.
-        init_features: `(key, architecture) -> feature_params`, what the outer loop
-            learns for `features`.
-        each: Whether `features` takes one example at a time. Otherwise it takes a
-            chunk at once, and its gradient depends on which examples share a chunk.
-        penalty: `(rule_params, architecture) -> scalar`, added to a task's loss.
-        lower_bound: The least value of each rule parameter; an outer step is projected
+            the features of the inner loss, with `weights [n]` those of the examples'
+            losses. The values are the backbone's, the gradients may be others. None for
+            the backbone itself.
+        init_features: `(key, architecture) -> feature_params`, the parameters of
+            `features`, which the outer loop learns. None if there are none.
+        each: Whether `features` is called on one example at a time. Otherwise it is
+            called on a chunk, and its gradient depends on which examples share a chunk.
+        penalty: `(rule_params, architecture) -> scalar`, added to a task's loss. None
+            for none.
+        lower_bound: The least value of each rule parameter. Outer steps are projected
             to it.
     """
 
@@ -57,30 +59,44 @@ class InnerRule(NamedTuple):
 
 
 def everything(path: str) -> bool:
-    """Adapt all inner parameters."""
+    """Return True: all inner parameters are adapted."""
     del path
     return True
 
 
 def head_only(path: str) -> bool:
-    """Adapt the classifier alone."""
+    """Return whether a path is one of the head's."""
     return path.startswith("head/")
 
 
 def body_only(path: str) -> bool:
-    """Adapt all but the classifier."""
+    """Return whether a path is not one of the head's."""
     return not head_only(path)
 
 
 def sgd(
     learning_rate: float = 0.01, *, adapts: Callable[[str], bool] = everything
 ) -> InnerRule:
-    """Return MAML's rule θ ← θ - α g (Finn et al. 2017)."""
+    """Return MAML's rule θ ← θ - α g (Finn et al. 2017).
+
+    Args:
+        learning_rate: α > 0.
+        adapts: `path -> bool`, whether the steps change an inner parameter.
+
+    Raises:
+        UserError: A learning rate that is not positive.
+    """
     return optax_rule(optax.sgd(check_positive(learning_rate)), adapts=adapts)
 
 
 def anil(learning_rate: float = 0.01) -> InnerRule:
-    """Return ANIL's rule: steps on the head alone.
+    """Return ANIL's rule, which adapts the head only.
+
+    Args:
+        learning_rate: α > 0.
+
+    Raises:
+        UserError: A learning rate that is not positive.
 
     References:
         Raghu et al., "Rapid Learning or Feature Reuse?", ICLR 2020.
@@ -89,7 +105,13 @@ def anil(learning_rate: float = 0.01) -> InnerRule:
 
 
 def boil(learning_rate: float = 0.01) -> InnerRule:
-    """Return BOIL's rule: steps on the body alone, so the head must be learned.
+    """Return BOIL's rule, which adapts all but the head; its start must be learned.
+
+    Args:
+        learning_rate: α > 0.
+
+    Raises:
+        UserError: A learning rate that is not positive.
 
     References:
         Oh et al., "BOIL: Towards Representation Change for Few-shot Learning", ICLR
@@ -102,6 +124,13 @@ def learned_sgd(
     learning_rate: float = 0.01, *, adapts: Callable[[str], bool] = everything
 ) -> InnerRule:
     """Return MAML++'s rule: a learned step size for each tensor and each step.
+
+    Args:
+        learning_rate: The step sizes at first, above 0.
+        adapts: `path -> bool`, whether the steps change an inner parameter.
+
+    Raises:
+        UserError: A learning rate that is not positive.
 
     References:
         Antoniou, Edwards, Storkey, "How to Train Your MAML", ICLR 2019, LSLR.
@@ -126,19 +155,20 @@ def init_with_rule(
     steps: int,
     describe: Callable[[], Architecture],
 ) -> Params:
-    """Return a model's parameters, and with them what is learned of the rule.
+    """Return a model's initial parameters and those of its inner rule.
 
     Args:
         rule: The inner rule.
-        key: Of what is drawn.
-        init: The model's own, `key -> params`.
-        inner: `params -> start of a task`, arrays or their shapes.
-        steps: K, inner steps.
-        describe: Returns the network's layers; called where the rule has features.
+        key: Key of the initialisation.
+        init: `key -> params`, the model's parameters, a dictionary.
+        inner: `params -> inner parameters` before a task's first step; only their
+            shapes are used.
+        steps: K, the number of inner steps.
+        describe: Returns the network's layers; called if the rule has features.
 
     Returns:
-        The parameters with "inner_rule" and "inner_features" where they are learned.
-        The model's own are the same for every rule.
+        The model's parameters, which are the same for every rule, with "inner_rule" and
+        "inner_features" if the rule has them.
     """
     params = init(key)
     adapted, _ = split(jax.eval_shape(inner, params), rule.adapts)
@@ -150,13 +180,14 @@ def init_with_rule(
     return params | {"inner_features": rule.init_features(features_key, describe())}
 
 
-_FEATURES = 2**31 - 1  # apart from the halves of a model's key, which fold in 0 and 1
+_FEATURES = 2**31 - 1  # unlike 0 and 1, which `jax.random.split` folds into a key
 
 
 def constraint(rule: InnerRule) -> optax.GradientTransformation | None:
-    """Return what keeps rule parameters at their lower bound or above; None for none.
+    """Return the transformation that projects rule parameters to their lower bound.
 
-    It is the last part of an optimiser of the whole parameters.
+    It is meant as the last part of an optimiser of a learner's whole parameters, and
+    acts on "inner_rule" only. None for a rule without a lower bound.
     """
     if rule.lower_bound == -math.inf:
         return None
@@ -173,15 +204,15 @@ def constraint(rule: InnerRule) -> optax.GradientTransformation | None:
 
 
 def check_network(rule: InnerRule, network: Network, known: str) -> None:
-    """Refuse a rule that goes by layers where a network does not describe its own.
+    """Raise if a rule needs the layers of a network that does not describe them.
 
     Args:
         rule: The inner rule.
-        network: What it is to adapt.
-        known: Networks that would serve, for the message.
+        network: The network that it adapts.
+        known: Names of networks that describe their layers, for the message.
 
     Raises:
-        UserError: It does not.
+        UserError: The rule has a penalty or features, and the network no `describe`.
     """
     by_layers = rule.penalty is not None or rule.features is not None
     if by_layers and network.describe is None:
@@ -196,7 +227,12 @@ def optax_rule(
     *,
     adapts: Callable[[str], bool] = everything,
 ) -> InnerRule:
-    """Return the rule of any optimiser with fixed settings."""
+    """Return the rule that updates by an optax optimiser with fixed settings.
+
+    Args:
+        optimizer: The optimiser; its state starts anew in each task.
+        adapts: `path -> bool`, whether the steps change an inner parameter.
+    """
 
     def update(_: Params, state: Any, adapted: PyTree, gradient: PyTree) -> Any:
         updates, state = optimizer.update(gradient, state, adapted)
@@ -206,10 +242,10 @@ def optax_rule(
 
 
 def check_positive(learning_rate: float) -> float:
-    """Return a learning rate.
+    """Return a learning rate that is positive.
 
     Raises:
-        UserError: It is 0 or less, or not a number.
+        UserError: The learning rate is 0 or less, or NaN.
     """
     if not learning_rate > 0:
         raise UserError(f"learning_rate={learning_rate}: expected > 0")

@@ -1,4 +1,4 @@
-"""MAML with LITE (eq. 3): the sum is that of the examples' inner gradients."""
+"""MAML with LITE (eq. 3): a set sum of the examples' inner-loss gradients."""
 
 from __future__ import annotations
 
@@ -42,40 +42,41 @@ def maml(
     learned_head: bool = False,
     film: bool = False,
 ) -> Learner:
-    """Return MAML: a few gradient steps on the support, from a learned start.
+    """Return MAML, which takes gradient steps on the support from a learned start.
 
     θ_{k+1} = θ_k - α (1/N) Σ_n ∂ℓ(θ_k; x_n, y_n)/∂θ,   p(y | x) from θ_K
 
-    The term of the sum is one example's gradient of the inner loss, so LITE computes
-    every step exactly and back-propagates through H of its N terms. (Published "MAML
-    with LITE" splits the query set only.)
+    A term of the sum is one example's gradient of the inner loss. So LITE computes
+    every step exactly and back-propagates through H of its N terms. (The published
+    "MAML with LITE" splits the query set only.)
 
     Guarantees:
-        K sums, one key each: at second order the gradient is unbiased through all
-        steps, since what comes back from step k+1 is independent of step k's draw. At
-        first order the sums are not differentiated and the gradient is that of
-        first-order MAML, exactly, whatever H. Memory: one chunk, and K copies of what
-        is adapted.
+        The K sums have one key each. At second order the gradient is unbiased through
+        all steps, because the cotangent of step k+1 is independent of the draw of step
+        k. At first order the sums are not differentiated, so the gradient is exactly
+        that of first-order MAML, whatever H. Memory: one chunk, and K copies of the
+        adapted parameters.
 
     Args:
         backbone: The feature extractor.
         way: Static maximum of classes in a task; a task may have fewer.
-        steps: K, inner steps, 1 or more.
-        rule: What a step does, from `lite_jax.learners.inner_rules`; by default
+        steps: K, the number of inner steps, 1 or more.
+        rule: The update of a step, from `lite_jax.learners.inner_rules`; by default
             `sgd(0.01)`.
         first_order: Treat inner gradients as constants.
-        learned_head: Learn the head's start; by default it is 0, which keeps the
-            learner indifferent to the order of the classes.
-        film: Adapt FiLM parameters too, from the identity.
+        learned_head: Learn the head's start. By default it is 0, and results do not
+            depend on the order of the classes.
+        film: Adapt FiLM parameters too, starting from the identity.
 
     Returns:
         A `Learner` with parameters "backbone", and "head", "inner_rule" and
-        "inner_features" where they are learned.
+        "inner_features" if they are learned.
 
     Raises:
-        UserError: `steps` under 1, `way` under 2, a rule that leaves the head as it is
-            and no learned head, FiLM asked of a backbone without it, or a rule that
-            goes by layers and a backbone that does not describe its own.
+        UserError: `steps` under 1, `way` under 2, a rule that does not adapt the head
+            although its start is 0, `film` with a backbone without FiLM or a rule with
+            features of its own, or a rule that goes by layers with a backbone that
+            does not describe its layers.
 
     >>> from lite_jax import exact_sum
     >>> flat = Network(lambda key, spec: {}, lambda params, x: x.reshape(len(x), -1))
@@ -123,12 +124,12 @@ def maml(
         """Return the gradient of the weighted sum of the examples' losses."""
         adapted, fixed, present, feature_params = args
 
-        def masked(params: Params, inputs: jax.Array) -> jax.Array:
+        def rule_features(params: Params, inputs: jax.Array) -> jax.Array:
             assert rule.features is not None
             architecture = describe(inputs.shape[1:])
             return rule.features(architecture, feature_params, params, inputs, weights)
 
-        apply = None if rule.features is None else masked
+        apply = None if rule.features is None else rule_features
 
         def loss(adapted: PyTree) -> jax.Array:
             state = AdaptedState(merge(adapted, fixed), present)

@@ -1,4 +1,4 @@
-"""MRML: a head solved for each task, features learned through its implicit gradient."""
+"""MRML: a linear head fitted to each task, differentiated implicitly."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
 _logger = logging.getLogger(__name__)
 
 THROUGH = ("conjugate_gradient", "neumann", "identity", "unrolled")
-"""How the gradient passes the inner problem."""
+"""The values of `through`: ways to differentiate the inner solution."""
 
 
 def mrml(
@@ -45,48 +45,54 @@ def mrml(
     damping: float = 0.0,
     learned_head: bool = False,
 ) -> Learner:
-    """Return MRML: features f_x, and per task a regularised linear head y*(x).
+    """Return MRML, which learns features f_x and fits a linear head y* to each task.
 
-    y* minimises g(x, y) = (1/N) Σ_n -log p(y_n | f_x(x_n), y) + (decay/2) ‖y‖² on the
-    support, by K steps of gradient descent without a graph. The gradient of the query
-    loss over x is the implicit one, in which v = (∂²g/∂y²)⁻¹ ∂f/∂y is found by
-    conjugate gradients.
+    y*(x) = argmin_y g(x, y),   g = (1/N) Σ_n -log p(y_n | f_x(x_n), y) + (decay/2) ‖y‖²
 
-    The head sees the support through the table of its features alone, a direct sum over
-    examples. So v and Hessian products are of the table, computed once, and what passes
-    on to the features is the table's cotangent −(∂²g/∂T∂y) v: any set sum
-    back-propagates it in its own way, `lite_sum` from H sampled examples.
+    y* is computed by K steps of gradient descent, whose trajectory is not stored. The
+    gradient of the query loss f by x is the implicit one, with
+    v = (∂²g/∂y²)⁻¹ ∂f/∂y solved by conjugate gradients.
+
+    The head depends on the support through the table T of stacked features `[n, d]`
+    only. The table is computed once, and products of the Hessian need no images. What
+    passes to the features is the table's cotangent −(∂²g/∂T∂y) v. The set sum
+    back-propagates it by its own rule: `lite_sum` from H sampled examples.
 
     Guarantees:
-        At an inner solution the gradient over x is the hypergradient, up to the
-        solver's residual, and with `lite_sum` unbiased for it over draws. Memory does
-        not grow with the inner steps: one chunk of images, the table `[n, d]` and a few
+        At an inner solution, and through a solver ("conjugate_gradient" or "neumann"),
+        the gradient by x is the hypergradient up to the solver's residual. With
+        `lite_sum` it is unbiased for that over draws. Memory, unless unrolled, does not
+        grow with the inner steps: one chunk of images, the table `[n, d]` and a few
         heads.
 
     Args:
         backbone: The feature extractor.
         way: Static maximum of classes in a task; a task may have fewer.
-        steps: K, inner steps, 1 or more.
-        learning_rate: Of the inner steps. At most, save when unrolled: their rate is
-            2 / (L + decay) where that is less, with L a bound on the curvature of the
-            inner loss, from the task's features; so they cannot overshoot, however
-            large the features grow.
-        weight_decay: Curvature of the inner problem; without any (and no damping) the
-            linear system has no solution in general.
-        through: "conjugate_gradient" (MRML), "neumann" (the series with the rate of the
-            inner steps), "identity" (first order in the Hessian) or "unrolled" (through
-            all K steps, features cached: ITD; the features learn to suit the rate).
-        solver_steps: Iterations of conjugate gradients, or terms of the series.
-        damping: Added to the Hessian, under "conjugate_gradient".
-        learned_head: Meta-learn the head's start, by the gradient at the inner solution
-            (first order; exact when unrolled). Otherwise it is 0.
+        steps: K, the number of inner steps, 1 or more.
+        learning_rate: Largest step size of the inner gradient descent, above 0. The
+            step size is 2 / (L + decay) if that is smaller, with L an upper bound on
+            the curvature of g, decay included, from the task's features. Then the steps
+            cannot overshoot, however large the features grow. With
+            `through="unrolled"` the step size is always `learning_rate`.
+        weight_decay: Weight of the squared norm of the head in g, 0 or more. Without
+            decay and damping the linear system has no solution in general.
+        through: How y* is differentiated: "conjugate_gradient" (MRML), "neumann" (the
+            series, at the inner step size), "identity" (the Hessian replaced by the
+            identity) or "unrolled" (ITD: through all K steps, on the cached table).
+        solver_steps: Iterations of conjugate gradients or terms of the Neumann series,
+            1 or more.
+        damping: Number added to the Hessian's diagonal for "conjugate_gradient", 0 or
+            more.
+        learned_head: Meta-learn the head's start. Its gradient is ∂f/∂y at the inner
+            solution, a first-order one, and exact when unrolled. If false, the start
+            is 0.
 
     Returns:
-        A `Learner` with parameters "backbone", and "head" where its start is learned.
+        A `Learner` with parameters "backbone", and "head" if its start is learned.
 
     Raises:
-        UserError: An unknown way through, `way` under 2, steps under 1, or negative
-            decay or damping.
+        UserError: An unknown `through`, `way` under 2, `steps` or `solver_steps` under
+            1, a negative decay or damping, or a learning rate that is not positive.
 
     Reference: Yang, Ma and Yu, "Memory-Reduced Meta-Learning with Guaranteed
     Convergence", AAAI 2025, Algorithm 1.
@@ -124,7 +130,7 @@ def mrml(
         optimizer = optax.sgd(rate(table, fit))
         return descend(lambda head: inner(head, table, fit), head, optimizer, steps)
 
-    def inverse(
+    def inverse_product(
         operator: solvers.Operator, target: Params, table: jax.Array, fit: Fit
     ) -> Params:
         if through == "identity":
@@ -141,7 +147,10 @@ def mrml(
             solvers.conjugate_gradient(damped, target, None, solver_steps, 0.0)
         )
 
-    solve_head = solve if through == "unrolled" else _implicit(solve, inner, inverse)
+    if through == "unrolled":
+        solve_head = solve
+    else:
+        solve_head = _implicit_solve(solve, inner, inverse_product)
 
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
@@ -161,31 +170,37 @@ def mrml(
     return Learner(init, additive.term, adapt, predict, fixed_features=True)
 
 
-def _implicit(
+def _implicit_solve(
     solve: Callable[..., Params],
     inner: Callable[..., jax.Array],
-    inverse: Callable[..., Any],
+    inverse_product: Callable[..., Any],
 ) -> Callable[..., Params]:
-    """Return `solve(head, table, fit)` with the implicit derivative over the table.
+    """Return `solve` with the implicit derivative by the table.
 
-    The start has the derivative of the solution's own place: that of first order.
+    The derivative by the start is that by the solution, to first order.
+
+    Args:
+        solve: `(start, table, fit) -> head`.
+        inner: `(head, table, fit) -> scalar`, the inner loss.
+        inverse_product: `(operator, target, table, fit) -> v`, the solution of
+            operator(v) = target.
     """
     problem = Problem(inner, inner)
 
     @jax.custom_vjp
-    def solved(start: Params, table: jax.Array, fit: Fit) -> Params:
+    def solved_head(start: Params, table: jax.Array, fit: Fit) -> Params:
         return solve(start, table, fit)
 
     def forward(start: Params, table: jax.Array, fit: Fit) -> tuple[Params, Any]:
         head = solve(start, table, fit)
         return head, (head, table, fit)
 
-    def backward(kept: Any, cotangent: Params) -> Any:
-        head, table, fit = kept
+    def backward(residuals: Any, cotangent: Params) -> Any:
+        head, table, fit = residuals
         products = Products(problem, head, table, (fit, fit), exact_sum())
-        solution = inverse(products.hessian, cotangent, table, fit)
-        mixed = products.mixed(solution)
+        vector = inverse_product(products.hessian, cotangent, table, fit)
+        mixed = products.mixed(vector)
         return cotangent, trees.times(mixed, -1.0), None
 
-    solved.defvjp(forward, backward)
-    return solved
+    solved_head.defvjp(forward, backward)
+    return solved_head

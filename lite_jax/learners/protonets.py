@@ -22,7 +22,12 @@ from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
 
 
 class ProtoNetsState(NamedTuple):
-    """Class means `[way, d]`, and which classes the support holds `[way]`."""
+    """The task state of prototypical networks.
+
+    Attributes:
+        prototypes: `[way, d]`, the class means c_k.
+        present: `[way]` bool, the classes that the support has examples of.
+    """
 
     prototypes: jax.Array
     present: jax.Array
@@ -33,21 +38,21 @@ def protonets(backbone: Network, *, way: int, scale: float = 1.0) -> Learner:
 
     p(y = k | x) ∝ exp(-α ‖f_φ(x) - c_k‖²),   c_k = (1/N_k) Σ_{n: y_n = k} f_φ(x_n)
 
-    The set sum is that of the per-class features and counts, over the support; the
-    whole backbone is learned. At H = N support examples the gradient is exact.
+    The set sum over the support is that of the per-class features and counts. The whole
+    backbone is learned. At H = N support examples the gradient is exact.
 
     Args:
         backbone: The feature extractor f_φ.
         way: Static maximum of classes in a task; a task may have fewer.
-        scale: α > 0, by which distances are multiplied. The default is the paper's;
-            features of pretrained weights can be hundreds apart, and then learn
-            better from distances of order 1 (Oreshkin et al. 2018).
+        scale: α > 0, the factor of the squared distances. The default is the paper's.
+            Squared distances of pretrained features can be in the hundreds; training
+            then works better if α makes them of order 1 (Oreshkin et al. 2018).
 
     Returns:
         A `Learner` with parameters "backbone".
 
     Raises:
-        UserError: `scale` is not positive, or `way` is less than 2.
+        UserError: `scale` is not positive and finite, or `way` is less than 2.
 
     >>> import jax.numpy as jnp
     >>> from lite_jax import exact_sum, nn
