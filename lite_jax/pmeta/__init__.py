@@ -1,1 +1,1 @@
-"""p-Meta: adaptation whose memory is learned to be small, and its deployment."""
+"""p-Meta: few-shot adaptation in little memory, and its export to devices."""

@@ -1,14 +1,15 @@
-"""Load an exported plan, adapt and predict: all that a device needs besides JAX.
+"""Loading of an exported plan, adaptation and prediction on a device.
 
-This file imports nothing of lite_jax, so it can be copied beside an artefact:
+This file needs JAX and NumPy and imports nothing of lite_jax. It can be copied beside
+an artefact:
 
     from device import load
 
     artefact = load("birds.zip")
-    weights = artefact.adapt(images, labels)      # [n, …] as exported, [n] from 0 on
+    weights = artefact.adapt(images, labels)      # [n, …], [n] int from 0
     logits = artefact.predict(images, weights)    # [m, way]
 
-An artefact is a zip of compiled programs in StableHLO (`jax.export`), weights without
+An artefact is a zip file of programs in StableHLO (`jax.export`), weights without
 pickles (`.npz`) and a manifest in JSON. Nothing in it is evaluated as Python.
 """
 
@@ -26,23 +27,24 @@ import numpy as np
 from jax import export
 
 FORMAT = 1
-_MALFORMED = (  # what comes of a zip, or of JSON, that is not as it should be
+_MALFORMED = (  # errors of reading a malformed zip file or manifest
     EOFError, LookupError, NotImplementedError, OSError, RecursionError, RuntimeError,
     TypeError, ValueError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 MANIFEST, WEIGHTS = "manifest.json", "weights.npz"
 
 Weights = dict[str, Any]
-"""Name → array, of the adapted parameters and what goes with them."""
+"""Name → array: the parameters and the modules of meta attention."""
 
 
 class Artefact(NamedTuple):
-    """A network that adapts by a plan.
+    """An exported network that adapts by a plan.
 
     Attributes:
-        manifest: What it was made of: `input_shape`, `input_dtype`, `way`, `steps` (the
-            step sizes of each step's trained layers), `batch_size`, and versions.
-        weights: Before adaptation.
+        manifest: `format`, `input_shape`, `input_dtype`, `way`, `batch_size`, `steps`
+            (for each step its program and the step sizes of its trained layers), and
+            the versions of lite_jax and JAX.
+        weights: The weights before adaptation.
         programs: Name → program.
     """
 
@@ -54,13 +56,14 @@ class Artefact(NamedTuple):
         """Return the weights after the plan's steps on a support.
 
         Args:
-            inputs: `[n, …]` of the shape and dtype of the manifest.
-            labels: `[n]` integers, 0 up to `way` − 1.
+            inputs: `[n, …]` images of the manifest's shape and dtype, with n ≥ 1 a
+                multiple of `batch_size`.
+            labels: `[n]` integers in `0 … way-1`.
 
         Raises:
             ValueError: Inputs or labels that do not fit the manifest.
         """
-        inputs, labels = self._checked(inputs), np.asarray(labels)
+        inputs, labels = self._checked_inputs(inputs), np.asarray(labels)
         if labels.shape != inputs.shape[:1] or not len(labels):
             raise ValueError(
                 f"labels: shape {labels.shape}, expected one for each of the "
@@ -86,11 +89,20 @@ class Artefact(NamedTuple):
         return weights
 
     def predict(self, inputs: Any, weights: Weights | None = None) -> jax.Array:
-        """Return logits `[m, way]`, by adapted weights or those as exported."""
-        weights = self.weights if weights is None else weights
-        return self.programs["predict"].call(weights, self._checked(inputs))
+        """Return logits `[m, way]`.
 
-    def _checked(self, inputs: Any) -> np.ndarray:
+        Args:
+            inputs: `[m, …]` images of the manifest's shape and dtype, with m ≥ 1 a
+                multiple of `batch_size`.
+            weights: Adapted weights; by default those before adaptation.
+
+        Raises:
+            ValueError: Inputs that do not fit the manifest.
+        """
+        weights = self.weights if weights is None else weights
+        return self.programs["predict"].call(weights, self._checked_inputs(inputs))
+
+    def _checked_inputs(self, inputs: Any) -> np.ndarray:
         inputs = np.asarray(inputs)
         shape, dtype = self.manifest["input_shape"], self.manifest["input_dtype"]
         if list(inputs.shape[1:]) != shape or inputs.dtype != dtype:
@@ -105,7 +117,7 @@ def load(path: str | Path) -> Artefact:
     """Return the artefact in a file.
 
     Raises:
-        ValueError: A file that is none, or of a format that this loader does not know.
+        ValueError: The file is no artefact, or has another format than `FORMAT`.
     """
     try:
         size = Path(path).stat().st_size
@@ -114,13 +126,14 @@ def load(path: str | Path) -> Artefact:
                 raise ValueError("a part of it is said to be larger than the file")
             content = {name: file.read(name) for name in file.namelist()}
         manifest = json.loads(content.pop(MANIFEST))
-        found = manifest["format"]
+        file_format = manifest["format"]
     except _MALFORMED as error:
         raise ValueError(f"{path}: not an exported plan ({error})") from error
-    if found != FORMAT:
+    if file_format != FORMAT:
         raise ValueError(
-            f"{path}: format {found}, made by lite_jax {manifest.get('lite_jax')}, and "
-            f"this loader reads format {FORMAT}: export it anew, or use its own loader"
+            f"{path}: format {file_format}, made by lite_jax "
+            f"{manifest.get('lite_jax')}, and this loader reads format {FORMAT}: "
+            "export it anew, or use its own loader"
         )
     with np.load(io.BytesIO(content.pop(WEIGHTS)), allow_pickle=False) as stored:
         weights = {name: stored[name] for name in stored.files}

@@ -1,4 +1,4 @@
-"""Export a plan and its network as one file that `lite_jax.pmeta.device` reads."""
+"""Export of a plan and its network to one file, which `lite_jax.pmeta.device` reads."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def export_plan(
     batch_size: int = 1,
     platforms: Sequence[str] | None = None,
 ) -> dict[str, int]:
-    """Write an artefact, and return the bytes of each of its parts.
+    """Write a plan and its network to a file, and return the bytes of each part.
 
-    Programs take supports and queries of any size. Steps that train the same layers
-    share one.
+    The programs take supports and queries whose size is any multiple of `batch_size`.
+    Steps that train the same layers share a program.
 
     Args:
-        path: The file; written whole or not at all.
-        plan: What is trained.
-        params: The learner's.
-        dtype: Of the inputs.
+        path: The file. It is written whole or not at all.
+        plan: The plan.
+        params: The learner's parameters.
+        dtype: Dtype of the input images.
         batch_size: Examples computed at once while adapting.
-        platforms: As `jax.export.export` takes them, e.g. `("cpu", "cuda")`; by default
-            the platform that this runs on.
+        platforms: Platforms of the programs, as for `jax.export.export`, such as
+            `("cpu", "cuda")`; by default the platform that runs this function.
 
     Raises:
-        UserError: A plan that cannot be carried out.
+        UserError: An invalid plan.
     """
     plan.check()
     inner, modules = inner_params(plan.architecture, params)
@@ -54,8 +54,8 @@ def export_plan(
 
     def predict(weights: dict[str, Any], inputs: jax.Array) -> jax.Array:
         tree, choice = restored(weights), plan.choices()[0]
-        own = tree["inner"], tree["modules"]
-        return batch_logits(plan.architecture, choice, {}, *own, inputs)
+        inner_and_modules = tree["inner"], tree["modules"]
+        return batch_logits(plan.architecture, choice, {}, *inner_and_modules, inputs)
 
     spec = shapes_of(named)
     (count,) = export.symbolic_shape("n", constraints=("n >= 1",))
@@ -78,8 +78,8 @@ def export_plan(
             ) -> dict[str, jax.Array]:  # fmt: skip
                 tree = restored(weights)
                 inner = step(tree["inner"], tree["modules"], sizes, inputs, labels)
-                found, _ = named_leaves({"inner": inner})
-                return {k: x for k, x in found.items() if _layer(k) in trained}
+                leaves, _ = named_leaves({"inner": inner})
+                return {k: x for k, x in leaves.items() if _layer_path(k) in trained}
 
             scalars = {k: jax.ShapeDtypeStruct((), jnp.float32) for k in sizes}
             parts[programs[choice]] = make(changed, spec, scalars, inputs, labels)
@@ -95,7 +95,7 @@ def export_plan(
     return write_artefact(path, parts, named, manifest)
 
 
-def _layer(name: str) -> str:
-    """Return the layer that holds a parameter of this name."""
-    place = name.removeprefix("inner/").rpartition("/")[0]
-    return place.removeprefix("backbone/")
+def _layer_path(name: str) -> str:
+    """Return the path of the layer that a named parameter belongs to."""
+    path = name.removeprefix("inner/").rpartition("/")[0]
+    return path.removeprefix("backbone/")

@@ -1,8 +1,8 @@
 """Layers whose weight gradient is masked by meta attention, for meta-training.
 
-Forward values and the gradients that pass on are those of the plain layer; only what
-arrives at the weights is multiplied by γ. Everything is kept in full, and can be
-differentiated again: the gradient of an inner step is a function like any other.
+Outputs are those of the plain layer. A layer's weight gradient is multiplied by γ; the
+gradient of its input is not. The backward pass stores whole tensors and can be
+differentiated again, so the gradient of an inner step has a gradient too.
 """
 
 from __future__ import annotations
@@ -42,27 +42,28 @@ def masked_features(
     inputs: jax.Array,
     counted: jax.Array,
 ) -> jax.Array:
-    """Return a backbone's features, whose gradient reaches weights by attention.
+    """Return a backbone's features `[n, d]`, with weight gradients masked by attention.
 
     Args:
-        architecture: Of the backbone.
-        attention: Ratios.
-        norm_gradient: How gradients pass norms.
-        modules: From `init_attention`.
-        params: The backbone's.
-        inputs: `[n, …]`.
+        architecture: The backbone's layers.
+        attention: Ratios of meta attention.
+        norm_gradient: How gradients pass norms, "exact", "bfloat16" or "detached".
+        modules: Modules of meta attention, from `init_attention`.
+        params: The backbone's parameters.
+        inputs: `[n, …]` images, as the backbone takes them.
         counted: `[n]`, the weight of each example's loss; 0 for padding.
     """
 
     def compute(layer: Layer, weights: Weights, x: jax.Array) -> jax.Array:
-        own = at_path(modules, layer.path)
-        return _masked(layer, attention, norm_gradient, weights, own, counted, x)
+        layer_modules = at_path(modules, layer.path)
+        settings = layer, attention, norm_gradient
+        return _layer_output(*settings, weights, layer_modules, counted, x)
 
     return features_of(architecture, params, inputs, compute)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _masked(
+def _layer_output(
     layer: Layer,
     attention: Attention,
     norm_gradient: NormGradient,
@@ -74,36 +75,39 @@ def _masked(
     return compute_layer(layer, weights, x)
 
 
-def _masked_forward(layer, attention, norm_gradient, weights, modules, counted, x):
+def _layer_forward(layer, attention, norm_gradient, weights, modules, counted, x):
     return compute_layer(layer, weights, x), (weights, modules, counted, x)
 
 
-def _masked_backward(layer, attention, norm_gradient, kept, cotangent):
-    weights, modules, counted, x = kept
+def _layer_backward(layer, attention, norm_gradient, residuals, cotangent):
+    weights, modules, counted, x = residuals
     if layer.kind == "norm":
-        seen, factor = standardise(x, layer.groups)
-        kept_seen = as_kept(norm_gradient, seen).astype(seen.dtype)
-        through = None if norm_gradient == "detached" else kept_seen
-        passed = through_norm(layer, weights["scale"], through, factor, cotangent)
-        rule = functools.partial(scale_and_shift, standardised=kept_seen)
-        (gradient,) = jax.vjp(rule, weights)[1](cotangent)
+        activations, factor = standardise(x, layer.groups)
+        rounded = as_kept(norm_gradient, activations).astype(activations.dtype)
+        standardised = None if norm_gradient == "detached" else rounded
+        input_gradient = through_norm(
+            layer, weights["scale"], standardised, factor, cotangent
+        )
+        rule = functools.partial(scale_and_shift, standardised=rounded)
+        (weight_gradient,) = jax.vjp(rule, weights)[1](cotangent)
     else:
-        seen = x
+        activations = x
         _, pull = jax.vjp(functools.partial(compute_layer, layer), weights, x)
-        gradient, passed = pull(cotangent)
+        weight_gradient, input_gradient = pull(cotangent)
     inputs = outputs = None
     if attention.forward is not None:
         module = modules["forward"]
-        inputs = channel_scores(module, seen, counted, attention.forward)
+        inputs = channel_scores(module, activations, counted, attention.forward)
     if attention.backward is not None:
-        seen = normalised_gradients(cotangent, counted)
+        gradients = normalised_gradients(cotangent, counted)
         module = modules["backward"]
-        outputs = channel_scores(module, seen, counted, attention.backward)
+        outputs = channel_scores(module, gradients, counted, attention.backward)
     zeros = jax.tree.map(jnp.zeros_like, (modules, counted))
-    return mask_gradient(layer, gradient, inputs, outputs), *zeros, passed
+    masked = mask_gradient(layer, weight_gradient, inputs, outputs)
+    return masked, *zeros, input_gradient
 
 
-_masked.defvjp(_masked_forward, _masked_backward)
+_layer_output.defvjp(_layer_forward, _layer_backward)
 
 
 def mask_gradient(
@@ -114,8 +118,15 @@ def mask_gradient(
 ) -> Weights:
     """Return a layer's weight gradient times γ of its input and output channels.
 
-    A kernel's entry has the product of both; a bias, which no input meets, that of its
-    output alone; a norm's scale and shift both, since its channels are the same.
+    An entry of a kernel is multiplied by both, and a dense layer's bias by that of its
+    output. A norm's scale and shift are multiplied by both, since its input and output
+    have the same channels.
+
+    Args:
+        layer: The layer.
+        gradient: The gradient of its weights.
+        inputs: γ of the input channels, `[c]`; None for no mask.
+        outputs: γ of the output channels, `[c]`; None for no mask.
     """
     masked = dict(gradient)
     if inputs is not None and layer.kind == "norm":

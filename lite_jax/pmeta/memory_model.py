@@ -1,14 +1,14 @@
-"""Memory and multiplications of adapting a network, counted three ways.
+"""Memory and multiply-accumulate operations of adapting a network.
 
-- `count_memory` and `count_macs`: p-Meta's analytic model (KDD 2022, eqs. 16 to 18 with
-  the conventions that its tables follow), on an `Architecture` and a choice of layers;
-- `residual_bytes`: what JAX's VJP of a function keeps;
-- `lite_jax.run.memory_budget.temporary_bytes`: what the compiled program needs.
+- `count_memory` and `count_macs` compute p-Meta's analytic model (KDD 2022, eqs. 16 to
+  18, with the conventions of its tables) from an `Architecture` and the trained layers.
+- `residual_bytes` measures what JAX's VJP of a function stores.
+- `lite_jax.run.memory_budget.temporary_bytes` is what the compiled program needs.
 
 The paper's text gives its conventions only in part. Its formula for the whole network
-(eq. 16), taken literally, does not give its tables; a peak over the blocks that are
-alive at the same time does. Of the 49 figures of its Tables 1 to 3 that depend on no
-learned step size, the defaults of `Conventions` give 48 as printed, and one to 0.02 %.
+(eq. 16), taken literally, does not give its tables. The peak over blocks that are alive
+at the same time does. Of the 49 figures of its Tables 1 to 3 that depend on no learned
+step size, the defaults of `Conventions` give 48 as printed, and one to 0.02 %.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ MB = 10**6
 
 
 class Conventions(NamedTuple):
-    """What is counted; the defaults are the paper's.
+    """Conventions of counting; the defaults are the paper's.
 
     Attributes:
         word_bytes: Bytes of a stored number.
-        relu_bits: Bits kept of each number that a ReLU passes on.
-        pool_bits: Bits kept of each pooled number, the winner's place.
-        relu_at_winners: Keep a ReLU's bits after pooling, where a gradient arrives.
-        norm_inputs: Which normalised tensors are kept for the gradient *through* a
-            norm: "omitted" (the paper: none but what the norm's own weights need),
-            "exact" (all of those that a gradient passes), "bfloat16" (the same, and
-            all others, in half the bytes), or "detached" (none: statistics count as
-            constants).
-        shortcut_input: Count the input of a block again for its shortcut.
+        relu_bits: Bits stored for each number that a ReLU is applied to.
+        pool_bits: Bits stored for each output of a pool, the winner's position.
+        relu_at_winners: Whether the last ReLU's bits are stored for the pool's outputs
+            only, where a gradient arrives.
+        norm_inputs: Which standardised tensors are stored for gradients *through*
+            norms: "omitted" (none; only those that a norm's own weight gradient needs,
+            as in the paper), "exact" (of every norm that a gradient passes),
+            "bfloat16" (the same, with all standardised tensors in half the bytes) or
+            "detached" (none, since statistics are constants).
+        shortcut_input: Whether the input of a block is counted again for its shortcut.
         shortcut_working: Tensors alive at once in a block with a shortcut.
-        norm_macs: Of a norm for each number: forward, weight gradient, input gradient.
+        norm_macs: Operations of a norm for each number: forward, weight gradient, input
+            gradient.
     """
 
     word_bytes: int = 4
@@ -64,15 +66,15 @@ class Kept(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A block's, or the head's, words of one example.
+    """The memory of a block, or of the head, for one example, in words.
 
     Attributes:
-        name: Of its first layer.
-        stored: For weight gradients.
-        masks: Bits of ReLUs and pools, as words.
-        working: What is being computed, stored tensors included once.
-        alive: While its gradient is computed: all that is stored up to here, and what
-            is being computed; 0 where there is none.
+        name: Path of its first layer.
+        stored: Words stored for weight gradients and for gradients through norms.
+        masks: Words stored for the bits of ReLUs and pools.
+        working: Words of the tensors that are being computed.
+        alive: Words in use while its gradient is computed: `stored` and `masks` of all
+            stages up to this one, and `working`. 0 below the first trained layer.
     """
 
     name: str
@@ -83,15 +85,16 @@ class Stage(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What an adaptation step needs.
+    """The memory of an adaptation step.
 
     Attributes:
-        num_bytes: At the peak, gradient buffers included where asked.
-        peak: Name of the stage where it is reached; "forward" without training.
-        activation_bytes: Of which activations.
-        buffer_bytes: Of which gradients.
-        stored_bytes: All that the forward pass leaves for the backward pass.
-        stages: Blocks and head, words of one example.
+        num_bytes: Peak memory, `activation_bytes` and `buffer_bytes` together.
+        peak: Name of the stage at the peak; "forward" if the forward pass is the peak,
+            as without training.
+        activation_bytes: Bytes of activations at the peak.
+        buffer_bytes: Bytes of accumulated gradients; 0 if they are not counted.
+        stored_bytes: Bytes that the forward pass stores for the backward pass.
+        stages: The blocks and the head.
     """
 
     num_bytes: float
@@ -111,24 +114,26 @@ def count_memory(
     buffers: bool = True,
     conventions: Conventions = PAPER,
 ) -> Memory:
-    """Return the memory of one adaptation step, weights and inputs apart.
+    """Return the memory of one adaptation step, without weights and input images.
 
     Args:
         architecture: The network.
-        trained: Paths of the layers whose weights the step changes; none is inference.
-        kept: Path → shares of the channels; all of them where a layer is not named.
-        examples: Examples computed at once (an episode's observations, say).
-        buffers: Count one word a trained weight, for a gradient that is accumulated.
-        conventions: What is counted.
+        trained: Paths of the layers whose weights the step changes. Empty for
+            inference.
+        kept: Path → shares of the channels that attention leaves. A layer that is not
+            named keeps all.
+        examples: Number of examples computed at once, such as an episode's
+            observations.
+        buffers: Count one word a trained weight, for the accumulated gradient.
+        conventions: Conventions of counting.
 
     Raises:
         UserError: A trained layer that the architecture lacks.
 
     >>> from lite_jax.nn.description import conv4
     >>> network = conv4((84, 84, 3), 5, width=32, groups=8)
-    >>> everything = [layer.path for layer in network.layers]
-    >>> found = count_memory(network, everything)
-    >>> print(f"{found.num_bytes / MB:.2f} MB at {found.peak}")
+    >>> memory = count_memory(network, [layer.path for layer in network.layers])
+    >>> print(f"{memory.num_bytes / MB:.2f} MB at {memory.peak}")
     2.06 MB at blocks.0/conv
     """
     check_layers(architecture, trained)
@@ -139,19 +144,20 @@ def count_memory(
         if stage.alive > peak:
             peak, name = stage.alive, stage.name
     gradients = sum(x.num_weights for x in architecture.layers if x.path in trained)
-    held = words * gradients if buffers else 0
+    buffer = words * gradients if buffers else 0
     activations = words * examples * peak
     stored = words * examples * sum(x.stored + x.masks for x in stages)
-    return Memory(activations + held, name, activations, held, stored, tuple(stages))
+    total = activations + buffer
+    return Memory(total, name, activations, buffer, stored, tuple(stages))
 
 
 class Macs(NamedTuple):
     """Multiply-accumulate operations of one example.
 
     Attributes:
-        forward: Of the forward pass.
-        inputs: Of gradients with respect to what layers are given.
-        weights: Of gradients with respect to weights.
+        forward: Operations of the forward pass.
+        inputs: Operations of the gradients of layers' inputs.
+        weights: Operations of the gradients of weights.
     """
 
     forward: float
@@ -160,7 +166,7 @@ class Macs(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Of one adaptation step."""
+        """Operations of one adaptation step."""
         return self.forward + self.inputs + self.weights
 
 
@@ -173,15 +179,17 @@ def count_macs(
 ) -> Macs:
     """Return the operations of one example in an adaptation step (eq. 18).
 
-    The input gradient is counted from the first trained layer on: that layer itself
-    left out in a network of convolutions, and counted in one of dense layers, as the
-    paper's tables have it.
+    Gradients of inputs are counted for the layers after the first trained one. In a
+    network of dense layers only, that of the first trained layer is counted too. The
+    paper's tables follow both conventions.
 
     Args:
         architecture: The network.
-        trained: Paths of the layers whose weights the step changes; none is inference.
-        kept: Path → shares of the channels; all of them where a layer is not named.
-        conventions: What is counted.
+        trained: Paths of the layers whose weights the step changes. Empty for
+            inference.
+        kept: Path → shares of the channels that attention leaves. A layer that is not
+            named keeps all.
+        conventions: Conventions of counting.
 
     Raises:
         UserError: A trained layer that the architecture lacks.
@@ -195,31 +203,37 @@ def count_macs(
         return Macs(total, 0.0, 0.0)
     dense = all(x.kind == "dense" for x in layers)
     passed = costs[first if dense else first + 1 :]
-    own = 0.0
+    weights = 0.0
     for layer, cost in zip(layers, costs, strict=True):
         if layer.path in trained:
             share = shares.get(layer.path, Kept())
-            own += share.inputs * share.outputs * cost.weights
-    return Macs(total, sum(cost.inputs for cost in passed), own)
+            weights += share.inputs * share.outputs * cost.weights
+    return Macs(total, sum(cost.inputs for cost in passed), weights)
 
 
 def residual_bytes(function: Callable[..., Any], *args: Any, known: Any = ()) -> int:
-    """Return the bytes that the VJP of a function keeps, those of `args` apart.
+    """Return the bytes that the VJP of a function stores, besides `args` and `known`.
 
     Args:
-        function: Any differentiable function.
-        args: Concrete arrays.
-        known: Arrays that are there anyway, as weights that are not differentiated.
+        function: A differentiable function.
+        args: Its arguments, concrete arrays.
+        known: Arrays that are in memory anyway, such as weights that are not
+            differentiated.
     """
-    given = {x.unsafe_buffer_pointer() for x in jax.tree.leaves((args, known))}
-    _, pull = jax.vjp(jax.jit(function), *args)  # which passes weights on, not copies
+    not_counted = {x.unsafe_buffer_pointer() for x in jax.tree.leaves((args, known))}
+    # Under jit, arguments among the residuals are the same buffers and not copies.
+    _, pull = jax.vjp(jax.jit(function), *args)
     leaves = [x for x in jax.tree.leaves(pull) if isinstance(x, jax.Array)]
-    kept = {x.unsafe_buffer_pointer(): x.nbytes for x in leaves}
-    return sum(size for place, size in kept.items() if place not in given)
+    sizes = {x.unsafe_buffer_pointer(): x.nbytes for x in leaves}
+    return sum(size for buffer, size in sizes.items() if buffer not in not_counted)
 
 
 def check_layers(architecture: Architecture, paths: Collection[str]) -> None:
-    """Raise unless the architecture has layers of these paths."""
+    """Raise unless the architecture has a layer at every path.
+
+    Raises:
+        UserError: There is no layer at one of the paths.
+    """
     known = [layer.path for layer in architecture.layers]
     for path in paths:
         if path not in known:
@@ -227,7 +241,7 @@ def check_layers(architecture: Architecture, paths: Collection[str]) -> None:
 
 
 def first_trained(architecture: Architecture, trained: Collection[str]) -> int | None:
-    """Return the position of the first trained layer; None where there is none."""
+    """Return the index of the first trained layer; None if there is none."""
     paths = [layer.path for layer in architecture.layers]
     return min((paths.index(path) for path in trained), default=None)
 
@@ -242,96 +256,100 @@ def _stages(
     kept: Mapping[str, Kept],
     conventions: Conventions,
 ) -> list[Stage]:
-    """Return what each block keeps; those before the first trained layer, nothing."""
+    """Return the stages in order; nothing is stored below the first trained layer."""
     stages: list[Stage] = []
-    total, begun = 0.0, False
+    total, stores = 0.0, False
     for part in _parts(architecture):
         layers = part.layers if isinstance(part, Block) else (part,)
-        begun = begun or any(layer.path in trained for layer in layers)
-        working = _working(part, conventions)
+        stores = stores or any(layer.path in trained for layer in layers)
+        working = _working_words(part, conventions)
         stored = masks = 0.0
-        if begun:
+        if stores:
             below = any(x.stored for x in stages)
-            stored = _stored(part, trained, kept, below, conventions)
-            masks = _masks(part, conventions) if isinstance(part, Block) else 0.0
+            stored = _stored_words(part, trained, kept, below, conventions)
+            masks = _mask_words(part, conventions) if isinstance(part, Block) else 0.0
         total += stored + masks
-        alive = total + working if begun else 0.0
+        alive = total + working if stores else 0.0
         stages.append(Stage(layers[0].path, stored, masks, working, alive))
     return stages
 
 
-def _working(part: Block | Layer, conventions: Conventions) -> float:
-    """Return the words of what is being computed: the block's largest tensors."""
+def _working_words(part: Block | Layer, conventions: Conventions) -> float:
+    """Return the words of the tensors being computed: the block's largest ones."""
     if isinstance(part, Layer):
         return part.output_size
     tensors = conventions.shortcut_working if part.shortcut else 1
     return tensors * part.units[-1].layer.output_size
 
 
-def _stored(
+def _stored_words(
     part: Block | Layer,
     trained: Collection[str],
     kept: Mapping[str, Kept],
     below: bool,
     conventions: Conventions,
 ) -> float:
-    """Return the words that gradients need: inputs of trained layers, and norms'.
+    """Return the words stored for gradients of weights and through norms.
 
-    `below` tells whether a layer of an earlier block is trained.
+    `below` says whether an earlier block stores something, so that a gradient passes
+    all layers of this one.
     """
 
-    def of_weights(layer: Layer) -> float:
+    def input_words(layer: Layer) -> float:
         share = kept.get(layer.path, Kept()).inputs
         return share * layer.input_size if layer.path in trained else 0.0
 
     if isinstance(part, Layer):
-        return of_weights(part)
+        return input_words(part)
     total = 0.0
     for path in (part.units, (part.shortcut,) if part.shortcut else ()):
         passed = below
         for unit in path:
-            total += of_weights(unit.layer)
+            total += input_words(unit.layer)
             passed = passed or unit.layer.path in trained
             if unit.norm is not None:
-                own, size = of_weights(unit.norm), unit.norm.input_size
+                norm_words, size = input_words(unit.norm), unit.norm.input_size
                 whole = passed and conventions.norm_inputs in ("exact", "bfloat16")
-                half = 0.5 if conventions.norm_inputs == "bfloat16" else 1.0
-                total += half * (size if whole else own)
+                factor = 0.5 if conventions.norm_inputs == "bfloat16" else 1.0
+                total += factor * (size if whole else norm_words)
                 passed = passed or unit.norm.path in trained
     if part.shortcut and not conventions.shortcut_input:
-        both = [of_weights(x) for x in (part.units[0].layer, part.shortcut.layer)]
-        if both[0] == both[1] == part.shortcut.layer.input_size:  # of all channels
-            total -= both[0]
+        first, shortcut = part.units[0].layer, part.shortcut.layer
+        if input_words(first) == input_words(shortcut) == shortcut.input_size:
+            total -= shortcut.input_size  # both store all channels of the same tensor
     return total
 
 
-def _masks(block: Block, conventions: Conventions) -> float:
-    """Return the words of a block's bits."""
+def _mask_words(block: Block, conventions: Conventions) -> float:
+    """Return the words of the bits of a block's ReLUs and pool."""
     size = block.units[-1].layer.output_size
     relus = sum(unit.relu for unit in block.units) + (block.shortcut is not None)
     bits = 0
     if block.pool:
-        small = math.prod(block.outputs)
-        bits += conventions.pool_bits * small
-        if conventions.relu_at_winners:  # the last ReLU's
+        pooled_size = math.prod(block.outputs)
+        bits += conventions.pool_bits * pooled_size
+        if conventions.relu_at_winners:  # the last ReLU is applied to the pool's output
             relus -= 1
-            bits += conventions.relu_bits * small
+            bits += conventions.relu_bits * pooled_size
     return (bits + conventions.relu_bits * relus * size) / (8 * conventions.word_bytes)
 
 
 def _macs_of(layer: Layer, conventions: Conventions) -> Macs:
-    """Return the operations of a layer, all of its gradients wanted in full."""
+    """Return the operations of a layer and of its gradients, with all channels."""
     if layer.kind == "norm":
         forward, weights, inputs = (
-            each * layer.output_size for each in conventions.norm_macs
+            macs * layer.output_size for macs in conventions.norm_macs
         )
         return Macs(forward, inputs, weights)
     return Macs(*(_products(layer),) * 3)
 
 
 def _products(layer: Layer) -> float:
-    """Return the products of a convolution or dense layer, forward or backward."""
+    """Return the products of a convolution or dense layer.
+
+    Forward pass, input gradient and weight gradient take the same number.
+    """
     if layer.kind == "dense":
         return layer.inputs[0] * layer.outputs[0]
-    places = layer.outputs[0] * layer.outputs[1]
-    return places * layer.kernel_size**2 * layer.inputs[2] * layer.outputs[2]
+    positions = layer.outputs[0] * layer.outputs[1]
+    return positions * layer.kernel_size**2 * layer.inputs[2] * layer.outputs[2]

@@ -1,4 +1,4 @@
-"""Plans: which layers train at which step; adaptation by one, example by example."""
+"""Plans, which name the layers that each step trains, and adaptation by a plan."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ StepSizes = dict[str, float]
 
 
 class Plan(NamedTuple):
-    """How a network is adapted on a device.
+    """A plan of adaptation on a device.
 
     Attributes:
-        architecture: Of the network.
-        steps: Step sizes of each step's trained layers; no others are trained.
+        architecture: The layers of the backbone and its head.
+        steps: For each step, the step sizes of the layers that it trains.
         attention: Ratios of meta attention.
-        norm_gradient: How gradients pass norms.
+        norm_gradient: How gradients pass norms, "exact", "bfloat16" or "detached".
     """
 
     architecture: Architecture
@@ -41,17 +41,18 @@ class Plan(NamedTuple):
     norm_gradient: NormGradient = "exact"
 
     def choices(self) -> list[Choice]:
-        """Return what each step wants the gradient of."""
+        """Return the trained layers of each step, as `sparse_features` takes them."""
         return [
             Choice(frozenset(sizes), self.attention, self.norm_gradient)
             for sizes in self.steps
         ]
 
     def check(self) -> Plan:
-        """Return the plan if it can be carried out.
+        """Return the plan if it is valid.
 
         Raises:
-            UserError: Nothing to train, an unknown layer, or a ratio outside [0, 1).
+            UserError: No step trains a layer, or an unknown layer, an unknown
+                `norm_gradient`, or a ratio outside [0, 1).
         """
         self.attention.check()
         check_norm_gradient(self.norm_gradient)
@@ -65,8 +66,11 @@ class Plan(NamedTuple):
         return self
 
     def kept(self) -> dict[str, Kept]:
-        """Return the most that attention leaves of each layer's channels, as shares."""
-        found = {}
+        """Return the largest shares of channels that attention can leave, by path.
+
+        The head, which has no attention, is not named.
+        """
+        layer_shares = {}
         for layer in self.architecture.body:
             shares = [
                 most_channels(size, ratio) / size
@@ -74,11 +78,11 @@ class Plan(NamedTuple):
                     (layer.inputs[-1], layer.outputs[-1]), self.attention, strict=True
                 )
             ]
-            found[layer.path] = Kept(*shares)
-        return found
+            layer_shares[layer.path] = Kept(*shares)
+        return layer_shares
 
     def conventions(self) -> Conventions:
-        """Return how the memory of this plan is counted, as it is computed here."""
+        """Return the conventions that count the memory of this library's programs."""
         return Conventions(
             relu_at_winners=True, shortcut_input=False, norm_inputs=self.norm_gradient
         )
@@ -94,21 +98,21 @@ def learned_plan(
     """Return the plan that meta-training with p-Meta's rule has learned.
 
     Args:
-        architecture: Of the backbone and its head.
-        params: The learner's, with "inner_rule".
-        attention: As trained with.
-        norm_gradient: As trained with.
+        architecture: The layers of the backbone and its head.
+        params: The learner's parameters, with "inner_rule".
+        attention: The ratios of training.
+        norm_gradient: The `norm_gradient` of training.
 
     Raises:
         UserError: All step sizes are 0.
     """
-    learned = params["inner_rule"]
-    sizes = {x.path: layer_at(learned, x.path) for x in architecture.layers}
-    known = {path: np.asarray(x) for path, x in sizes.items() if x is not None}
-    count = len(next(iter(known.values())))
+    rule_params = params["inner_rule"]
+    sizes = {x.path: layer_at(rule_params, x.path) for x in architecture.layers}
+    learned = {path: np.asarray(x) for path, x in sizes.items() if x is not None}
+    num_steps = len(next(iter(learned.values())))
     steps = tuple(
-        {path: float(x[k]) for path, x in known.items() if x[k] > 0}
-        for k in range(count)
+        {path: float(x[k]) for path, x in learned.items() if x[k] > 0}
+        for k in range(num_steps)
     )
     return Plan(architecture, steps, attention, norm_gradient).check()
 
@@ -121,28 +125,39 @@ def fixed_plan(
     steps: int,
     norm_gradient: NormGradient = "exact",
 ) -> Plan:
-    """Return the plan that trains the same layers at every step: MAML, ANIL, BOIL."""
+    """Return the plan that trains the same layers at every step, as MAML and ANIL do.
+
+    Args:
+        architecture: The layers of the backbone and its head.
+        trained: Paths of the trained layers.
+        step_size: Their step size at every step.
+        steps: Number of steps.
+        norm_gradient: How gradients pass norms.
+
+    Raises:
+        UserError: No layer is trained, or one is unknown.
+    """
     sizes = dict.fromkeys(trained, step_size)
     return Plan(architecture, (sizes,) * steps, norm_gradient=norm_gradient).check()
 
 
 Adapt = Callable[[Params, jax.Array, jax.Array], Params]
-"""`(params, inputs [n, …], labels [n]) -> params`, those of a learner in and out."""
+"""`(params, inputs [n, …], labels [n]) -> params`, a learner's parameters adapted."""
 
 
 def make_adapt(plan: Plan, *, batch_size: int = 1) -> Adapt:
-    """Return the adaptation of a network by a plan, in the memory of one example.
+    """Return the function that adapts a network by a plan, in the memory of one batch.
 
-    Gradients are accumulated over the support, `batch_size` examples at a time, and
-    each step is a program of its own, compiled once for each set of trained layers.
+    Gradients are accumulated over the support, `batch_size` examples at a time. Steps
+    that train the same layers share a program, which is compiled once.
 
     Args:
-        plan: What is trained.
-        batch_size: Examples computed at once; meta attention looks at these together.
+        plan: The plan.
+        batch_size: Examples computed at once; they share the masks of meta attention.
 
     Raises:
-        UserError: A plan that cannot be carried out; when called, a support that the
-            batch size does not divide.
+        UserError: An invalid plan. When called, a support size that is no multiple of
+            the batch size.
     """
     plan.check()
     choices = plan.choices()
@@ -159,7 +174,16 @@ def make_adapt(plan: Plan, *, batch_size: int = 1) -> Adapt:
 
 
 def make_step(plan: Plan, choice: Choice, batch_size: int = 1) -> jax.stages.Wrapped:
-    """Return the compiled step `(inner, modules, sizes, inputs, labels) -> inner`."""
+    """Return the compiled step `(inner, modules, sizes, inputs, labels) -> inner`.
+
+    Args:
+        plan: The plan.
+        choice: The layers that the step trains.
+        batch_size: Examples computed at once.
+
+    Raises:
+        UserError: When called, a support size that is no multiple of the batch size.
+    """
     gradient = jax.grad(functools.partial(batch_loss, plan.architecture, choice))
 
     @jax.jit
@@ -186,22 +210,28 @@ def make_step(plan: Plan, choice: Choice, batch_size: int = 1) -> jax.stages.Wra
 
         zeros = jax.tree.map(jnp.zeros_like, trained)
         total = lax.fori_loop(0, count // batch_size, accumulate, zeros)
-        moved = {
+        updated = {
             path: jax.tree.map(
                 lambda x, g, path=path: x - sizes[path] / count * g,
                 trained[path], total[path],
             )
             for path in trained
         }  # fmt: skip
-        return with_layers(inner, moved)
+        return with_layers(inner, updated)
 
     return step
 
 
 def inner_params(architecture: Architecture, params: Params) -> tuple[Params, Any]:
-    """Return what steps change, and the modules of meta attention.
+    """Return a learner's inner parameters and the modules of meta attention.
 
-    A head whose start is not learned is 0.
+    Args:
+        architecture: The layers of the backbone and its head.
+        params: The learner's parameters.
+
+    Returns:
+        `{"backbone", "head"}`, where a head whose start is not learned is 0, and the
+        modules, empty without attention.
     """
     size, way = architecture.head.inputs[0], architecture.head.outputs[0]
     zeros = {"weights": jnp.zeros((way, size)), "biases": jnp.zeros(way)}
@@ -218,7 +248,17 @@ def batch_loss(
     inputs: jax.Array,
     labels: jax.Array,
 ) -> jax.Array:
-    """Return the cross-entropy summed over a batch, as a function of trained layers."""
+    """Return the cross-entropy summed over a batch, a scalar.
+
+    Args:
+        architecture: The layers of the backbone and its head.
+        choice: The trained layers.
+        trained: Path → weights of the trained layers, by which it is differentiated.
+        inner: The inner parameters; `trained` replaces those of its layers.
+        modules: Modules of meta attention.
+        inputs: `[n, …]` images.
+        labels: `[n]` int.
+    """
     logits = batch_logits(architecture, choice, trained, inner, modules, inputs)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
 
@@ -231,7 +271,16 @@ def batch_logits(
     modules: Any,
     inputs: jax.Array,
 ) -> jax.Array:
-    """Return the logits `[n, way]`, as a function of the trained layers' weights."""
+    """Return the logits `[n, way]` of a batch.
+
+    Args:
+        architecture: The layers of the backbone and its head.
+        choice: The trained layers.
+        trained: Path → weights of the trained layers.
+        inner: The inner parameters; `trained` replaces those of its layers.
+        modules: Modules of meta attention.
+        inputs: `[n, …]` images.
+    """
     inner = with_layers(inner, trained)
     features = sparse_features(architecture, choice, inner["backbone"], modules, inputs)
     return linear_products(**inner["head"], features=features)

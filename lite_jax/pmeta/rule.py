@@ -1,4 +1,4 @@
-"""p-Meta's inner rule: learned, sparse step sizes, and meta attention."""
+"""p-Meta's inner rule: learned, sparse step sizes and meta attention."""
 
 from __future__ import annotations
 
@@ -32,36 +32,41 @@ def p_meta(
     norm_gradient: NormGradient = "exact",
     adapts: Callable[[str], bool] = everything,
 ) -> InnerRule:
-    """Return p-Meta's rule: a learned step size a layer and step, many of them 0.
+    """Return p-Meta's rule, with a learned sparse step size for each layer and step.
 
-    θ_l ← θ_l − α_l^k (γ_l ⊙ g_l). The step sizes are kept sparse by a Lasso that weighs
-    a layer by what its weight gradient stores, λ Σ_{l,k} m_l α_l^k. Their lower bound
-    is 0: projected after each outer step, many are exactly 0, and the layer is not
-    trained at that step. γ is meta attention (`lite_jax.pmeta.attention`). A layer is
-    what has weights of its own: a convolution, a norm, the head.
+    θ_l ← θ_l − α_l^k (γ_l ⊙ g_l),   penalty λ Σ_{l,k} m_l α_l^k
 
-    Without penalty and attention this is MAML++ with one step size a layer; with fixed
-    ones it would be MAML, and with some layers left out ANIL or BOIL.
+    A layer is a convolution, a dense layer, a norm or the head. The penalty is a Lasso,
+    in which m_l is the memory of the layer's weight gradient. Step sizes are projected
+    to 0 or above after each outer step. Many are then exactly 0, and the layer is not
+    trained at that step. γ is the mask of meta attention (`lite_jax.pmeta.attention`).
+
+    Without penalty and attention the rule is MAML++ with one step size a layer. With
+    equal and fixed step sizes it would be MAML, and with those of some layers at 0 ANIL
+    or BOIL.
 
     Args:
-        learning_rate: α at first.
-        penalty: λ. Sizes m_l are shares of all layers' sizes, so that it means the same
-            for every network; the paper leaves its unit open.
-        penalty_on: What m_l counts: "inputs", the layer's input, as in the paper, or
-            "memory", its weights as well, whose gradient a device accumulates; with
-            small images that is most of a layer's memory.
+        learning_rate: The step sizes α at first, above 0.
+        penalty: λ, 0 or more. The m_l are shares of the sum over all layers, so λ has
+            the same meaning for every network. The paper leaves its unit open.
+        penalty_on: What m_l counts: "inputs", the numbers of the layer's input, as in
+            the paper, or "memory", those and its weights. A device accumulates the
+            gradient of the weights; with small images it is most of a layer's memory.
         attention: Ratios of meta attention.
-        each: Give each example channels of its own, as on a device that accumulates
-            gradients example by example; then any operator serves. Otherwise the
-            support has to be computed at once.
+        each: Compute the masks of each example apart, as a device does that accumulates
+            gradients example by example. Every set sum can then be used. Otherwise the
+            masks are those of a chunk, and the support has to be one chunk.
         norm_gradient: How gradients pass norms, which decides what a device has to
-            keep: "exact", "bfloat16" or "detached" (`lite_jax.pmeta.layers`). Train
-            with what is deployed.
-        adapts: `path -> bool`, which parameters are changed at all.
+            store: "exact", "bfloat16" or "detached" (`lite_jax.pmeta.layers`). Train
+            with the one that is deployed.
+        adapts: `path -> bool`, whether the steps may change an inner parameter.
+
+    Returns:
+        The rule for `maml`.
 
     Raises:
-        UserError: A ratio outside [0, 1), a negative penalty, another name of what it
-            counts, or another way through norms.
+        UserError: A learning rate that is not positive, a ratio outside [0, 1), a
+            negative penalty, or an unknown `penalty_on` or `norm_gradient`.
 
     References:
         Qu, Zhou, Thiele, "p-Meta: Towards On-device Deep Model Adaptation", KDD 2022.
@@ -74,35 +79,35 @@ def p_meta(
     check_norm_gradient(norm_gradient)
     attention.check()
 
-    def chosen(path: str) -> bool:
+    def layer_adapts(path: str) -> bool:
         return adapts(path) and not path.startswith("backbone/input/")
 
     def init(adapted: PyTree, steps: int) -> Params:
-        def own(layer: Params) -> jax.Array | None:
+        def layer_sizes(layer: Params) -> jax.Array | None:
             leaves = jax.tree.leaves(layer)
             return jnp.full(steps, learning_rate, leaves[0].dtype) if leaves else None
 
-        return _by_layer(own, adapted)
+        return _map_layers(layer_sizes, adapted)
 
     def update(sizes: Params, state: Any, adapted: PyTree, gradient: PyTree) -> Any:
-        def own(layer: Params, size: Any, gradient: Params) -> Params:
+        def updated_layer(layer: Params, size: Any, gradient: Params) -> Params:
             return jax.tree.map(lambda x, g: x - size * g, layer, gradient)
 
-        return _by_layer(own, adapted, sizes, gradient), state
+        return _map_layers(updated_layer, adapted, sizes, gradient), state
 
     def lasso(sizes: Params, architecture: Architecture) -> jax.Array:
-        layers = {x.path: _SIZES[penalty_on](x) for x in architecture.layers}
-        found = {path: layer_at(sizes, path) for path in layers}
-        total = sum(layers.values())
+        memory = {x.path: _SIZES[penalty_on](x) for x in architecture.layers}
+        layer_sizes = {path: layer_at(sizes, path) for path in memory}
+        total = sum(memory.values())
         terms = [
-            layers[path] / total * own.sum()
-            for path, own in found.items()
-            if own is not None
+            memory[path] / total * step_sizes.sum()
+            for path, step_sizes in layer_sizes.items()
+            if step_sizes is not None
         ]
         return penalty * sum(terms, start=jnp.zeros((), terms[0].dtype))
 
     rule = InnerRule(
-        init, chosen, lambda adapted: (), update, penalty=lasso, lower_bound=0.0
+        init, layer_adapts, lambda adapted: (), update, penalty=lasso, lower_bound=0.0
     )
     if attention == NO_ATTENTION and norm_gradient == "exact":
         return rule
@@ -110,17 +115,26 @@ def p_meta(
     def features(architecture: Architecture, modules: Any, *inputs: Any) -> jax.Array:
         return masked_features(architecture, attention, norm_gradient, modules, *inputs)
 
-    def begun(key: Key, architecture: Architecture) -> Params:
+    def init_features(key: Key, architecture: Architecture) -> Params:
         return init_attention(key, architecture, attention)
 
-    return rule._replace(features=features, init_features=begun, each=each)
+    return rule._replace(features=features, init_features=init_features, each=each)
 
 
-def _by_layer(function: Callable[..., Any], tree: PyTree, *others: PyTree) -> PyTree:
-    """Map over layers: dictionaries that hold arrays, or nothing in their place."""
+def _map_layers(function: Callable[..., Any], tree: PyTree, *others: PyTree) -> PyTree:
+    """Return `function(layer, *others)` for each layer of nested dictionaries.
+
+    Args:
+        function: Called with a layer and its entries in the other trees.
+        tree: A layer is a dictionary without dictionaries in it: of arrays, or None in
+            place of arrays that are not adapted.
+        others: Trees with an entry for each layer, or None.
+    """
     if not any(isinstance(x, dict) for x in tree.values()):
         return function(tree, *others)
     return {
-        name: _by_layer(function, x, *(None if y is None else y[name] for y in others))
+        name: _map_layers(
+            function, x, *(None if y is None else y[name] for y in others)
+        )
         for name, x in tree.items()
     }
