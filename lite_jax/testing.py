@@ -1,4 +1,4 @@
-"""Checks of the contract that learners keep, for your own and for this library's."""
+"""Checks of the contract of `Learner`, for learners of users and of this library."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from lite_jax.types import (
 )
 
 MOST_DRAWS = 2000
+"""The largest number of draws that `lite_is_unbiased` enumerates."""
 
 
 def check_learner(
@@ -35,24 +36,25 @@ def check_learner(
 ) -> None:
     """Raise unless a learner keeps the contract of `lite_jax.Learner`.
 
-    Checks, in this order, that
+    It checks, in this order, that
 
-    1. what `adapt` sums is additive, and `encode` gives the terms of its last sum;
-    2. the loss under LITE is the exact one;
+    1. the functions that `adapt` sums are additive, and `encode` gives the terms of the
+       last sum;
+    2. the loss under LITE is the exact loss;
     3. the mean of LITE's gradients over all draws of one example a sum is the exact
        gradient, by enumeration;
-    4. chunks, the order of the support, and padding change nothing, whatever the
-       padding holds;
-    5. a class that the support lacks gets logits of −∞, and no other does;
-    6. one compilation serves sets of all sizes.
+    4. chunks, the order of the support and padding do not change loss and gradient,
+       whatever values the padding holds;
+    5. exactly the class that is removed from the support has logits of −∞;
+    6. one compilation serves sets of all sizes under a mask.
 
     Args:
-        learner: What is checked.
+        learner: The learner to check.
         params: Its parameters.
-        task: A small task without padding, of 4 to 8 support images; its last class has
-            no lower number than any other.
-        rtol: Largest accepted deviation, relative to the norm of what is compared. In
-            float64 1e-9 will do.
+        task: A small task without padding, of 4 to 8 support images. The support has
+            examples of all classes from 0 to its largest label.
+        rtol: Largest accepted deviation, relative to the norm of the expected values.
+            1e-9 is enough in float64.
 
     Raises:
         ValueError: Part of the contract is not kept; the message says which.
@@ -79,29 +81,33 @@ CHECKS = (
     "absent_classes_get_no_probability",
     "one_compilation_serves_all_sizes",
 )
-"""The methods of `LearnerChecks`, as `check_learner` calls them."""
+"""The methods of `LearnerChecks`, in the order in which `check_learner` calls them."""
 
 
 class LearnerChecks:
-    """The checks of one learner; they share compiled programs.
+    """The checks of one learner, which share compiled programs.
 
-    Arguments are those of `check_learner`.
+    Args:
+        learner: The learner to check.
+        params: Its parameters.
+        task: A small task without padding, as for `check_learner`.
+        rtol: Largest accepted deviation, relative to the norm of the expected values.
     """
 
     def __init__(
         self, learner: Learner, params: Params, task: Task, *, rtol: float = 1e-3
     ):
-        """Keep what is checked; nothing is computed yet."""
+        """Store the arguments, without computing anything."""
         self.learner, self.params, self.task, self.rtol = learner, params, task, rtol
         self.traces = 0
 
     @property
     def key(self) -> Key:
-        """A fresh key: always of the same numbers."""
+        """A new key at each access, always with the same words."""
         return jax.random.key(0)
 
     def sums_are_additive(self) -> None:
-        """Raise unless all that `adapt` sums is additive."""
+        """Raise unless all functions that `adapt` sums are additive."""
         for additive, args, examples, _ in self.sums[0]:
             check_additive(additive, args, examples, rtol=self.rtol)
 
@@ -119,45 +125,45 @@ class LearnerChecks:
         )
 
     def loss_under_lite_is_exact(self) -> None:
-        """Raise unless LITE changes the gradient alone."""
+        """Raise if LITE changes the loss."""
         (loss, _), _ = self.lite_grad(self.params, self.task, self.key)
         self._compare("loss: LITE changes it", loss, self.exact[0])
 
     def lite_is_unbiased(self) -> None:
-        """Raise unless LITE's gradient, averaged over all draws, is the exact one.
+        """Raise unless the mean of LITE's gradients over all draws is the exact one.
 
-        Sums that share a key share their draw. Where there are more than `MOST_DRAWS`
-        combinations of draws, a few of them have to agree with the exact gradient each,
-        as they do where sums enter by their values alone.
+        Sums that share a key share their draw. If there are more than `MOST_DRAWS`
+        combinations of draws, 8 random ones are checked, and the gradient of each has
+        to be the exact one. That is so where no gradient passes through the sums.
         """
-        num_support, (_, key_of) = leading_axis(self.task.support), self.sums
-        shape = [num_support] * (max(key_of) + 1)
+        num_support, (_, key_numbers) = leading_axis(self.task.support), self.sums
+        shape = [num_support] * (max(key_numbers) + 1)
         if num_support ** len(shape) <= MOST_DRAWS:
             draws = np.indices(shape).reshape(len(shape), -1).T
-            means = jax.tree.map(lambda x: x.mean(0), self._grads_of(draws))
+            means = jax.tree.map(lambda x: x.mean(0), self._lite_grads(draws))
             self._compare("gradient: LITE's is biased", means, self.exact[1])
             return
         draws = np.random.default_rng(0).integers(num_support, size=(8, len(shape)))
-        grads = self._grads_of(draws)
+        grads = self._lite_grads(draws)
         for index in range(len(draws)):
-            drawn = jax.tree.map(lambda x, i=index: x[i], grads)
+            draw_grads = jax.tree.map(lambda x, i=index: x[i], grads)
             self._compare(
                 "gradient: LITE's depends on the draw, and adapt forms too many sums "
                 "for all draws to be enumerated (give a smaller support): one draw's",
-                drawn,
+                draw_grads,
                 self.exact[1],
             )
 
     def chunks_change_nothing(self) -> None:
-        """Raise unless loss and gradient are the same one image at a time."""
+        """Raise if loss or gradient differ when computed one image at a time."""
         (loss, _), grads = self.chunked_grad(self.params, self.task, self.key)
         self._compare("chunks: they change loss or gradient", (loss, grads), self.exact)
 
     def order_changes_nothing(self) -> None:
-        """Raise unless the order of the support does not matter."""
-        turned = jax.tree.map(lambda x: x[::-1], self.task.support)
+        """Raise if reversing the support changes loss or gradient."""
+        reversed_support = jax.tree.map(lambda x: x[::-1], self.task.support)
         (loss, _), grads = self.chunked_grad(
-            self.params, self.task._replace(support=turned), self.key
+            self.params, self.task._replace(support=reversed_support), self.key
         )
         self._compare(
             "order of the support: it changes loss or gradient",
@@ -166,7 +172,7 @@ class LearnerChecks:
         )
 
     def padding_changes_nothing(self) -> None:
-        """Raise unless examples under the mask never count, whatever they hold."""
+        """Raise if padding changes loss or gradient, whatever values it holds."""
         for value in (3.0, jnp.nan):
             task = Task(*(_padded(examples, value) for examples in self.task))
             (loss, _), grads = self.chunked_grad(self.params, task, self.key)
@@ -177,7 +183,10 @@ class LearnerChecks:
             )
 
     def absent_classes_get_no_probability(self) -> None:
-        """Raise unless exactly the classes without support have logits of −∞."""
+        """Raise unless exactly the class without support examples has logits of −∞.
+
+        The examples of the largest label are masked out.
+        """
         support = self.task.support
         absent = int(support.labels.max())
         mask = support.mask & (support.labels != absent)
@@ -193,7 +202,7 @@ class LearnerChecks:
             )
 
     def one_compilation_serves_all_sizes(self) -> None:
-        """Raise if a set of another size, under its mask, is compiled anew."""
+        """Raise if the program is compiled again for a mask of another size."""
         for size in range(2, leading_axis(self.task.support) + 1):
             mask = jnp.arange(leading_axis(self.task.support)) < size
             support = self.task.support._replace(mask=mask)
@@ -206,40 +215,45 @@ class LearnerChecks:
 
     @functools.cached_property
     def sums(self) -> tuple[list[tuple[Additive, PyTree, PyTree, PyTree]], list[int]]:
-        """The sums of an eager `adapt`, and the number of the key of each.
+        """The sums that an eager `adapt` forms, and the number of each one's key.
 
-        A sum is `(additive, args, examples, total)`. Equal keys have equal numbers.
+        A sum is `(additive, args, examples, total)`. Equal keys have equal numbers,
+        from 0 on.
         """
         sums: list[tuple[Additive, PyTree, PyTree, PyTree]] = []
         numbers: dict[bytes, int] = {}
-        key_of: list[int] = []
+        key_numbers: list[int] = []
 
         def recording_sum(additive, args, examples, key, mask=None):
             total = exact_sum()(additive, args, examples, key, mask)
             sums.append((additive, args, examples, total))
             words = jax.random.key_data(key) if _is_typed(key) else key
-            key_of.append(numbers.setdefault(np.asarray(words).tobytes(), len(numbers)))
+            words = np.asarray(words).tobytes()
+            key_numbers.append(numbers.setdefault(words, len(numbers)))
             return total
 
-        with jax.disable_jit():  # a scan then runs step by step
+        with jax.disable_jit():  # a scan then calls the sum once for each step
             self.learner.adapt(self.params, self.task.support, self.key, recording_sum)
-        return sums, key_of
+        return sums, key_numbers
 
     @functools.cached_property
     def exact(self) -> tuple[jax.Array, Params]:
-        """The loss, and its gradient by what is learned, without any chunks."""
+        """The loss, and its gradient by the learned parameters, without chunks."""
         grad_fn = jax.jit(self._value_and_grad(exact_sum()))
         (loss, _), grads = grad_fn(self.params, self.task, self.key)
         return loss, grads
 
     @functools.cached_property
     def chunked_grad(self) -> Callable[..., Any]:
-        """Loss and exact gradient, one image at a time."""
+        """The jitted function of the loss and exact gradient, one image at a time."""
         return jax.jit(self._value_and_grad(exact_sum(1), query_chunk_size=1))
 
     @functools.cached_property
     def lite_grad(self) -> Callable[..., Any]:
-        """Loss and LITE's gradient at H = 1; counts how often it is traced."""
+        """The jitted function of the loss and LITE's gradient at H = 1.
+
+        `traces` counts how often it is traced.
+        """
         grad_fn = self._value_and_grad(lite_sum(1, 1), query_chunk_size=1)
 
         def counted(*args: Any) -> Any:
@@ -251,7 +265,10 @@ class LearnerChecks:
     def _value_and_grad(
         self, set_sum: SetSum, query_chunk_size: int | None = None
     ) -> Callable[..., Any]:
-        """Return `(params, task, key) -> ((loss, aux), grads)` by what is learned."""
+        """Return `(params, task, key) -> ((loss, aux), grads)`.
+
+        The gradients are those by the learned parameters.
+        """
         loss_fn = episode_loss(self.learner, query_chunk_size=query_chunk_size)
         frozen = self.learner.frozen
 
@@ -266,17 +283,23 @@ class LearnerChecks:
 
         return run
 
-    def _grads_of(self, draws: np.ndarray) -> Params:
-        """Return LITE's gradients `[t, …]` of draws `[t, sums]` of one example each."""
+    def _lite_grads(self, draws: np.ndarray) -> Params:
+        """Return LITE's gradients `[t, …]` for t draws of one example a key.
+
+        Args:
+            draws: `[t, keys]`, the index of the example that each key draws.
+        """
 
         def gradient(draw: jax.Array) -> Params:
-            with jax.disable_jit():  # so that every sum of a scan is met
-                run = self._value_and_grad(_in_turn(draw, self.sums[1]))
+            with jax.disable_jit():  # a scan then calls the sum once for each step
+                run = self._value_and_grad(_sum_of_draw(draw, self.sums[1]))
                 return run(self.params, self.task, self.key)[1]
 
         return jax.jit(lambda draws: lax.map(gradient, draws))(jnp.asarray(draws))
 
     def _logits(self, support: Examples) -> jax.Array:
+        """Return the query's logits `[m, way]` after adaptation to a support."""
+
         def run(params: Params, support: Examples, inputs: jax.Array) -> jax.Array:
             state = self.learner.adapt(params, support, self.key, exact_sum())
             return self.learner.predict(params, state, inputs)
@@ -284,7 +307,13 @@ class LearnerChecks:
         return jax.jit(run)(self.params, support, self.task.query.inputs)
 
     def _compare(self, what: str, actual: PyTree, expected: PyTree) -> None:
-        """Raise unless two trees are equal within the tolerance."""
+        """Raise unless two trees are equal within the tolerance.
+
+        Args:
+            what: The beginning of the message.
+            actual: The tree to check.
+            expected: The tree that deviations are relative to.
+        """
         pairs = list(
             zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
         )
@@ -299,17 +328,17 @@ def _is_typed(key: Key) -> bool:
     return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
-def _in_turn(draw: jax.Array, key_of: list[int]) -> SetSum:
-    """Return the operator whose n-th sum back-propagates one example alone.
+def _sum_of_draw(draw: jax.Array, key_numbers: list[int]) -> SetSum:
+    """Return a set sum that back-propagates one given example in each call.
 
     Args:
-        draw: The example `[keys]` of each key.
-        key_of: The number of the key of each sum.
+        draw: `[keys]`, the index of the example that each key draws.
+        key_numbers: The number of the key of each call, in order.
     """
     calls = itertools.count()
 
     def set_sum(additive, args, examples, key, mask=None):
-        index = draw[key_of[next(calls) % len(key_of)]]
+        index = draw[key_numbers[next(calls) % len(key_numbers)]]
 
         def sample(key: Key, population: Population, num_backprop: int) -> Draw:
             del key, num_backprop
@@ -323,14 +352,19 @@ def _in_turn(draw: jax.Array, key_of: list[int]) -> SetSum:
 
 
 def _padded(examples: Examples, value: Any) -> Examples:
-    """Return the examples and two more under the mask, of one value everywhere."""
+    """Return the examples with two of padding, whose inputs have one value.
 
-    def longer(x: jax.Array, fill: Any) -> jax.Array:
+    Inputs that are not floating-point numbers are padded with 200.
+    """
+
+    def extended(x: jax.Array, fill: Any) -> jax.Array:
         return jnp.concatenate([x, jnp.full((2, *x.shape[1:]), fill, x.dtype)])
 
     inputs = examples.inputs
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         value = 200
     return Examples(
-        longer(inputs, value), longer(examples.labels, 0), longer(examples.mask, False)
+        extended(inputs, value),
+        extended(examples.labels, 0),
+        extended(examples.mask, False),
     )

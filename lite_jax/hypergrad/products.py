@@ -102,7 +102,7 @@ class Products:
 
     def hessian(self, vector: PyTree) -> PyTree:
         """Return (∂²g/∂θ²) v, averaged over the devices."""
-        point = trees.once_known(vector, self._inner_params)
+        point = trees.delay_until(self._inner_params, vector)
         meta_params = self._meta_params
         if self._mode == "sums":
             product = jax.grad(self._slope)(point, meta_params, vector)

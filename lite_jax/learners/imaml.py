@@ -108,7 +108,7 @@ def imaml(
         """
         inner, vector, present = args
         loss = _weighted_loss(model, present, examples, weights)
-        point = trees.once_known(vector, inner)
+        point = trees.delay_until(inner, vector)
         _, pull = jax.vjp(jax.grad(loss), point)
         return pull(vector)[0]
 
