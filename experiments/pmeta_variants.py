@@ -20,8 +20,8 @@ from lite_jax.pmeta.attention import (
 )
 from lite_jax.pmeta.layers import (
     along,
+    compute_features,
     compute_layer,
-    features_of,
     flattened,
     network_inputs,
     rectified,
@@ -98,7 +98,7 @@ def passed_on(rule: InnerRule, attention: Attention) -> InnerRule:
                 return y
             return _scaled(attention.backward, own["backward"], counted, y)
 
-        return features_of(architecture, params, inputs, compute)
+        return compute_features(architecture, params, inputs, compute)
 
     return rule._replace(
         features=features,

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from lite_jax import UserError, nn
-from lite_jax.nn.description import conv4, perceptron, resnet12
+from lite_jax.nn.description import (
+    describe_conv4,
+    describe_perceptron,
+    describe_resnet12,
+)
 from lite_jax.pmeta.memory_model import (
     MB,
     PAPER,
@@ -19,10 +23,10 @@ from lite_jax.pmeta.memory_model import (
 IMAGE = 84 * 84 * 3
 EPISODES, STEPS, SHOTS = 20, 200, 25
 NETWORKS = {
-    "4Conv": conv4((84, 84, 3), 5, width=32, groups=8),
-    "ResNet12": resnet12((84, 84, 3), 5, widths=(64, 128, 256, 512), groups=8),
-    "Cheetah": perceptron(20, (100, 100), 6),
-    "2D": perceptron(2, (100, 100), 2),
+    "4Conv": describe_conv4((84, 84, 3), 5, width=32, groups=8),
+    "ResNet12": describe_resnet12((84, 84, 3), 5, widths=(64, 128, 256, 512), groups=8),
+    "Cheetah": describe_perceptron(20, (100, 100), 6),
+    "2D": describe_perceptron(2, (100, 100), 2),
 }
 CONV = ("4Conv", "ResNet12")
 
@@ -207,13 +211,13 @@ def test_residual_bytes_are_what_the_vjp_keeps():
 @pytest.mark.parametrize(
     "network,architecture,image",
     [
-        (nn.conv4(8), conv4((20, 24, 3), 5, width=8, groups=8), (20, 24, 3)),
+        (nn.conv4(8), describe_conv4((20, 24, 3), 5, width=8, groups=8), (20, 24, 3)),
         (
             nn.resnet12((8, 16, 16, 24)),
-            resnet12((33, 16, 3), 5, widths=(8, 16, 16, 24), groups=8),
+            describe_resnet12((33, 16, 3), 5, widths=(8, 16, 16, 24), groups=8),
             (33, 16, 3),
         ),
-        (nn.mlp(8, 2), perceptron(4, (8, 8), 5), (4,)),
+        (nn.mlp(8, 2), describe_perceptron(4, (8, 8), 5), (4,)),
     ],
 )
 def test_descriptions_name_the_weights_of_the_networks(

@@ -23,7 +23,7 @@ from lite_jax.hypergrad import (
     sama,
     unrolled,
 )
-from lite_jax.hypergrad.solvers import conjugate_gradient as solve_cg
+from lite_jax.hypergrad.solvers import solve_by_conjugate_gradient as solve_cg
 from tests import bilevel
 
 # ------------------------------------------------------------------- exact answers

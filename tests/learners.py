@@ -9,7 +9,7 @@ import numpy as np
 
 from lite_jax import Examples, Task, episode_grad, exact_sum
 from lite_jax.nn.description import Architecture, dense_layer
-from lite_jax.pmeta.layers import compute_layer, features_of
+from lite_jax.pmeta.layers import compute_features, compute_layer
 from lite_jax.run import memory_budget
 from tests import toys
 
@@ -73,7 +73,7 @@ def first_blocks(network, count):
 
     def apply(params, inputs):
         architecture = describe(inputs.shape[1:], 2)
-        return features_of(architecture, params, inputs, compute_layer)
+        return compute_features(architecture, params, inputs, compute_layer)
 
     return network._replace(init=init, apply=apply, describe=describe)
 

@@ -22,7 +22,7 @@ from lite_jax import (
     mrml,
     nn,
 )
-from lite_jax.heads.linear import Fit, curvature_bound, head_loss, zero_head
+from lite_jax.heads.linear import SupportLabels, curvature_bound, head_loss, zero_head
 from tests import toys
 
 WAY = 3
@@ -84,7 +84,7 @@ def fit_of(scale):
     keys = jax.random.split(jax.random.key(7), 2)
     table = scale * (1 + jax.random.normal(keys[0], (9, 5)))
     labels = jnp.arange(9, dtype=jnp.int32) % 3
-    return table, Fit(labels, jnp.arange(9) < 7, jnp.ones(3, bool))
+    return table, SupportLabels(labels, jnp.arange(9) < 7, jnp.ones(3, bool))
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
@@ -114,7 +114,7 @@ def losses_of_heads():
     @jax.jit
     def losses(params):
         table = toys.network().apply(params["backbone"], support.inputs)
-        fit = Fit(support.labels, support.mask, jnp.ones(WAY, bool))
+        fit = SupportLabels(support.labels, support.mask, jnp.ones(WAY, bool))
 
         def loss(head):
             return head_loss(head, table, fit, CONVERGED["weight_decay"])

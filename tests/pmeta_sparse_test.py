@@ -14,7 +14,7 @@ from learners import filled, first_blocks, flat, relative_error
 from lite_jax import Examples, UserError, exact_sum, maml, nn
 from lite_jax.nn.description import layer_at
 from lite_jax.pmeta.attention import NO_ATTENTION, Attention, init_attention
-from lite_jax.pmeta.layers import NORM_GRADIENTS, compute_layer, features_of
+from lite_jax.pmeta.layers import NORM_GRADIENTS, compute_features, compute_layer
 from lite_jax.pmeta.masked import masked_features
 from lite_jax.pmeta.memory_model import count_memory, residual_bytes
 from lite_jax.pmeta.plan import (
@@ -88,7 +88,7 @@ def test_gradients_are_the_dense_ones_of_the_trained_layers_and_zero_elsewhere(n
     architecture, params, inputs = case_of(name)
 
     def dense(params, inputs):
-        return features_of(architecture, params, inputs, compute_layer)
+        return compute_features(architecture, params, inputs, compute_layer)
 
     expected, values = gradient_of(dense)(params, inputs)
     for trained in sets_of(architecture):

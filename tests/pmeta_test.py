@@ -21,7 +21,7 @@ from scipy import special
 
 from lite_jax import UserError, exact_sum, lite_sum, maml, nn
 from lite_jax.learners import inner_rules
-from lite_jax.nn.description import at_path, conv4
+from lite_jax.nn.description import at_path, describe_conv4
 from lite_jax.pmeta.attention import (
     NO_ATTENTION,
     Attention,
@@ -32,8 +32,8 @@ from lite_jax.pmeta.attention import (
     normalised_gradients,
 )
 from lite_jax.pmeta.layers import (
+    compute_features,
     compute_layer,
-    features_of,
     standardise,
 )
 from lite_jax.pmeta.masked import masked_features
@@ -170,7 +170,9 @@ def whole_networks(name):
             return found, pull(jnp.cos(found) * weights)[0]
 
         found = {
-            "description": features_of(architecture, params, inputs, compute_layer),
+            "description": compute_features(
+                architecture, params, inputs, compute_layer
+            ),
             "looks": by_rule(params, BOTH),
             "plain": with_gradient(lambda params: by_rule(params, NO_ATTENTION)),
         }
@@ -213,7 +215,7 @@ def by_probes(architecture, modules, params, inputs, counted, loss):
             )
             return compute_layer(layer, weights, x) + probes[layer.path]
 
-        return loss(features_of(architecture, params, inputs, compute)), seen
+        return loss(compute_features(architecture, params, inputs, compute)), seen
 
     probes = {x.path: jnp.zeros((len(inputs), *x.outputs)) for x in layers}
     plain, passed = jax.grad(lambda *args: run(*args)[0], (0, 1))(params, probes)
@@ -374,7 +376,7 @@ def test_the_penalty_weighs_layers_by_what_they_store(penalty_on):
     sizes = drawn_params(learner, 16)["inner_rule"]
     task = task_of_images(5)
     slope = jax.grad(lambda x: learner.penalty({"inner_rule": x}, task))(sizes)
-    layers = conv4((16, 16, 3), 5, width=4, groups=2).layers
+    layers = describe_conv4((16, 16, 3), 5, width=4, groups=2).layers
     memory = {x.path: x.input_size for x in layers}
     if penalty_on == "memory":
         assert memory["blocks.1/conv"] == 4 * 8 * 8

@@ -63,7 +63,7 @@ def one_block(
     del remat
 
     def describe(image, way):
-        found = description.conv4(image, way, width=width, groups=norm_groups)
+        found = description.describe_conv4(image, way, width=width, groups=norm_groups)
         head = description.dense_layer(found.head.path, width, way)
         return description.Architecture(found.blocks[:1], head, average=True)
 

@@ -559,7 +559,7 @@ def test_baseline_is_the_nearest_raw_pixel_mean():
         ({"train__tasks_per_step": 0}, "train.tasks_per_step=0"),
         ({"test__tasks": 0}, "test.tasks=0"),
         ({"data__dataset": "omniglt"}, "'omniglt'; did you mean 'omniglot'"),
-        ({"data__dataset": "folder"}, "data.root is empty"),
+        ({"data__dataset": "folder"}, "data.root=''"),
         ({"data__image_size": 8}, "16 pixels a side"),
         ({"data__image_size": 0}, "data.image_size=0"),
         ({"data__image_size": 8_000_000}, "image_size=8000000: expected 1 to 4096"),

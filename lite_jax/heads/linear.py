@@ -21,7 +21,7 @@ from lite_jax.lite.feature_table import Slotted, add_rows, with_slots
 from lite_jax.types import Examples, Key, Network, Params, PyTree, SetSum
 
 
-class Fit(NamedTuple):
+class SupportLabels(NamedTuple):
     """Targets that a head is fitted to.
 
     Attributes:
@@ -35,7 +35,7 @@ class Fit(NamedTuple):
     present: jax.Array
 
 
-def features_of(backbone: Network) -> Pooled:
+def stacked_features(backbone: Network) -> Pooled:
     """Return the additive function whose set sum is the table of features `[n, d]`."""
 
     def features(params: Params, examples: Slotted) -> jax.Array:
@@ -47,18 +47,18 @@ def features_of(backbone: Network) -> Pooled:
     return Pooled(features, pool)
 
 
-def read_support(
+def tabulate_support(
     additive: Pooled,
     params: PyTree,
     support: Examples,
     key: Key,
     set_sum: SetSum,
     way: int,
-) -> tuple[jax.Array, Fit]:
+) -> tuple[jax.Array, SupportLabels]:
     """Return the feature table of a support set and the targets of a head.
 
     Args:
-        additive: From `features_of`.
+        additive: From `stacked_features`.
         params: Its first argument.
         support: The support set of `n` examples.
         key: Key for `set_sum`.
@@ -66,7 +66,7 @@ def read_support(
         way: Static number of classes.
 
     Returns:
-        `(table [n, d], Fit)`.
+        `(table [n, d], SupportLabels)`.
 
     Raises:
         UserError: A label outside `0 … way-1`, see `check_labels`.
@@ -76,7 +76,7 @@ def read_support(
     present = classes_present(support.labels, support.mask, way)
     real_label = jnp.argmax(present).astype(support.labels.dtype)
     labels = jnp.where(support.mask, support.labels, real_label)
-    return table, Fit(labels, support.mask, present)
+    return table, SupportLabels(labels, support.mask, present)
 
 
 def zero_head(way: int, table: jax.Array) -> Params:
@@ -94,7 +94,7 @@ def zero_head(way: int, table: jax.Array) -> Params:
 
 
 def head_loss(
-    head: Params, table: jax.Array, fit: Fit, weight_decay: float = 0.0
+    head: Params, table: jax.Array, fit: SupportLabels, weight_decay: float = 0.0
 ) -> jax.Array:
     """Return the mean cross-entropy plus `weight_decay / 2 · ‖head‖²`.
 
@@ -112,7 +112,9 @@ def head_loss(
     return loss + jnp.asarray(weight_decay / 2, table.dtype) * squares
 
 
-def curvature_bound(table: jax.Array, fit: Fit, weight_decay: float) -> jax.Array:
+def curvature_bound(
+    table: jax.Array, fit: SupportLabels, weight_decay: float
+) -> jax.Array:
     """Return an upper bound on the eigenvalues of the Hessian of `head_loss`.
 
     The bound holds for every head. The Hessian of the cross-entropy by one example's

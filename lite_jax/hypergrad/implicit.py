@@ -88,7 +88,9 @@ def conjugate_gradient(
             return trees.add(products.hessian(vector), vector, damping)
 
         start = state if warm_start else None
-        solution = solvers.conjugate_gradient(operator, target, start, steps, tolerance)
+        solution = solvers.solve_by_conjugate_gradient(
+            operator, target, start, steps, tolerance
+        )
         return solution, solution.vector if warm_start else state
 
     def init(inner_params: PyTree, meta_params: PyTree) -> Any:

@@ -71,7 +71,7 @@ class _SearchState(NamedTuple):
     stopped: jax.Array
 
 
-def conjugate_gradient(
+def solve_by_conjugate_gradient(
     operator: Operator,
     target: PyTree,
     start: PyTree | None,

@@ -11,9 +11,9 @@ from lite_jax.errors import UserError
 from lite_jax.heads.class_means import LinearClassifier, check_way, linear_logits
 from lite_jax.heads.linear import (
     descend,
-    features_of,
     head_loss,
-    read_support,
+    stacked_features,
+    tabulate_support,
     zero_head,
 )
 from lite_jax.learners.inner_rules import optax_rule
@@ -77,13 +77,13 @@ def finetuner(
     def init(key: Key, example_spec: Any) -> Params:
         return {"backbone": backbone.init(key, example_spec)}
 
-    additive = features_of(backbone)
+    additive = stacked_features(backbone)
 
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
     ) -> LinearClassifier:
         inputs = params["backbone"], support, key, set_sum
-        table, fit = read_support(additive, *inputs, way)
+        table, fit = tabulate_support(additive, *inputs, way)
 
         def loss(head: Params) -> jax.Array:
             return head_loss(head, table, fit)

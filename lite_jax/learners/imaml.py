@@ -164,7 +164,7 @@ def imaml(
             return solvers.reported(
                 solvers.neumann_series(operator, target, solver_steps, step_size)
                 if by_series
-                else solvers.conjugate_gradient(
+                else solvers.solve_by_conjugate_gradient(
                     operator, target, None, solver_steps, 0.0
                 )
             )

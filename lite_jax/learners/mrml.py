@@ -14,12 +14,12 @@ from lite_jax import trees
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.heads.class_means import LinearClassifier, check_way, linear_logits
 from lite_jax.heads.linear import (
-    Fit,
+    SupportLabels,
     curvature_bound,
     descend,
-    features_of,
     head_loss,
-    read_support,
+    stacked_features,
+    tabulate_support,
     zero_head,
 )
 from lite_jax.hypergrad import Problem, Products, solvers
@@ -108,7 +108,7 @@ def mrml(
             raise UserError(f"{name}={number}: expected 0 or more")
     if not learning_rate > 0:
         raise UserError(f"learning_rate={learning_rate}: expected > 0")
-    additive = features_of(backbone)
+    additive = stacked_features(backbone)
 
     def init(key: Key, example_spec: Any) -> Params:
         params = {"backbone": backbone.init(key, example_spec)}
@@ -117,21 +117,23 @@ def mrml(
         size = feature_size(backbone, params["backbone"], example_spec)
         return params | {"head": zero_head(way, jnp.zeros((1, size), jnp.float32))}
 
-    def inner(head: Params, table: jax.Array, fit: Fit, **_: Any) -> jax.Array:
+    def inner(
+        head: Params, table: jax.Array, fit: SupportLabels, **_: Any
+    ) -> jax.Array:
         return head_loss(head, table, fit, weight_decay)
 
-    def rate(table: jax.Array, fit: Fit) -> jax.Array:
+    def rate(table: jax.Array, fit: SupportLabels) -> jax.Array:
         if through == "unrolled":
             return jnp.asarray(learning_rate, table.dtype)
         largest = curvature_bound(table, fit, weight_decay)
         return jnp.minimum(learning_rate, 2 / (largest + weight_decay))
 
-    def solve(head: Params, table: jax.Array, fit: Fit) -> Params:
+    def solve(head: Params, table: jax.Array, fit: SupportLabels) -> Params:
         optimizer = optax.sgd(rate(table, fit))
         return descend(lambda head: inner(head, table, fit), head, optimizer, steps)
 
     def inverse_product(
-        operator: solvers.Operator, target: Params, table: jax.Array, fit: Fit
+        operator: solvers.Operator, target: Params, table: jax.Array, fit: SupportLabels
     ) -> Params:
         if through == "identity":
             return target
@@ -144,7 +146,7 @@ def mrml(
             return trees.add(operator(vector), vector, damping)
 
         return solvers.reported(
-            solvers.conjugate_gradient(damped, target, None, solver_steps, 0.0)
+            solvers.solve_by_conjugate_gradient(damped, target, None, solver_steps, 0.0)
         )
 
     if through == "unrolled":
@@ -155,7 +157,7 @@ def mrml(
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
     ) -> LinearClassifier:
-        table, fit = read_support(
+        table, fit = tabulate_support(
             additive, params["backbone"], support, key, set_sum, way
         )
         start = params["head"] if learned_head else zero_head(way, table)
@@ -188,10 +190,12 @@ def _implicit_solve(
     problem = Problem(inner, inner)
 
     @jax.custom_vjp
-    def solved_head(start: Params, table: jax.Array, fit: Fit) -> Params:
+    def solved_head(start: Params, table: jax.Array, fit: SupportLabels) -> Params:
         return solve(start, table, fit)
 
-    def forward(start: Params, table: jax.Array, fit: Fit) -> tuple[Params, Any]:
+    def forward(
+        start: Params, table: jax.Array, fit: SupportLabels
+    ) -> tuple[Params, Any]:
         head = solve(start, table, fit)
         return head, (head, table, fit)
 

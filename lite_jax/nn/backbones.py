@@ -54,7 +54,7 @@ def conv4(
     check_groups(width, norm_groups)
     module = Conv4(width, norm, norm_groups, remat)
     describe = functools.partial(
-        description.conv4, width=width, groups=norm_groups, norm=norm
+        description.describe_conv4, width=width, groups=norm_groups, norm=norm
     )
     return make_network(module, mean=mean, std=std, least_size=16, describe=describe)
 

@@ -32,7 +32,7 @@ def mlp(width: int = 128, depth: int = 1) -> Network:
 
     def describe(shape: tuple[int, ...], outputs: int) -> description.Architecture:
         hidden = (width,) * depth
-        return description.perceptron(math.prod(shape), hidden, outputs)
+        return description.describe_perceptron(math.prod(shape), hidden, outputs)
 
     return Network(init, apply, describe=describe)
 

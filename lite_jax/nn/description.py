@@ -210,7 +210,9 @@ def dense_layer(path: str, size: int, width: int) -> Layer:
     return Layer(path, "dense", (size,), (width,), size * width + width)
 
 
-def perceptron(inputs: int, hidden: tuple[int, ...], outputs: int) -> Architecture:
+def describe_perceptron(
+    inputs: int, hidden: tuple[int, ...], outputs: int
+) -> Architecture:
     """Return the description of a perceptron: dense layers with ReLU, and the head.
 
     Args:
@@ -229,7 +231,7 @@ def perceptron(inputs: int, hidden: tuple[int, ...], outputs: int) -> Architectu
     return Architecture(blocks, dense_layer("head", sizes[-1], outputs))
 
 
-def conv4(
+def describe_conv4(
     image: Shape, way: int, *, width: int, groups: int, norm: str = "group"
 ) -> Architecture:
     """Return the description of Conv-4 (`lite_jax.nn.conv4`) with a linear head.
@@ -261,7 +263,7 @@ def conv4(
     return Architecture(tuple(blocks), dense_layer("head", size, way))
 
 
-def resnet12(
+def describe_resnet12(
     image: Shape,
     way: int,
     *,

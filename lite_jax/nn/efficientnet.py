@@ -17,7 +17,7 @@ from lite_jax.nn.resnet import IMAGENET_MEAN, IMAGENET_STD
 from lite_jax.types import Network
 
 
-class Stage(NamedTuple):
+class StageSpec(NamedTuple):
     """Consecutive blocks of one kind.
 
     Attributes:
@@ -36,13 +36,13 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(1, 3, 1, 1, 16),
-    Stage(2, 3, 2, 6, 24),
-    Stage(2, 5, 2, 6, 40),
-    Stage(3, 3, 2, 6, 80),
-    Stage(3, 5, 1, 6, 112),
-    Stage(4, 5, 2, 6, 192),
-    Stage(1, 3, 1, 6, 320),
+    StageSpec(1, 3, 1, 1, 16),
+    StageSpec(2, 3, 2, 6, 24),
+    StageSpec(2, 5, 2, 6, 40),
+    StageSpec(3, 3, 2, 6, 80),
+    StageSpec(3, 5, 1, 6, 112),
+    StageSpec(4, 5, 2, 6, 192),
+    StageSpec(1, 3, 1, 6, 320),
 )
 
 
@@ -93,7 +93,7 @@ class EfficientNet(nn.Module):
         epsilon = 1e-3 if self.tensorflow else 1e-5
         norm = functools.partial(Norm, self.norm, self.norm_groups, epsilon=epsilon)
         padding = (lambda size: "SAME") if self.tensorflow else pads
-        block = nn.remat(Block) if self.remat else Block
+        block = nn.remat(MBConv) if self.remat else MBConv
         x = Conv(32, (3, 3), (2, 2), padding=padding(3), name="conv_stem")(images)
         x = nn.silu(norm(name="bn1")(x))
         for number, stage in enumerate(STAGES):
@@ -104,14 +104,14 @@ class EfficientNet(nn.Module):
         return global_average(x)
 
 
-class Block(nn.Module):
+class MBConv(nn.Module):
     """Expansion, depthwise convolution, squeeze and excitation, projection.
 
     The blocks of the first stage have no expansion layer. Their norms are bn1 and bn2,
     as in timm.
     """
 
-    stage: Stage
+    stage: StageSpec
     norm: Any
     padding: Any
 

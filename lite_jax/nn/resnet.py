@@ -104,7 +104,10 @@ def resnet12(
     """
     module = ResNet12(tuple(widths), norm, norm_groups, remat)
     describe = functools.partial(
-        description.resnet12, widths=tuple(widths), groups=norm_groups, norm=norm
+        description.describe_resnet12,
+        widths=tuple(widths),
+        groups=norm_groups,
+        norm=norm,
     )
     return make_network(module, mean=mean, std=std, least_size=16, describe=describe)
 

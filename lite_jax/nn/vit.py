@@ -79,14 +79,14 @@ class ViTBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return tokens `[n, tokens, width]`."""
         norm = functools.partial(Norm, "layer", epsilon=1e-6)
-        x = x + Attention(self.heads, name="attn")(norm(name="norm1")(x))
+        x = x + SelfAttention(self.heads, name="attn")(norm(name="norm1")(x))
         hidden = nn.Dense(4 * x.shape[-1], name="mlp.fc1")(norm(name="norm2")(x))
         return x + nn.Dense(x.shape[-1], name="mlp.fc2")(
             nn.gelu(hidden, approximate=False)
         )
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
     heads: int

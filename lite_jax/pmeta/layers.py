@@ -16,16 +16,16 @@ from lite_jax.nn.layers import max_pool
 from lite_jax.nn.network import normalise
 from lite_jax.types import Params
 
-Weights = Any
+LayerWeights = Any
 """A layer's weights: `{"kernel"[, "bias"]}`, or `{"scale", "bias"}` of a norm."""
 
-Compute = Callable[[Layer, Weights, jax.Array], jax.Array]
+Compute = Callable[[Layer, LayerWeights, jax.Array], jax.Array]
 """`(layer, weights, x [n, …]) -> [n, …]`, the output of one layer, before any ReLU."""
 
 EPSILON = 1e-5
 
 
-def compute_layer(layer: Layer, weights: Weights, x: jax.Array) -> jax.Array:
+def compute_layer(layer: Layer, weights: LayerWeights, x: jax.Array) -> jax.Array:
     """Return the output of a layer for an input `[n, …]`, before any ReLU."""
     if layer.kind == "norm":
         return scale_and_shift(weights, standardise(x, layer.groups)[0])
@@ -41,7 +41,7 @@ def product_of(layer: Layer) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return jnp.matmul if layer.kind == "dense" else convolve
 
 
-def scale_and_shift(weights: Weights, standardised: jax.Array) -> jax.Array:
+def scale_and_shift(weights: LayerWeights, standardised: jax.Array) -> jax.Array:
     """Return a norm's output for its standardised input `[n, h, w, c]`."""
     scale, bias = (along(weights[name], standardised) for name in ("scale", "bias"))
     return standardised * scale + bias
@@ -151,7 +151,7 @@ def channel_means(
     return gradient.mean((1, 2)), (gradient * standardised).mean((1, 2))
 
 
-def features_of(
+def compute_features(
     architecture: Architecture, params: Params, inputs: jax.Array, compute: Compute
 ) -> jax.Array:
     """Return a backbone's features `[n, d]`, computed layer by layer.

@@ -20,12 +20,12 @@ from lite_jax.pmeta.attention import (
     normalised_gradients,
 )
 from lite_jax.pmeta.layers import (
+    LayerWeights,
     NormGradient,
-    Weights,
     along,
     as_kept,
+    compute_features,
     compute_layer,
-    features_of,
     scale_and_shift,
     standardise,
     through_norm,
@@ -54,12 +54,12 @@ def masked_features(
         counted: `[n]`, the weight of each example's loss; 0 for padding.
     """
 
-    def compute(layer: Layer, weights: Weights, x: jax.Array) -> jax.Array:
+    def compute(layer: Layer, weights: LayerWeights, x: jax.Array) -> jax.Array:
         layer_modules = at_path(modules, layer.path)
         settings = layer, attention, norm_gradient
         return _layer_output(*settings, weights, layer_modules, counted, x)
 
-    return features_of(architecture, params, inputs, compute)
+    return compute_features(architecture, params, inputs, compute)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -67,7 +67,7 @@ def _layer_output(
     layer: Layer,
     attention: Attention,
     norm_gradient: NormGradient,
-    weights: Weights,
+    weights: LayerWeights,
     modules: Any,
     counted: jax.Array,
     x: jax.Array,
@@ -112,10 +112,10 @@ _layer_output.defvjp(_layer_forward, _layer_backward)
 
 def mask_gradient(
     layer: Layer,
-    gradient: Weights,
+    gradient: LayerWeights,
     inputs: jax.Array | None,
     outputs: jax.Array | None,
-) -> Weights:
+) -> LayerWeights:
     """Return a layer's weight gradient times γ of its input and output channels.
 
     An entry of a kernel is multiplied by both, and a dense layer's bias by that of its

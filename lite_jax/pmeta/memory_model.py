@@ -130,8 +130,8 @@ def count_memory(
     Raises:
         UserError: A trained layer that the architecture lacks.
 
-    >>> from lite_jax.nn.description import conv4
-    >>> network = conv4((84, 84, 3), 5, width=32, groups=8)
+    >>> from lite_jax.nn.description import describe_conv4
+    >>> network = describe_conv4((84, 84, 3), 5, width=32, groups=8)
     >>> memory = count_memory(network, [layer.path for layer in network.layers])
     >>> print(f"{memory.num_bytes / MB:.2f} MB at {memory.peak}")
     2.06 MB at blocks.0/conv

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lite_jax import trees
-from lite_jax.hypergrad.solvers import conjugate_gradient
+from lite_jax.hypergrad.solvers import solve_by_conjugate_gradient
 from lite_jax.types import Params, PyTree
 
 PerTask = Callable[[Params, PyTree], jax.Array]
@@ -117,7 +117,9 @@ def trust_region_step(
         return jax.tree.map(lambda x, f: jnp.where(f, x, 0), vector, free)
 
     gradient = freely(slope)
-    found = conjugate_gradient(product, gradient, None, settings.solver_steps, 1e-10)
+    found = solve_by_conjugate_gradient(
+        product, gradient, None, settings.solver_steps, 1e-10
+    )
     direction = found.vector
     bend = trees.dot(direction, gradient)  # dᵀHd too: residuals are orthogonal to d
     length = jnp.sqrt(2 * settings.divergence / jnp.where(bend > 0, bend, jnp.inf))
