@@ -1,4 +1,4 @@
-"""Mistakes a user can mend, and how they are worded."""
+"""Errors that a user can correct, and functions that word them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 MALFORMED = (
     AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError
 )  # fmt: skip
-"""What comes of reading JSON, or text, that is not of the form that is expected."""
+"""Exceptions raised by reading JSON or text that lacks the expected form."""
 
 
 class UserError(ValueError):
     """A mistake in a config, a data set or a workdir.
 
-    The message names the setting, its value and the mend; the command line prints
-    it without a traceback and exits with 1.
+    The message names the setting, its value and the correction. The command line
+    prints it without a traceback and exits with 1.
     """
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Return the error for a name nobody registered, with the nearest known one.
+    """Return the error for an unknown name; its message suggests the nearest one.
 
-    All known names are listed too, unless they are many and one of them is near.
+    It also lists all known names, unless there are more than 12 and one is suggested.
 
     >>> raise unknown_name("dataset", "omniglt", ["digits", "omniglot"])
     Traceback (most recent call last):
@@ -39,7 +39,11 @@ Known: digits, omniglot
 
 
 def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
-    """Return what a setting names, or raise with the nearest known name."""
+    """Return `known[name]`.
+
+    Raises:
+        UserError: `name` is unknown; the message suggests the nearest known name.
+    """
     if name not in known:
         raise unknown_name(kind, name, known)
     return known[name]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: rows of JSON, and bundles of programs."""
+"""Atomic writes, JSON-lines files, and bundles of exported programs."""
 
 from __future__ import annotations
 
@@ -19,31 +19,43 @@ from lite_jax.types import PyTree
 
 
 def format_row(row: Mapping[str, Any]) -> str:
-    """Return a row as one line of JSON; numbers that are not finite are refused."""
+    """Return a row as one line of JSON, without the line break.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
     return json.dumps(row, allow_nan=False)
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one JSON line to a file, in a single write."""
+    """Append a row to a JSON-lines file, in a single write."""
     with path.open("a", encoding="utf-8") as file:
         file.write(format_row(row) + "\n")
 
 
 def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the rows of a JSON-lines file that are not `wanted`, or are cut short."""
+    """Remove the rows of a JSON-lines file for which `wanted` is false.
+
+    A last line that lacks its line break is removed too. If nothing is removed, or the
+    file does not exist, nothing is written.
+
+    Args:
+        path: The file.
+        wanted: `row -> bool`, whether the row stays.
+    """
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    kept = [line for line in whole if wanted(json.loads(line))]
-    if kept != lines:
-        write_atomically(path, "".join(kept))
+    complete = [line for line in lines if line.endswith("\n")]
+    remaining = [line for line in complete if wanted(json.loads(line))]
+    if remaining != lines:
+        write_atomically(path, "".join(remaining))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file, none where there is none.
+    """Return the rows of a JSON-lines file, or [] if it does not exist.
 
-    A last line that was cut short is dropped from the file.
+    A last line that lacks its line break is removed from the file.
     """
     if not path.exists():
         return []
@@ -52,7 +64,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file whole: a reader, or a crash, never meets half of it."""
+    """Write a file atomically: it has its old content until it has all of the new.
+
+    The content is written to `<path>.part`, which then replaces the file.
+    """
     draft = path.with_name(path.name + ".part")
     try:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -70,19 +85,20 @@ MANIFEST, WEIGHTS = "manifest.json", "weights.npz"
 def exported(
     function: Callable[..., Any], *specs: PyTree, platforms: Sequence[str] | None = None
 ) -> bytes:
-    """Return a program's bytes.
+    """Return a function as a serialised JAX program.
 
     Args:
-        function: What is compiled.
+        function: A function that `jax.jit` accepts.
         specs: `jax.ShapeDtypeStruct`s of its arguments.
-        platforms: Such as `("cpu", "cuda")`; by default that which this runs on.
+        platforms: Platforms that the program runs on, such as `("cpu", "cuda")`; by
+            default the current one.
     """
-    made = export.export(jax.jit(function), platforms=platforms)(*specs)
-    return bytes(made.serialize())
+    program = export.export(jax.jit(function), platforms=platforms)(*specs)
+    return bytes(program.serialize())
 
 
 def named_leaves(tree: PyTree) -> tuple[dict[str, Any], Any]:
-    """Return path → leaf in the tree's order, and its structure."""
+    """Return a tree's leaves by path, such as `a/b`, and its structure."""
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     join = jax.tree_util.keystr
     named = {join(path, simple=True, separator="/"): leaf for path, leaf in paths}
@@ -90,7 +106,7 @@ def named_leaves(tree: PyTree) -> tuple[dict[str, Any], Any]:
 
 
 def shapes_of(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the specs of arrays, for `exported`."""
+    """Return each array's `jax.ShapeDtypeStruct`, by name."""
     return {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in arrays.items()}
 
 
@@ -100,24 +116,29 @@ def write_artefact(
     arrays: Mapping[str, Any],
     manifest: Mapping[str, Any],
 ) -> dict[str, int]:
-    """Write the file, whole or not at all, and return the bytes of each part.
+    """Write a bundle atomically; return the bytes of each part before compression.
 
-    The versions of lite_jax and JAX are added to the manifest.
+    Args:
+        path: The zip file to write.
+        programs: File name → serialised program.
+        arrays: Name → array, stored in `weights.npz`.
+        manifest: Values for `manifest.json`, to which the versions of lite_jax and JAX
+            are added.
     """
     versions = {
         "lite_jax": importlib.metadata.version("lite_jax"),
         "jax": jax.__version__,
     }
-    stored = io.BytesIO()
+    weights = io.BytesIO()
     copies: dict[str, Any] = {name: np.asarray(x) for name, x in arrays.items()}
-    np.savez(stored, **copies)
+    np.savez(weights, **copies)
     parts = dict(programs) | {
-        WEIGHTS: stored.getvalue(),
+        WEIGHTS: weights.getvalue(),
         MANIFEST: json.dumps(dict(manifest) | versions, indent=1).encode(),
     }
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
+    bundle = io.BytesIO()
+    with zipfile.ZipFile(bundle, "w", zipfile.ZIP_DEFLATED) as file:
         for name, data in parts.items():
             file.writestr(name, data)
-    write_atomically(path, content.getvalue())
+    write_atomically(path, bundle.getvalue())
     return {name: len(data) for name, data in parts.items()}
