@@ -1,4 +1,4 @@
-"""`python -m lite_jax.data`: look at a data set, or cache it."""
+"""The command `python -m lite_jax.data`, which describes or caches a data set."""
 
 from lite_jax.cli.data_command import main
 

@@ -1,8 +1,12 @@
-"""A data set decoded and resized once, so that reading an image is copying it.
+"""Caches of data sets: images decoded and resized once, in memory-mapped files.
 
-A cache is a folder with `index.json` and, for each split, `<split>.npy` of all images
-`[n, height, width, channels]` uint8, class after class, and `<split>.crc.npy` with a
-CRC-32C of each, by which every image is checked whenever it is read.
+A cache is a folder with these files:
+
+- `index.json`: the splits, their classes, and a description of the images;
+- `<split>.npy`: the split's images `[n, height, width, channels]` uint8, sorted by
+  class;
+- `<split>.crc.npy`: the CRC-32C of each image, `[n]` uint32. An image is checked
+  against it whenever it is read.
 """
 
 from __future__ import annotations
@@ -24,22 +28,23 @@ from lite_jax.data.sources import ClassSource, Groups, check_split
 from lite_jax.errors import UserError
 
 INDEX = "index.json"
-"""The file by which a cache is known."""
-_AT_ONCE = 64  # images that a thread reads
+"""Name of the file that identifies a cache."""
+_IMAGES_PER_READ = 64
 
 
 def build_cache(
     folder: str | Path, splits: Mapping[str, ClassSource], about: Mapping[str, Any]
 ) -> int:
-    """Write all images of some splits into a folder; return its bytes.
+    """Write a cache of all images of some splits; return its size in bytes.
 
-    The folder appears when it is complete: until then its name ends in `.part`, and an
-    interrupted command leaves only that, which the next one writes anew.
+    The images are written to the folder `<folder>.part`, which is renamed when it is
+    complete. A `.part` folder that an interrupted call left is removed first.
 
     Args:
-        folder: Must not exist.
-        splits: "train", "valid" or "test" → source, of equal image shapes.
-        about: What the images are, for the index: data set, resize rule, ….
+        folder: The cache to write; it must not exist.
+        splits: "train", "valid" or "test" → source of the images.
+        about: Description of the images, such as data set and resize rule, stored in
+            the index as JSON.
 
     Raises:
         UserError: The folder exists, or an image cannot be read.
@@ -59,7 +64,7 @@ def build_cache(
             "class_names": list(source.class_names),
             "class_sizes": [int(n) for n in source.class_sizes],
             "image_shape": list(source.image_shape),
-            "groups": None if groups is None else _as_json(groups),
+            "groups": None if groups is None else _groups_as_json(groups),
             "crcs_sha256": hashlib.sha256(crcs.tobytes()).hexdigest(),
         }
     (draft / INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
@@ -68,7 +73,7 @@ def build_cache(
 
 
 def _write_images(path: Path, source: ClassSource, split: str) -> np.ndarray:
-    """Write a split's images; return their CRCs `[n]` uint32."""
+    """Write a split's images, and return their CRCs `[n]` uint32."""
     total = sum(source.class_sizes)
     images = np.lib.format.open_memmap(
         path, mode="w+", dtype=np.uint8, shape=(total, *source.image_shape)
@@ -76,27 +81,28 @@ def _write_images(path: Path, source: ClassSource, split: str) -> np.ndarray:
     crcs = np.zeros(total, np.uint32)
     bar = tqdm(total=total, desc=f"caching {split}", unit="image", leave=False)
 
-    def write(part: tuple[int, int, range]) -> int:
-        place, label, numbers = part
-        for offset, image in enumerate(source.read(label, numbers)):
-            images[place + offset] = image
-            crcs[place + offset] = _crc(image)
+    def write(portion: tuple[int, int, range]) -> int:
+        start, label, numbers = portion
+        for row, image in enumerate(source.read(label, numbers), start):
+            images[row] = image
+            crcs[row] = _crc(image)
         return len(numbers)
 
     with bar, ThreadPoolExecutor() as pool:
-        for count in pool.map(write, _parts(source.class_sizes)):
+        for count in pool.map(write, _portions(source.class_sizes)):
             bar.update(count)
     images.flush()
     return crcs
 
 
-def _parts(class_sizes: Sequence[int]) -> Iterable[tuple[int, int, range]]:
-    """Yield `(place in the file, class, image numbers)` of a few images each."""
-    place = 0
+def _portions(class_sizes: Sequence[int]) -> Iterable[tuple[int, int, range]]:
+    """Yield `(first row in the file, class, image numbers)` of up to 64 images."""
+    first = 0
     for label, size in enumerate(class_sizes):
-        for start in range(0, size, _AT_ONCE):
-            yield place + start, label, range(start, min(start + _AT_ONCE, size))
-        place += size
+        for start in range(0, size, _IMAGES_PER_READ):
+            stop = min(start + _IMAGES_PER_READ, size)
+            yield first + start, label, range(start, stop)
+        first += size
 
 
 def _crc(image: np.ndarray) -> int:
@@ -105,7 +111,16 @@ def _crc(image: np.ndarray) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class CachedSource:
-    """A split of a cache; images lie in a memory-mapped file."""
+    """A split of a cache, whose images lie in a memory-mapped file.
+
+    Attributes:
+        path: The file of images.
+        class_names: Name of each class.
+        class_sizes: Number of images of each class.
+        images: `[n, height, width, channels]` uint8, sorted by class.
+        crcs: CRC-32C of each image, `[n]` uint32.
+        groups: Classes that may meet in an episode; None if all may.
+    """
 
     path: Path
     class_names: Sequence[str]
@@ -120,17 +135,21 @@ class CachedSource:
         return self.images.shape[1:]
 
     def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return images `[len(indices), height, width, channels]` uint8."""
+        """Return images `[len(indices), height, width, channels]` uint8.
+
+        Raises:
+            UserError: An image does not match its CRC.
+        """
         start = sum(self.class_sizes[:class_index])
-        places = start + np.asarray(indices, int)
-        found = np.stack([self.images[place] for place in places])
-        for place, image in zip(places, found, strict=True):
-            if _crc(image) != self.crcs[place]:
+        rows = start + np.asarray(indices, int)
+        images = np.stack([self.images[row] for row in rows])
+        for row, image in zip(rows, images, strict=True):
+            if _crc(image) != self.crcs[row]:
                 raise UserError(
-                    f"{self.path}: image {place} is not what was written (its CRC "
+                    f"{self.path}: image {row} is not what was written (its CRC "
                     "differs): build the cache again"
                 )
-        return found
+        return images
 
 
 def open_cache(root: str | Path, split: str, image_size: int = 0) -> CachedSource:
@@ -139,11 +158,11 @@ def open_cache(root: str | Path, split: str, image_size: int = 0) -> CachedSourc
     Args:
         root: The cache's folder.
         split: "train", "valid" or "test".
-        image_size: If given, the size that images must have.
+        image_size: Required pixels a side of the images; 0 accepts any.
 
     Raises:
-        UserError: No cache there, one without the split, of another image size, or
-            with files that do not belong to its index.
+        UserError: The folder holds no cache, the cache lacks the split or has another
+            image size, or its files do not match its index.
     """
     check_split(split)
     folder = Path(root).expanduser()
@@ -155,8 +174,8 @@ def open_cache(root: str | Path, split: str, image_size: int = 0) -> CachedSourc
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     if split not in index["splits"]:
         raise UserError(f"{folder} has no {split!r} split: {sorted(index['splits'])}")
-    found = index["splits"][split]
-    side = found["image_shape"][-2]
+    entry = index["splits"][split]
+    side = entry["image_shape"][-2]
     if image_size and side != image_size:
         raise UserError(
             f"{folder} holds images of {side} pixels a side: set image_size={side}"
@@ -167,17 +186,17 @@ def open_cache(root: str | Path, split: str, image_size: int = 0) -> CachedSourc
         crcs = np.load(folder / f"{split}.crc.npy")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): build it again") from error
-    same = hashlib.sha256(crcs.tobytes()).hexdigest() == found["crcs_sha256"]
-    total = sum(found["class_sizes"])
-    if not same or images.shape != (total, *found["image_shape"]):
+    crcs_match = hashlib.sha256(crcs.tobytes()).hexdigest() == entry["crcs_sha256"]
+    total = sum(entry["class_sizes"])
+    if not crcs_match or images.shape != (total, *entry["image_shape"]):
         raise UserError(f"{path} does not belong to its {INDEX}: build the cache again")
-    groups = found["groups"] and _from_json(found["groups"])
+    groups = entry["groups"] and _groups_from_json(entry["groups"])
     return CachedSource(
-        path, found["class_names"], found["class_sizes"], images, crcs, groups
+        path, entry["class_names"], entry["class_sizes"], images, crcs, groups
     )
 
 
-def _as_json(groups: Groups) -> dict[str, Any]:
+def _groups_as_json(groups: Groups) -> dict[str, Any]:
     return {
         "members": [[int(i) for i in group] for group in groups.members],
         "chances": [float(x) for x in groups.chances],
@@ -185,6 +204,6 @@ def _as_json(groups: Groups) -> dict[str, Any]:
     }
 
 
-def _from_json(found: Mapping[str, Any]) -> Groups:
-    members = [np.array(group, int) for group in found["members"]]
-    return Groups(members, np.array(found["chances"]), found["whole"])
+def _groups_from_json(content: Mapping[str, Any]) -> Groups:
+    members = [np.array(group, int) for group in content["members"]]
+    return Groups(members, np.array(content["chances"]), content["whole"])

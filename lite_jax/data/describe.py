@@ -1,4 +1,4 @@
-"""What a data set holds, in numbers and as a picture of one episode."""
+"""Descriptions of data sets: counts, image sizes, and a picture of one episode."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from lite_jax.data.orbit.source import OrbitSource
 from lite_jax.data.sources import ClassSource, class_groups
 from lite_jax.errors import UserError
 
-_SAMPLE = 2000
+_SAMPLE_SIZE = 2000
 _CELL, _GAP, _MARGIN, _NAME = 84, 4, 12, 150
 _INK, _GREY, _PAPER = (30, 30, 30), (120, 120, 120), (255, 255, 255)
 
 
 class Description(NamedTuple):
-    """What was found in a split.
+    """The description of a split.
 
     Attributes:
-        classes: Their number.
-        images: Their number.
-        per_class: Least, median and most images of a class.
-        groups: Groups of classes that may meet in an episode.
-        read: Images that were opened: all, or a sample of a large set.
-        sizes: `(width, height)` of each of them before resizing.
-        unreadable: What could not be opened, in words.
+        classes: Number of classes.
+        images: Number of images.
+        per_class: Least, median and largest number of images of a class.
+        groups: Number of groups of classes that may meet in an episode.
+        read: Number of images that were opened: all, or a sample of a large set.
+        sizes: `(width, height)` in pixels of the opened images, before resizing.
+        unreadable: Names of the unreadable images, or messages about them.
     """
 
     classes: int
@@ -52,42 +52,43 @@ class Description(NamedTuple):
 
 
 def describe(source: ClassSource, *, everything: bool = False) -> Description:
-    """Open the images of a source and say what is there.
+    """Open the images of a source, and return its description.
 
     Args:
-        source: Made with `cache_gb=0`, so that images are opened here.
-        everything: Open every image, not only 2000 of a larger set.
+        source: Source made with `cache_gb=0`, so that this call opens the images.
+        everything: Open every image, instead of 2000 random ones of a larger set.
     """
     counts = np.array(source.class_sizes)
     total = int(counts.sum())
     ends = np.cumsum(counts)
-    chosen = np.arange(total)
-    if total > _SAMPLE and not everything:
-        chosen = np.sort(np.random.default_rng(0).choice(total, _SAMPLE, replace=False))
-    broken: list[str] = []
-    with watched_sizes() as sizes, _quiet():
-        for place in tqdm(chosen, "opening images", unit="image", leave=False):
-            label = int(np.searchsorted(ends, place, side="right"))
-            number = int(place - (ends[label] - counts[label]))
+    rows = np.arange(total)
+    if total > _SAMPLE_SIZE and not everything:
+        rng = np.random.default_rng(0)
+        rows = np.sort(rng.choice(total, _SAMPLE_SIZE, replace=False))
+    unreadable: list[str] = []
+    with watched_sizes() as sizes, _silenced_warnings():
+        for row in tqdm(rows, "opening images", unit="image", leave=False):
+            label = int(np.searchsorted(ends, row, side="right"))
+            number = int(row - (ends[label] - counts[label]))
             try:
                 source.read(label, [number])
             except UserError as error:
-                broken.append(str(error))
-    broken += [str(item) for item in sorted(getattr(source, "unreadable", ()))]
+                unreadable.append(str(error))
+    unreadable += [str(item) for item in sorted(getattr(source, "unreadable", ()))]
     return Description(
         len(counts),
         total,
         (int(counts.min()), int(np.median(counts)), int(counts.max())),
         len(class_groups(source).members),
-        len(chosen),
+        len(rows),
         sizes,
-        list(dict.fromkeys(broken)),
+        list(dict.fromkeys(unreadable)),
     )
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the warnings of unreadable images back: they are listed at the end."""
+def _silenced_warnings() -> Iterator[None]:
+    """Silence the warnings about unreadable images, which the description lists."""
     logger = logging.getLogger("lite_jax.data")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -98,7 +99,7 @@ def _quiet() -> Iterator[None]:
 
 
 def format_description(found: Mapping[str, Description]) -> str:
-    """Return the report on the splits that the command prints."""
+    """Return the report that the command prints, from split name → description."""
     lines = ["split   classes   images   per class (least, median, most)   groups"]
     for split, x in found.items():
         least, median, most = x.per_class
@@ -115,28 +116,28 @@ def format_description(found: Mapping[str, Description]) -> str:
     opened = sum(x.read for x in found.values())
     total = sum(x.images for x in found.values())
     sample = "" if opened == total else f" (a sample of {total}; --all opens all)"
-    broken = [item for x in found.values() for item in x.unreadable]
-    lines.append(f"unreadable: {len(broken)} of {opened} opened{sample}")
-    lines += [f"  {item}" for item in broken[:20]]
-    if len(broken) > 20:
-        lines.append(f"  … and {len(broken) - 20} more")
+    unreadable = [item for x in found.values() for item in x.unreadable]
+    lines.append(f"unreadable: {len(unreadable)} of {opened} opened{sample}")
+    lines += [f"  {item}" for item in unreadable[:20]]
+    if len(unreadable) > 20:
+        lines.append(f"  … and {len(unreadable) - 20} more")
     return "\n".join(lines)
 
 
 def contact_sheet(
     source: ClassSource, spec: Sampler, path: Path, *, seed: int = 0, index: int = 0
 ) -> None:
-    """Save a picture of one episode: support by class, and its query images beneath.
+    """Save a picture of one episode: its support images, and its query images below.
 
-    It is what a learner sees: the same pixels, enlarged or reduced to 84; of a clip,
-    the first frame.
+    A row holds the images of one class. They are the images that a learner receives,
+    before augmentation, scaled to 84 × 84 pixels. A clip is shown by its first frame.
 
     Args:
-        source: Where the images come from.
-        spec: What to draw.
-        path: A PNG.
-        seed: As of a run.
-        index: The episode of the stream "train".
+        source: Source of the images.
+        spec: How the episode is drawn.
+        path: The PNG to write.
+        seed: The seed, as of a run.
+        index: Number of the episode in the stream "train".
     """
     names: Sequence[str]
     if isinstance(source, OrbitSource):
@@ -167,7 +168,14 @@ def contact_sheet(
 def draw_sheet(
     rows: Mapping[str, Sequence[np.ndarray]], names: Sequence[str], path: Path
 ) -> None:
-    """Save headed blocks of rows of images, each row after its class's name."""
+    """Save a picture of blocks of images, with a row of images for each class.
+
+    Args:
+        rows: Heading of a block → each class's images `[n, height, width, channels]`
+            uint8.
+        names: Name of each class, written before its rows.
+        path: The image file to write.
+    """
     step = _CELL + _GAP
     widest = max(len(images) for block in rows.values() for images in block)
     height = sum(_TITLE + step * len(block) + _MARGIN for block in rows.values())
@@ -194,10 +202,10 @@ def draw_sheet(
 
 _TITLE = 28
 _FONT = ImageFont.load_default(12)
-_LETTERS = 22  # of a name, in a line
+_LINE_LENGTH = 22  # letters of a name
 
 
 def _wrapped(name: str) -> str:
-    """Return a name in at most three lines."""
-    lines = [name[i : i + _LETTERS] for i in range(0, len(name), _LETTERS)]
+    """Return a name broken into lines, cut after the third."""
+    lines = [name[i : i + _LINE_LENGTH] for i in range(0, len(name), _LINE_LENGTH)]
     return "\n".join([*lines[:2], lines[2][:-1] + "…"] if len(lines) > 3 else lines)

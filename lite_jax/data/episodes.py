@@ -1,8 +1,8 @@
-"""Episodes: which classes, how many images, which ones.
+"""Rules for drawing episodes: their classes, shots and images.
 
-An episode is a pure function of the random generator it is given, and `episode_rng`
-makes that generator from a seed, a stream's name and a number: episode 7 of a stream is
-the same whoever draws it, in whatever order.
+An episode is a pure function of its random generator. `episode_rng` makes that
+generator from a seed, the name of a stream and the number of the episode. Episode 7 of
+a stream is therefore the same in every process and every order of drawing.
 """
 
 from __future__ import annotations
@@ -18,57 +18,74 @@ from lite_jax.errors import UserError
 
 
 class Sampler(Protocol):
-    """How tasks are drawn: `EpisodeSpec`, `VariableSpec` or `OrbitSpec`."""
+    """A rule for drawing tasks: `EpisodeSpec`, `VariableSpec` or `OrbitSpec`."""
 
     @property
     def way(self) -> tuple[int, int]:
-        """Least and most classes of a task."""
+        """Smallest and largest number of classes of a task."""
         ...
 
     @property
     def support_size(self) -> int:
-        """The static size that supports are padded to."""
+        """Static number of examples that supports are padded to."""
         ...
 
     @property
     def query_size(self) -> int:
-        """The static size that query sets are padded to."""
+        """Static number of examples that query sets are padded to."""
         ...
 
     @property
     def least_support(self) -> int:
-        """Support size of the smallest task."""
+        """Smallest number of support images of a task."""
         ...
 
     def describe(self) -> str:
-        """Return a phrase for people."""
+        """Return a short description, such as `5-way 1-shot`."""
         ...
 
     def check(self, name: str, source: ClassSource) -> None:
-        """Raise unless `source` can serve every episode."""
+        """Raise unless every episode can be drawn from `source`.
+
+        Args:
+            name: Name of the spec's setting, for the error message.
+            source: Source of the images.
+
+        Raises:
+            UserError: Names the setting, its value and the correction.
+        """
         ...
 
 
 @runtime_checkable
 class ClassSampler(Sampler, Protocol):
-    """How tasks are drawn from classes of images."""
+    """A rule for drawing tasks from classes of images."""
 
     def draw_sizes(
         self, sizes: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, int]:
-        """Return support images of each class `[way]`, and query images of each."""
+        """Return the number of support images of each class, and of query images.
+
+        Args:
+            sizes: Number of images of each class of the task, `[way]`.
+            rng: Generator, advanced by the call.
+
+        Returns:
+            Support images of each class, `[way]`, and query images of every class.
+        """
         ...
 
 
 class EpisodeSpec(NamedTuple):
-    """Tasks of a fixed shot, or one drawn uniformly for each class.
+    """A rule for tasks whose shot is fixed, or drawn uniformly for each class.
 
     Attributes:
-        way: Least and most classes of a task; equal ends fix the number.
-        shot: Least and most support images, drawn for each class.
-        query: Query images of each class.
-        max_support: Most support images of a task, or None; above it, images are
-            dropped at random, never the last one of a class.
+        way: Smallest and largest number of classes of a task; equal ends fix it.
+        shot: Smallest and largest number of support images of a class; equal ends fix
+            it. A shot is at most what the query images leave of the class.
+        query: Number of query images of each class.
+        max_support: Largest number of support images of a task, or None for no limit.
+            Above it, images are dropped at random; each class keeps one or more.
     """
 
     way: tuple[int, int]
@@ -78,18 +95,18 @@ class EpisodeSpec(NamedTuple):
 
     @property
     def support_size(self) -> int:
-        """The static size that supports are padded to."""
+        """Static number of examples that supports are padded to."""
         most = self.way[1] * self.shot[1]
         return most if self.max_support is None else min(most, self.max_support)
 
     @property
     def query_size(self) -> int:
-        """The static size that query sets are padded to."""
+        """Static number of examples that query sets are padded to."""
         return self.way[1] * self.query
 
     @property
     def least_support(self) -> int:
-        """Support size of the smallest task."""
+        """Smallest number of support images of a task."""
         return min(self.way[0] * self.shot[0], self.support_size)
 
     def describe(self) -> str:
@@ -99,13 +116,13 @@ class EpisodeSpec(NamedTuple):
     def draw_sizes(
         self, sizes: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, int]:
-        """Return support images of each class `[way]`, and query images of each."""
+        """Return support images of each class `[way]`, and query images a class."""
         shots = rng.integers(self.shot[0], self.shot[1] + 1, len(sizes))
         shots = np.minimum(shots, sizes - self.query)
-        return _cap(shots, self.support_size, rng), self.query
+        return _capped_shots(shots, self.support_size, rng), self.query
 
     def check(self, name: str, source: ClassSource) -> None:
-        """Raise unless `source` can serve every episode; `name` is the setting's."""
+        """Raise unless every episode can be drawn from `source`."""
         if not 1 <= self.shot[0] <= self.shot[1]:
             raise UserError(
                 f"{name}.shot={self.shot[0]},{self.shot[1]}: expected least, most with "
@@ -127,22 +144,24 @@ class EpisodeSpec(NamedTuple):
 
 
 class VariableSpec(NamedTuple):
-    """Tasks of variable way and shot, exactly as Meta-Dataset draws them.
+    """A rule for tasks of variable way and shot, exactly as Meta-Dataset draws them.
 
-    With n_c images in class c of the task, q = min(max_query, min_c ⌊n_c / 2⌋) query
-    images a class and r_c = n_c − q left: one β ~ U[0, 1) gives the support size
-    S = min(max_support, Σ_c ⌊β min(max_contribution, r_c)⌋ + 1), and independent
-    α_c ~ U(log ½, log 2) the shots min(⌊w_c (S − way)⌋ + 1, r_c), w_c ∝ n_c exp α_c.
+    Class c of the task has n_c images. Each class has q = min(max_query, min_c ⌊n_c/2⌋)
+    query images, which leave r_c = n_c − q. The support size is
+    S = min(max_support, Σ_c (⌊β min(max_contribution, r_c)⌋ + 1)), with one β ~ U[0,1).
+    The shot of class c is min(⌊w_c (S − way)⌋ + 1, r_c), with weights w_c ∝ n_c exp α_c
+    that sum to 1 and independent α_c ~ U(log ½, log 2).
 
     Source: Triantafillou et al., "Meta-Dataset", ICLR 2020, §3.2 and appendix.
 
     Attributes:
-        way: Least and most classes of a task, drawn uniformly up to what the group of
-            classes has; a `whole` group gives all its classes, at most this many.
-        max_query: Most query images of each class; all classes have as many.
-        max_support: Most support images of a task.
-        max_contribution: Most images that a class counts for when the size of the
-            support is drawn; a class may still be given more.
+        way: Smallest and largest number of classes of a task. The number is drawn
+            uniformly, and is at most the size of the group of classes. A `whole` group
+            gives all its classes, up to the largest number.
+        max_query: Largest number of query images of a class.
+        max_support: Largest number of support images of a task.
+        max_contribution: Largest number of images that a class counts for when the
+            support size is drawn; the shot of the class may be larger.
     """
 
     way: tuple[int, int] = (5, 50)
@@ -152,17 +171,17 @@ class VariableSpec(NamedTuple):
 
     @property
     def support_size(self) -> int:
-        """The static size that supports are padded to."""
+        """Static number of examples that supports are padded to."""
         return self.max_support
 
     @property
     def query_size(self) -> int:
-        """The static size that query sets are padded to."""
+        """Static number of examples that query sets are padded to."""
         return self.way[1] * self.max_query
 
     @property
     def least_support(self) -> int:
-        """Support size of the smallest task."""
+        """Smallest number of support images of a task."""
         return self.way[0]
 
     def describe(self) -> str:
@@ -172,17 +191,17 @@ class VariableSpec(NamedTuple):
     def draw_sizes(
         self, sizes: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, int]:
-        """Return support images of each class `[way]`, and query images of each."""
+        """Return support images of each class `[way]`, and query images a class."""
         way, query = len(sizes), min(self.max_query, int(sizes.min()) // 2)
-        left = sizes - query
-        wanted = rng.random() * np.minimum(self.max_contribution, left)
-        total = min(self.max_support, int(np.floor(wanted + 1).sum()))
+        remaining = sizes - query
+        contributions = rng.random() * np.minimum(self.max_contribution, remaining)
+        total = min(self.max_support, int(np.floor(contributions + 1).sum()))
         weights = sizes * np.exp(rng.uniform(np.log(0.5), np.log(2), way))
         shares = np.floor(weights / weights.sum() * (total - way)).astype(int)
-        return np.minimum(shares + 1, left), query
+        return np.minimum(shares + 1, remaining), query
 
     def check(self, name: str, source: ClassSource) -> None:
-        """Raise unless `source` can serve every episode; `name` is the setting's."""
+        """Raise unless every episode can be drawn from `source`."""
         for field, value in (
             ("max_query", self.max_query),
             ("max_contribution", self.max_contribution),
@@ -198,7 +217,13 @@ class VariableSpec(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """One draw: `classes [way]`, and per class the image numbers of each set."""
+    """One episode: its classes, and the numbers of their images.
+
+    Attributes:
+        classes: Class numbers, `[way]`.
+        support: For each class, the numbers of its support images, `[shot]`.
+        query: For each class, the numbers of its query images.
+    """
 
     classes: np.ndarray
     support: list[np.ndarray]
@@ -206,7 +231,13 @@ class Episode(NamedTuple):
 
 
 def episode_rng(seed: int, stream: str, index: int) -> np.random.Generator:
-    """Return the generator of episode `index`: a pure function of its arguments."""
+    """Return the generator of an episode, a pure function of the arguments.
+
+    Args:
+        seed: The run's seed, 0 or more.
+        stream: Name of an independent series of episodes, such as "train".
+        index: Number of the episode in its stream, 0 or more.
+    """
     return np.random.default_rng((seed, zlib.crc32(stream.encode()), index))
 
 
@@ -216,47 +247,48 @@ def sample_episode(
     rng: np.random.Generator,
     groups: Groups | None = None,
 ) -> Episode:
-    """Draw classes, shots and images; support and query never share an image.
+    """Draw the classes, shots and images of an episode.
 
-    The images of a class are drawn uniformly from all it has, so that files which
-    stand in the order they were taken (the tracks of traffic signs) are well mixed.
+    Support and query share no image. The images of a class are drawn uniformly from all
+    of its images, so that files in order of recording (the tracks of traffic signs) are
+    well mixed.
 
     Args:
-        class_sizes: Images of each class.
-        spec: What to draw; `check_spec` says whether the classes can serve it.
-        rng: Used up; take it from `episode_rng`.
-        groups: Which classes may meet; by default all.
+        class_sizes: Number of images of each class.
+        spec: The rule for drawing; `check_spec` checks that the classes suffice.
+        rng: Generator from `episode_rng`, advanced by the call.
+        groups: Groups of classes that may meet; by default one group of all classes.
     """
     groups = groups or equal_groups([np.arange(len(class_sizes))])
-    classes = _draw_classes(spec, groups, rng)
+    classes = _episode_classes(spec, groups, rng)
     sizes = np.array([class_sizes[c] for c in classes])
     shots, num_query = spec.draw_sizes(sizes, rng)
     support, query = [], []
     for size, shot in zip(sizes, shots, strict=True):
-        chosen = rng.choice(size, shot + num_query, replace=False)
-        support.append(chosen[:shot])
-        query.append(chosen[shot:])
+        images = rng.choice(size, shot + num_query, replace=False)
+        support.append(images[:shot])
+        query.append(images[shot:])
     return Episode(classes, support, query)
 
 
-def _draw_classes(
+def _episode_classes(
     spec: Sampler, groups: Groups, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return the classes of an episode, all of one group that has enough of them."""
+    """Return class numbers drawn from one group, which has `spec.way[0]` or more."""
     least, most = spec.way
-    able = np.flatnonzero([len(group) >= least for group in groups.members])
-    place = able[0]
-    if len(able) > 1:
-        chances = groups.chances[able]
-        place = rng.choice(able, p=chances / chances.sum())
-    members = groups.members[place]
+    eligible = np.flatnonzero([len(group) >= least for group in groups.members])
+    number = eligible[0]
+    if len(eligible) > 1:
+        chances = groups.chances[eligible]
+        number = rng.choice(eligible, p=chances / chances.sum())
+    members = groups.members[number]
     most = min(most, len(members))
-    way = most if groups.whole[place] else int(rng.integers(least, most + 1))
+    way = most if groups.whole[number] else int(rng.integers(least, most + 1))
     return rng.choice(members, way, replace=False)
 
 
-def _cap(shots: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Drop images at random until `most` are left, keeping one of each class."""
+def _capped_shots(shots: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the shots after random images above `most` are dropped, each 1 or more."""
     spare = np.repeat(np.arange(len(shots)), shots - 1)
     surplus = int(shots.sum()) - most
     if surplus <= 0:
@@ -266,15 +298,15 @@ def _cap(shots: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def check_spec(name: str, spec: Sampler, source: ClassSource) -> None:
-    """Raise unless `source` can serve every episode of `spec`.
+    """Raise unless every episode of `spec` can be drawn from `source`.
 
     Args:
-        name: The setting that holds the spec, for the message.
-        spec: The episodes.
-        source: Where they are drawn from.
+        name: Name of the spec's setting, for the error message.
+        spec: The rule for drawing episodes.
+        source: Source of the images.
 
     Raises:
-        UserError: Names the setting, its value and the mend.
+        UserError: Names the setting, its value and the correction.
     """
     least, most = spec.way
     if not 2 <= least <= most:
@@ -283,15 +315,15 @@ def check_spec(name: str, spec: Sampler, source: ClassSource) -> None:
         )
     if hasattr(source, "load_task") and isinstance(spec, ClassSampler):
         raise UserError(
-            f"{name} draws classes of images, and the data set gives tasks of its own: "
+            f"{name} draws classes of images, but the data set draws its tasks itself: "
             "use the config variant orbit"
         )
     largest = max(map(len, class_groups(source).members))
     needed = most if isinstance(spec, EpisodeSpec) else least
     if needed > largest:
         raise UserError(
-            f"{name}.way={needed} is more than the {largest} classes there are that "
-            "may meet in an episode: lower it or add classes"
+            f"{name}.way={needed} is more than the {largest} classes that may meet in "
+            "an episode: lower it or add classes"
         )
     spec.check(name, source)
 

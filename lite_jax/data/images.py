@@ -1,8 +1,8 @@
-"""From encoded images to pixels: decoding, and resizing by a named rule.
+"""Decoding of images, and resizing by named rules.
 
-The papers resize differently, and the difference is larger than one thinks: on a
-photograph brought to 84 pixels Meta-Dataset's rule and VTAB's are 13 grey levels
-apart on average. A rule therefore has a name, which results record.
+The papers resize by different rules. On a photograph resized to 84 pixels,
+Meta-Dataset's rule and VTAB's differ by 13 grey levels on average. Results therefore
+record the name of the rule.
 """
 
 from __future__ import annotations
@@ -29,30 +29,31 @@ def decode(
 ) -> np.ndarray:
     """Return the pixels `[height, width, channels]` uint8 of an encoded image.
 
-    Of an animation, the first picture; what is transparent is seen on white; 16 bits
-    become the upper 8.
+    Only the first frame of an animation is decoded. Transparent pixels are blended with
+    white. 16-bit values are reduced to their upper 8 bits.
 
     Args:
         encoded: The bytes of a file, or its path.
         channels: 3 for RGB, 1 for grey.
-        upright: Turn it by its EXIF tag, as people see it.
+        upright: Rotate the image by its EXIF orientation tag.
 
     Raises:
-        OSError, SyntaxError, ValueError, Image.DecompressionBombError: As Pillow says;
-            ValueError also for numbers of no known range.
+        OSError, SyntaxError, ValueError, Image.DecompressionBombError: Pillow cannot
+            read the image. ValueError is also raised for floating-point pixels, and for
+            32-bit pixels outside 0 … 65,535.
     """
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of large images, and of odd metadata
+        warnings.simplefilter("ignore")  # about large images and odd metadata
         with Image.open(file) as image:
-            turned = ImageOps.exif_transpose(image) if upright else image
-            opaque = _on_white(_in_eight_bits(turned))
+            oriented = ImageOps.exif_transpose(image) if upright else image
+            opaque = _opaque_image(_eight_bit_image(oriented))
             pixels = np.asarray(opaque.convert("RGB" if channels == 3 else "L"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def _in_eight_bits(image: Image.Image) -> Image.Image:
-    """Return an image of wider numbers in 8 bits, where Pillow would cut them off."""
+def _eight_bit_image(image: Image.Image) -> Image.Image:
+    """Return the image with 8-bit pixels, without Pillow's clipping of wider ones."""
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is not known")
     if not image.mode.startswith("I"):
@@ -64,7 +65,7 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((pixels >> 8 if wide else pixels).astype(np.uint8))
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _opaque_image(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image
     colours = image.convert("RGBA")
@@ -73,14 +74,15 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 class ImageSpec(NamedTuple):
-    """What a source makes of every image.
+    """The size and form that a source gives every image.
 
     Attributes:
         size: Pixels a side, 1 to 4096.
-        resize: The rule's name; see `make_resize`.
+        resize: Name of the resize rule; see `make_resize`.
         channels: 3 for RGB, 1 for grey.
-        upright: Turn images by their EXIF tag.
-        bright_ink: Of drawings, make ink bright on black, whatever the paper.
+        upright: Rotate images by their EXIF orientation tag.
+        bright_ink: For drawings: invert an image whose mean is 127.5 or more, so that
+            ink is bright on a dark ground.
     """
 
     size: int
@@ -95,11 +97,22 @@ class ImageSpec(NamedTuple):
         return self.size, self.size, self.channels
 
     def open(self, encoded: bytes | Path) -> np.ndarray:
-        """Return the image of a file, or of its bytes; errors as of `decode`."""
+        """Return the decoded image of a file, `[size, size, channels]` uint8.
+
+        Args:
+            encoded: The bytes of a file, or its path.
+
+        Raises:
+            OSError, SyntaxError, ValueError, Image.DecompressionBombError: As `decode`.
+        """
         return self._resized(decode(encoded, self.channels, upright=self.upright))
 
     def fit(self, pixels: np.ndarray) -> np.ndarray:
-        """Return the image of pixels `[h, w]`, `[h, w, 1]` or `[h, w, 3]` uint8."""
+        """Return the image of given pixels, `[size, size, channels]` uint8.
+
+        Args:
+            pixels: `[h, w]`, `[h, w, 1]` or `[h, w, 3]` uint8.
+        """
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.shape[2] != self.channels:
             mode = "RGB" if self.channels == 3 else "L"
@@ -108,44 +121,47 @@ class ImageSpec(NamedTuple):
         return self._resized(pixels)
 
     def _resized(self, pixels: np.ndarray) -> np.ndarray:
-        for sizes in _watched:
+        for sizes in _watching_lists:
             sizes.append((pixels.shape[1], pixels.shape[0]))
         image = make_resize(self.resize)(pixels, self.size)
-        dark = self.bright_ink and image.mean() >= 127.5  # ink covers the lesser part
-        return 255 - image if dark else image
+        # Ink covers less of a drawing than paper does.
+        dark_ink = self.bright_ink and image.mean() >= 127.5
+        return 255 - image if dark_ink else image
 
 
-_watched: list[list[tuple[int, int]]] = []
+_watching_lists: list[list[tuple[int, int]]] = []
 
 
 @contextlib.contextmanager
 def watched_sizes() -> Iterator[list[tuple[int, int]]]:
-    """Give a list that every image's `(width, height)` is added to, before resizing."""
+    """Yield a list to which each image's `(width, height)` before resizing is added."""
     sizes: list[tuple[int, int]] = []
-    _watched.append(sizes)
+    _watching_lists.append(sizes)
     try:
         yield sizes
     finally:
-        _watched.remove(sizes)
+        _watching_lists.remove(sizes)
 
 
 @functools.cache
 def make_resize(rule: str) -> Resize:
-    """Return the rule that squeezes an image to a square, results rounded to uint8.
+    """Return the function that resizes images to a square by a named rule.
 
-    None keeps the aspect ratio, as in the papers.
+    No rule keeps the aspect ratio, as in the papers. Results are rounded to uint8. An
+    image that has the size already is returned unchanged.
 
     Args:
         rule: One of
-            "md": bilinear between the four nearest pixels, corners on corners, no
-            antialias: TensorFlow's `resize_images(align_corners=True)`, Meta-Dataset's.
-            "vtab": the same with half-pixel centres: `tf.image.resize`, VTAB's.
-            "lanczos": Pillow's, antialiased: what LITE does to VTAB.
+            "md": Meta-Dataset's; bilinear between the four nearest pixels, with corners
+            aligned and no antialias, like TensorFlow's
+            `resize_images(align_corners=True)`.
+            "vtab": VTAB's; the same with half-pixel centres, like `tf.image.resize`.
+            "lanczos": Pillow's, antialiased; LITE's rule for VTAB.
             "bilinear": Pillow's, antialiased.
             "area": the mean over the area that a new pixel covers.
 
     Raises:
-        UserError: Another rule.
+        UserError: The rule is unknown.
 
     >>> import numpy as np
     >>> ramp = np.arange(0, 250, 25, np.uint8).reshape(1, 10, 1)
@@ -167,32 +183,37 @@ def make_resize(rule: str) -> Resize:
 
 
 def _md(image: np.ndarray, size: int) -> np.ndarray:
-    def places(count: int) -> np.ndarray:
+    def positions(count: int) -> np.ndarray:
         return np.linspace(0, count - 1, size) if size > 1 else np.zeros(1)
 
-    return _interpolated(image, places)
+    return _interpolated(image, positions)
 
 
 def _vtab(image: np.ndarray, size: int) -> np.ndarray:
-    def places(count: int) -> np.ndarray:
+    def positions(count: int) -> np.ndarray:
         centres = (np.arange(size) + 0.5) * (count / size) - 0.5
         return np.clip(centres, 0, count - 1)
 
-    return _interpolated(image, places)
+    return _interpolated(image, positions)
 
 
-def _interpolated(image: np.ndarray, places: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Return bilinear values at `places(height)` × `places(width)`, in pixels."""
-    rows, columns = places(image.shape[0]), places(image.shape[1])
-    blended = _between(_between(image, rows, 0), columns, 1)
-    return _rounded(blended)
+def _interpolated(
+    image: np.ndarray, positions: Callable[[int], np.ndarray]
+) -> np.ndarray:
+    """Return bilinear values at `positions(height)` × `positions(width)`, in pixels."""
+    rows, columns = positions(image.shape[0]), positions(image.shape[1])
+    by_row = _interpolated_along(image, rows, 0)
+    return _rounded(_interpolated_along(by_row, columns, 1))
 
 
-def _between(values: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
-    low = np.floor(places).astype(int)
+def _interpolated_along(
+    values: np.ndarray, positions: np.ndarray, axis: int
+) -> np.ndarray:
+    """Return values interpolated linearly along one axis, float32."""
+    low = np.floor(positions).astype(int)
     high = np.minimum(low + 1, values.shape[axis] - 1)
     shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-    share = (places - low).astype(np.float32).reshape(shape)
+    share = (positions - low).astype(np.float32).reshape(shape)
     first = values.take(low, axis).astype(np.float32)
     return first + share * (values.take(high, axis) - first)
 
@@ -200,12 +221,12 @@ def _between(values: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
 def _area(image: np.ndarray, size: int) -> np.ndarray:
     rows = _overlaps(image.shape[0], size)
     columns = _overlaps(image.shape[1], size)
-    narrow = np.tensordot(rows, image.astype(np.float32), 1)
-    return _rounded(np.einsum("cw,rwk->rck", columns, narrow, optimize=True))
+    by_row = np.tensordot(rows, image.astype(np.float32), 1)
+    return _rounded(np.einsum("cw,rwk->rck", columns, by_row, optimize=True))
 
 
 def _overlaps(count: int, size: int) -> np.ndarray:
-    """Return `[size, count]`, the share of each old pixel in each new one."""
+    """Return each old pixel's share in each new pixel, `[size, count]` float32."""
     edges = np.arange(size + 1) * (count / size)
     old = np.arange(count)
     right = np.minimum(edges[1:, None], old + 1)
@@ -213,7 +234,7 @@ def _overlaps(count: int, size: int) -> np.ndarray:
     return (np.maximum(right - left, 0) * (size / count)).astype(np.float32)
 
 
-def _by_pillow(rule: Image.Resampling) -> Resize:
+def _pillow_resize(rule: Image.Resampling) -> Resize:
     def resize(image: np.ndarray, size: int) -> np.ndarray:
         pixels = np.asarray(as_picture(image).resize((size, size), rule))
         return pixels.reshape(size, size, image.shape[2])
@@ -232,8 +253,8 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 _RULES: dict[str, Resize] = {
     "area": _area,
-    "bilinear": _by_pillow(Image.Resampling.BILINEAR),
-    "lanczos": _by_pillow(Image.Resampling.LANCZOS),
+    "bilinear": _pillow_resize(Image.Resampling.BILINEAR),
+    "lanczos": _pillow_resize(Image.Resampling.LANCZOS),
     "md": _md,
     "vtab": _vtab,
 }

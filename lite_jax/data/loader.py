@@ -1,4 +1,4 @@
-"""From an episode to arrays, ahead of the device."""
+"""Tasks and batches as padded arrays, loaded by background threads."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ def load_task(
 ) -> Task:
     """Return episode `index` as a padded `Task` of NumPy arrays.
 
-    A pure function of its arguments: the same call gives the same bytes in any
-    process and any order, so training resumes from a step number alone.
+    The task is a pure function of the arguments: the same call gives the same bytes in
+    any process and any order. Training therefore resumes from a step number.
 
     Args:
-        source: Where images come from; if it has a method `load_task`, as ORBIT's has,
-            that is called instead.
-        spec: How tasks are drawn; its static sizes are what sets are padded to.
+        source: Source of the images. If it has a method `load_task`, like ORBIT's, the
+            call is passed to that.
+        spec: The rule for drawing tasks; sets are padded to its static sizes.
         seed: The run's seed.
         stream: Name of an independent series of episodes, such as "train".
-        index: The number of the episode in its stream, from 0.
+        index: Number of the episode in its stream, from 0.
         augment: `(images, rng) -> images`, applied to support and query alike.
-        pool: Threads that read the classes of the episode side by side.
+        pool: Threads that read the classes of the episode in parallel.
     """
-    own_way = getattr(source, "load_task", None)
-    if own_way:
-        return own_way(spec, seed, stream, index, augment=augment, pool=pool)
+    load_own_task = getattr(source, "load_task", None)
+    if load_own_task:
+        return load_own_task(spec, seed, stream, index, augment=augment, pool=pool)
     rng = episode_rng(seed, stream, index)
     assert isinstance(spec, ClassSampler)
     groups = class_groups(source)
     episode = sample_episode(source.class_sizes, spec, rng, groups)
 
     def load(parts: list[np.ndarray], size: int) -> Examples:
-        side_by_side = pool.map if pool else map
-        read = side_by_side(source.read, episode.classes, parts)
-        images = np.concatenate(list(read))
+        map_classes = pool.map if pool else map
+        images_by_class = map_classes(source.read, episode.classes, parts)
+        images = np.concatenate(list(images_by_class))
         labels = np.repeat(np.arange(len(parts)), list(map(len, parts)))
         return pad_examples(augment(images, rng) if augment else images, labels, size)
 
@@ -68,11 +68,11 @@ def load_task(
 def pad_examples(inputs: np.ndarray, labels: np.ndarray, size: int) -> Examples:
     """Return `inputs [n, …]` and `labels [n]` padded with zeros to `size` examples."""
     count = len(labels)
-    images = np.zeros((size, *inputs.shape[1:]), inputs.dtype)
-    images[:count] = inputs
-    numbers = np.zeros(size, np.int32)
-    numbers[:count] = labels
-    return Examples(images, numbers, np.arange(size) < count)
+    padded_inputs = np.zeros((size, *inputs.shape[1:]), inputs.dtype)
+    padded_inputs[:count] = inputs
+    padded_labels = np.zeros(size, np.int32)
+    padded_labels[:count] = labels
+    return Examples(padded_inputs, padded_labels, np.arange(size) < count)
 
 
 def load_batch(
@@ -84,35 +84,34 @@ def load_batch(
     *,
     augment: Augment | None = None,
 ) -> Task:
-    """Return batch `index` of ordinary training on all classes, as a `Task`.
+    """Return batch `index` of supervised training on all classes, as a `Task`.
 
-    The support is empty, the query holds `size` images, and labels are the numbers of
-    the source's classes. Batches go through all images in an order drawn anew for
-    every epoch (a last incomplete batch is left out), and are pure functions of the
-    arguments, as tasks are.
+    The support is empty, and the query holds `size` images. Labels are the source's
+    class numbers. An epoch goes through all images in an order drawn for that epoch; a
+    last incomplete batch is left out. A batch is a pure function of the arguments.
 
     Args:
-        source: Where images come from.
-        size: Images of a batch; at most as many as there are.
+        source: Source of the images.
+        size: Number of images of a batch, at most that of the source.
         seed: The run's seed.
         stream: Name of an independent series of batches.
-        index: The number of the batch, from 0.
+        index: Number of the batch in its stream, from 0.
         augment: `(images, rng) -> images`.
 
     Raises:
-        UserError: More images than there are.
+        UserError: `size` is below 1 or above the source's number of images.
     """
     check_batch_size(size, source)
     ends = np.cumsum(source.class_sizes)
-    epoch, place = divmod(index, int(ends[-1]) // size)
+    epoch, batch = divmod(index, int(ends[-1]) // size)
     order = episode_rng(seed, f"{stream}.order", epoch).permutation(int(ends[-1]))
-    chosen = order[place * size : (place + 1) * size]
-    labels = np.searchsorted(ends, chosen, side="right").astype(np.int32)
-    numbers = chosen - (ends - source.class_sizes)[labels]
+    rows = order[batch * size : (batch + 1) * size]
+    labels = np.searchsorted(ends, rows, side="right").astype(np.int32)
+    numbers = rows - (ends - source.class_sizes)[labels]
     images = np.empty((size, *source.image_shape), np.uint8)
     for label in np.unique(labels):
-        own = labels == label
-        images[own] = source.read(int(label), numbers[own])
+        in_class = labels == label
+        images[in_class] = source.read(int(label), numbers[in_class])
     if augment:
         images = augment(images, episode_rng(seed, stream, index))
     query = Examples(images, labels, np.ones(size, bool))
@@ -120,7 +119,7 @@ def load_batch(
 
 
 def check_batch_size(size: int, source: ClassSource) -> None:
-    """Raise unless the source has images for a batch of this size."""
+    """Raise unless the source has enough images for a batch of this size."""
     total = sum(source.class_sizes)
     if not 1 <= size <= total:
         raise UserError(f"size={size}: expected 1 to {total}, the training images")
@@ -129,13 +128,14 @@ def check_batch_size(size: int, source: ClassSource) -> None:
 def run_ahead(
     make: Callable[[T], R], items: Iterable[T], *, depth: int = 2, workers: int = 2
 ) -> Generator[R, None, None]:
-    """Yield `make(item)` in order, computed by background threads.
+    """Yield `make(item)` for each item in order, computed by background threads.
 
     Args:
-        make: Called on a worker thread; its exception is raised here, in turn.
-        items: What to make; read lazily.
-        depth: Results made before they are asked for, which bounds the memory.
-        workers: Threads.
+        make: Function called on a worker thread. An exception is raised from this
+            generator when its result is due.
+        items: Arguments of `make`, read lazily.
+        depth: Largest number of results computed ahead, which bounds the memory.
+        workers: Number of threads.
     """
     items = iter(items)
     with ThreadPoolExecutor(workers, thread_name_prefix="episode") as pool:

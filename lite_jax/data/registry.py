@@ -1,4 +1,4 @@
-"""The table of data sets: what opens each, and how it is found at a path."""
+"""The table of data sets: how each is opened, and how a path is recognised."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ from lite_jax.errors import UserError, pick
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """Which data set is read, and how. A data set takes the fields that concern it.
+    """Settings of a data set; each data set reads only the fields that concern it.
 
     Attributes:
-        dataset: A name of `DATASETS`.
-        root: Folder or file.
+        dataset: Name in `DATASETS`.
+        root: Folder or file of the data set.
         image_size: Pixels a side, 1 to 4096.
-        channels: 1 or 3, for sets that can have either.
-        resize: A rule of `lite_jax.data.images`; empty for the data set's own.
-        class_list: Classes of each split (`lite_jax.data.class_lists`).
-        label: Feature or column of the class, for tfds and Parquet.
-        allow_pickle: Read pickles, which run the code in them.
-        by_alphabet: Draw an episode of Omniglot from one alphabet.
-        protocol: Meta-Dataset's: "md-v2" or "lite".
+        channels: 1 or 3, for data sets that can have either.
+        resize: Name of a resize rule (`make_resize`); empty for the data set's default.
+        class_list: Path of a list of each split's classes
+            (`lite_jax.data.class_lists`); empty for none.
+        label: Feature (tfds) or column (Parquet) that holds the class.
+        allow_pickle: Read pickle files, which run the code that they contain.
+        by_alphabet: Draw the classes of an Omniglot episode from one alphabet.
+        protocol: Meta-Dataset's protocol, "md-v2" or "lite".
         sources: Meta-Dataset's sources, as NAME,NAME; empty for the protocol's.
-        orbit_protocol: "2021" (clips of 8 frames) or "2022" (frames).
-        orbit_mode: ORBIT's target videos: "clutter" or "clean".
-        orbit_filter: Annotations of frames that are left out, as NAME,NAME; "none" for
-            no filter; empty for the protocol's.
-        cache_gb: Decoded images kept in memory, at most, in 10⁹ bytes.
-        synthetic_classes: Synthetic classes of each split.
-        synthetic_images: Images of each of them.
+        orbit_protocol: ORBIT's protocol, "2021" (clips of 8 frames) or "2022" (single
+            frames).
+        orbit_mode: Kind of ORBIT's target videos, "clutter" or "clean".
+        orbit_filter: ORBIT's annotated issues whose target frames are left out, as
+            NAME,NAME; "none" for no filter; empty for the protocol's.
+        cache_gb: Largest size of a split's decoded images kept in memory, in 10⁹ bytes.
+        synthetic_classes: Number of synthetic classes of each split.
+        synthetic_images: Number of images of each synthetic class.
     """
 
     dataset: str = "digits"
@@ -72,12 +74,13 @@ class Dataset(NamedTuple):
 
     Attributes:
         open: `(settings, split) -> source`.
-        is_at: Whether a folder holds such a data set; None if that cannot be told.
-        suffixes: Of the files that hold such a data set.
-        needs_root: Whether it reads files.
-        resize: How people's own images become its size.
-        channels: Of people's own images; None for those of the settings.
-        bright_ink: Whether it holds drawings in bright ink.
+        is_at: `folder -> bool`, whether a folder holds such a data set; None for no
+            such test.
+        suffixes: Suffixes of the files that hold such a data set.
+        needs_root: Whether the setting `root` is required.
+        resize: Default resize rule for a user's images.
+        channels: Number of channels of a user's images; None for the setting's.
+        bright_ink: Whether the images are drawings in bright ink.
     """
 
     open: Callable[[DataSettings, str], ClassSource]
@@ -90,10 +93,10 @@ class Dataset(NamedTuple):
 
 
 def open_source(settings: DataSettings, split: str) -> ClassSource:
-    """Return a split of the data set that the settings choose.
+    """Return the source of one split of a data set.
 
     Raises:
-        UserError: An unknown data set, or one that cannot be read.
+        UserError: The data set is unknown or cannot be read, or a setting is invalid.
     """
     dataset = pick("dataset", settings.dataset, DATASETS)
     if not 1 <= settings.image_size <= 4096:
@@ -106,10 +109,10 @@ def open_source(settings: DataSettings, split: str) -> ClassSource:
 
 
 def detect(path: Path) -> str:
-    """Return the name of the data set that lies at a path.
+    """Return the name in `DATASETS` of the data set at a path.
 
     Raises:
-        UserError: Nothing there, or nothing known.
+        UserError: The path does not exist, or holds no known data set.
     """
     by_suffix = {x: name for name, row in DATASETS.items() for x in row.suffixes}
     if path.is_file():
@@ -131,21 +134,21 @@ def detect(path: Path) -> str:
     )
 
 
-def _spec(settings: DataSettings) -> ImageSpec:
+def _image_spec(settings: DataSettings) -> ImageSpec:
     rule = settings.resize or "bilinear"
     return ImageSpec(settings.image_size, rule, settings.channels)
 
 
 def own_image_spec(settings: DataSettings) -> ImageSpec:
-    """Return how people's own images become what a run on this data set has learned.
+    """Return the image spec of a user's images, for a run trained on a data set.
 
     Raises:
-        UserError: A data set of clips.
+        UserError: The data set holds clips.
     """
     if settings.dataset == "orbit":
         raise UserError(
-            "dataset='orbit': this run learned from videos, and single images make "
-            "none: use a run on images, e.g. of configs/protonets.py:folder"
+            "dataset='orbit': this run learned from videos, not from single images: "
+            "use a run on images, e.g. of configs/protonets.py:folder"
         )
     row = DATASETS[settings.dataset]
     return ImageSpec(
@@ -183,7 +186,11 @@ def _folder(settings: DataSettings, split: str) -> ClassSource:
 
 
 def _omniglot(settings: DataSettings, split: str) -> ClassSource:
-    """Train on background_small1; hold out one alphabet; test on what small2 adds."""
+    """Return a split of Omniglot's two small background sets.
+
+    "train" has four alphabets of small1, and "valid" its fifth. "test" has the
+    alphabets that small2 has and small1 lacks.
+    """
     small1 = Path(settings.root) / "images_background_small1"
     small2 = Path(settings.root) / "images_background_small2"
     options: dict[str, Any] = {
@@ -215,8 +222,8 @@ def _meta_dataset(settings: DataSettings, split: str) -> ClassSource:
 def _orbit(settings: DataSettings, split: str) -> ClassSource:
     protocol = find_protocol(settings.orbit_protocol)
     if settings.orbit_filter:
-        chosen = [x.strip() for x in settings.orbit_filter.split(",")]
-        protocol = protocol._replace(frame_filter=tuple(set(chosen) - {"none"}))
+        issues = [x.strip() for x in settings.orbit_filter.split(",")]
+        protocol = protocol._replace(frame_filter=tuple(set(issues) - {"none"}))
     users = read_users(settings.root, split, protocol, settings.orbit_mode)
     spec = ImageSpec(settings.image_size, settings.resize or "lanczos")
     return OrbitSource(users, protocol, spec)
@@ -226,7 +233,7 @@ def _arrays(settings: DataSettings, split: str) -> ClassSource:
     return array_source(
         settings.root,
         split,
-        _spec(settings),
+        _image_spec(settings),
         class_list=settings.class_list,
         allow_pickle=settings.allow_pickle,
         cache_gb=settings.cache_gb,
@@ -241,7 +248,7 @@ def _parquet(settings: DataSettings, split: str) -> ClassSource:
     return parquet_source(
         settings.root,
         split,
-        _spec(settings),
+        _image_spec(settings),
         label=settings.label,
         class_list=settings.class_list,
         cache_gb=settings.cache_gb,
@@ -250,19 +257,19 @@ def _parquet(settings: DataSettings, split: str) -> ClassSource:
 
 def _tfds(settings: DataSettings, split: str) -> ClassSource:
     check_split(split)
-    path, spec = Path(settings.root).expanduser(), _spec(settings)
-    if not (path / INFO).is_file():  # a data set's folder, which has one a version
+    path, spec = Path(settings.root).expanduser(), _image_spec(settings)
+    if not (path / INFO).is_file():  # the parent folder of all versions
         path = find_prepared(path.parent, path.name)
     classes, open_image = prepared_classes(path, spec, settings.label)
-    chosen = classes_of_split(classes, split, settings.class_list, f"root={path}")
-    return item_source(chosen, open_image, spec.shape, settings.cache_gb)
+    of_split = classes_of_split(classes, split, settings.class_list, f"root={path}")
+    return item_source(of_split, open_image, spec.shape, settings.cache_gb)
 
 
 def _has_tfds(path: Path) -> bool:
     return (path / INFO).is_file() or any(path.glob(f"*/{INFO}"))
 
 
-DATASETS: dict[str, Dataset] = {  # a path is tried in this order
+DATASETS: dict[str, Dataset] = {  # `detect` tries them in this order
     "digits": Dataset(_digits, needs_root=False, channels=1, bright_ink=True),
     "synthetic": Dataset(_synthetic, needs_root=False),
     "tfds": Dataset(_tfds, _has_tfds),

@@ -1,4 +1,4 @@
-"""What a data set is to this library: classes, their sizes, and a way to read them."""
+"""The interface of image sources, groups of classes, and images in memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SPLITS = ("train", "valid", "test")
 
 
 class Groups(NamedTuple):
-    """Which classes may meet in an episode; its classes all come from one group.
+    """Groups of classes; the classes of an episode all come from one group.
 
     Attributes:
-        members: Class numbers of each group; a class may be in several.
-        chances: Probability of each group, in sum 1.
-        whole: For each group, whether an episode of variable way has all its classes
-            (up to the largest way) instead of a number drawn.
+        members: Class numbers of each group; a class may be in several groups.
+        chances: Probability of each group, `[groups]`; the sum is 1.
+        whole: For each group, whether an episode has all of its classes, up to the
+            largest way, instead of a random number of them.
     """
 
     members: Sequence[np.ndarray]
@@ -29,7 +29,12 @@ class Groups(NamedTuple):
 
 
 def equal_groups(members: Sequence[np.ndarray], *, whole: bool = False) -> Groups:
-    """Return groups that are all as likely, such as the alphabets of Omniglot."""
+    """Return groups of equal probability, such as the alphabets of Omniglot.
+
+    Args:
+        members: Class numbers of each group.
+        whole: Whether an episode has all classes of its group, up to the largest way.
+    """
     count = len(members)
     return Groups(members, np.full(count, 1 / count), [whole] * count)
 
@@ -37,36 +42,47 @@ def equal_groups(members: Sequence[np.ndarray], *, whole: bool = False) -> Group
 class ClassSource(Protocol):
     """A set of images indexed by class; reading is thread-safe and pure.
 
-    A source may also have an attribute `groups`, a `Groups` or None; without, all
-    classes are one group.
+    A source may also have an attribute `groups`, a `Groups` or None. Without it, or if
+    it is None, all classes are one group.
     """
 
     @property
     def class_names(self) -> Sequence[str]:
-        """One name a class."""
+        """Name of each class."""
         ...
 
     @property
     def class_sizes(self) -> Sequence[int]:
-        """Images of each class."""
+        """Number of images of each class."""
         ...
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Of every image that `read` returns: `(height, width, channels)`.
+        """Shape of an image that `read` returns: `(height, width, channels)`.
 
-        Of clips, `(clip_length, height, width, channels)`.
+        The shape of a clip is `(clip_length, height, width, channels)`.
         """
         ...
 
     def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return images `[len(indices), height, width, channels]` uint8."""
+        """Return images of a class, `[len(indices), *image_shape]` uint8.
+
+        Args:
+            class_index: Number of the class.
+            indices: Numbers of the images within the class.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Images in memory: `images[c]` holds class c, `[n_c, height, width, channels]`."""
+    """Images in memory.
+
+    Attributes:
+        class_names: Name of each class.
+        images: Images of each class, `[n_c, height, width, channels]` uint8.
+        groups: Groups of classes that may meet in an episode; None if all may.
+    """
 
     class_names: Sequence[str]
     images: Sequence[np.ndarray]
@@ -74,7 +90,7 @@ class ArraySource:
 
     @property
     def class_sizes(self) -> list[int]:
-        """Images of each class."""
+        """Number of images of each class."""
         return [len(x) for x in self.images]
 
     @property
@@ -89,9 +105,9 @@ class ArraySource:
 
 
 def class_groups(source: ClassSource) -> Groups:
-    """Return the source's groups; by default one, of all classes."""
-    own = getattr(source, "groups", None)
-    return own or equal_groups([np.arange(len(source.class_names))])
+    """Return the source's groups, or else one group of all classes."""
+    groups = getattr(source, "groups", None)
+    return groups or equal_groups([np.arange(len(source.class_names))])
 
 
 def check_split(split: str) -> None:

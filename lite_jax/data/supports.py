@@ -1,4 +1,4 @@
-"""Support sets out of people's own images: files, encoded bytes, arrays."""
+"""Support sets of a user's images: files, encoded bytes or arrays."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lite_jax.data.readers.items import decode_each, dry_class
 from lite_jax.errors import UserError
 
 Image = str | Path | bytes | np.ndarray
-"""A file's path, its content, or pixels `[h, w]`, `[h, w, 1]`, `[h, w, 3]` uint8."""
+"""A file's path, its bytes, or pixels `[h, w]`, `[h, w, 1]` or `[h, w, 3]` uint8."""
 
 
 class Support(NamedTuple):
-    """Images with classes.
+    """A support set of images with labels.
 
     Attributes:
-        class_names: Of the labels 0, 1, ….
+        class_names: Name of each label 0, 1, ….
         images: `[n, height, width, channels]` uint8.
         labels: `[n]` int32.
-        items: What the images were read from.
-        skipped: How many could not be read.
+        items: The item that each image was read from.
+        skipped: Number of unreadable items, which have no image here.
     """
 
     class_names: tuple[str, ...]
@@ -36,16 +36,16 @@ class Support(NamedTuple):
 
 
 def read_support(classes: Mapping[str, Sequence[Image]], spec: ImageSpec) -> Support:
-    """Return the readable images of the classes, as a learner sees them.
+    """Return the readable images of the classes as a support set.
 
-    Images that cannot be read are named in a warning, with a count.
+    A warning counts the unreadable images and names the first five.
 
     Args:
-        classes: Name → images.
-        spec: What is made of each image.
+        classes: Class name → images.
+        spec: Size and form of the returned images.
 
     Raises:
-        UserError: Fewer than two classes, or one without a readable image.
+        UserError: There are fewer than two classes, or a class has no readable image.
     """
     if len(classes) < 2:
         raise UserError(
@@ -57,29 +57,30 @@ def read_support(classes: Mapping[str, Sequence[Image]], spec: ImageSpec) -> Sup
             raise UserError(f"support: class {name!r} has no images: add some")
     flat = [item for items in classes.values() for item in items]
     results = decode_each(flat, lambda item: open_image(item, spec))
-    images, labels, kept, place = [], [], [], 0
+    images, labels, read_items, start = [], [], [], 0
     for label, (name, items) in enumerate(classes.items()):
-        own, place = results[place : place + len(items)], place + len(items)
-        readable = [x for x, _ in own if x is not None]
+        decoded, start = results[start : start + len(items)], start + len(items)
+        readable = [x for x, _ in decoded if x is not None]
         if not readable:
-            raise dry_class(name, items, own[0][1])
+            raise dry_class(name, items, decoded[0][1])
         images += readable
         labels += [label] * len(readable)
-        kept += [item for item, (x, _) in zip(items, own, strict=True) if x is not None]
+        pairs = zip(items, decoded, strict=True)
+        read_items += [item for item, (x, _) in pairs if x is not None]
     return Support(
         tuple(classes),
         np.stack(images),
         np.array(labels, np.int32),
-        tuple(kept),
-        len(flat) - len(kept),
+        tuple(read_items),
+        len(flat) - len(read_items),
     )
 
 
 def read_images(items: Sequence[Image], spec: ImageSpec) -> np.ndarray:
-    """Return images `[n, height, width, channels]` uint8, one an item.
+    """Return one image for each item, `[n, height, width, channels]` uint8.
 
     Raises:
-        UserError: One image in place of a list, none at all, or unreadable ones.
+        UserError: `items` is a single image, is empty, or has an unreadable image.
     """
     single = isinstance(items, np.ndarray) and items.ndim < 4
     if single or isinstance(items, (str, bytes, Path)):
@@ -96,12 +97,12 @@ def read_images(items: Sequence[Image], spec: ImageSpec) -> np.ndarray:
 def read_readable(
     items: Sequence[Image], spec: ImageSpec
 ) -> tuple[np.ndarray, list[Image]]:
-    """Return the readable images `[n, height, width, channels]`, and their items.
+    """Return the readable images `[n, height, width, channels]` uint8, and their items.
 
-    Those that cannot be read are named in a warning, with a count.
+    A warning counts the unreadable images and names the first five.
 
     Raises:
-        UserError: No readable image.
+        UserError: No image is readable.
     """
     results = decode_each(items, lambda item: open_image(item, spec))
     pairs = zip(results, items, strict=True)
@@ -112,28 +113,28 @@ def read_readable(
 
 
 def folder_support(root: str | Path) -> dict[str, list[Path]]:
-    """Return class → files of a folder with a sub-folder for each class.
+    """Return class name → image files of a folder with a sub-folder for each class.
 
     Raises:
-        UserError: No such folder, or one without sub-folders that hold images.
+        UserError: The folder does not exist, or no sub-folder holds images.
     """
     path = Path(root).expanduser()
     if not path.is_dir():
         raise UserError(f"support={root}: no such folder")
-    found = {name: images_of(x) for name, x in class_folders(path).items()}
-    if not any(found.values()):
+    classes = {name: images_of(x) for name, x in class_folders(path).items()}
+    if not any(classes.values()):
         raise UserError(
             f"support={root} holds no images in sub-folders: make a sub-folder for "
             "each class and put its images there"
         )
-    return found
+    return classes
 
 
 def open_image(item: Image, spec: ImageSpec) -> np.ndarray:
-    """Return `[height, width, channels]` uint8.
+    """Return an image in the size and form of a spec, `[*spec.shape]` uint8.
 
     Raises:
-        OSError, SyntaxError, ValueError: An image that cannot be read.
+        OSError, SyntaxError, ValueError: The image cannot be read.
     """
     if not isinstance(item, np.ndarray):
         return spec.open(Path(item) if isinstance(item, str) else item)
