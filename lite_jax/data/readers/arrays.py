@@ -1,6 +1,6 @@
-"""Images that come as arrays: NumPy's `.npz`, HDF5, and the pickles of old benchmarks.
+"""Sources of arrays in NumPy's `.npz`, HDF5, and the pickles of old benchmarks.
 
-A data set is one file, whose classes are dealt out to the splits, or a folder with a
+A data set is one file, whose classes are divided among the splits, or a folder with one
 file a split (`train.npz`, `val.npz`, `test.npz`).
 """
 
@@ -29,7 +29,12 @@ _NAMES = ("class_names", "label_names", "names")
 
 
 class Pixels(NamedTuple):
-    """What a file holds: class name → keys of its images, and an image by its key."""
+    """The content of a file.
+
+    Attributes:
+        classes: Class name → keys of its images.
+        image: `key -> image`, as pixels or as encoded bytes.
+    """
 
     classes: Mapping[str, Sequence[Any]]
     image: Callable[[Any], np.ndarray]
@@ -44,25 +49,26 @@ def array_source(
     allow_pickle: bool = False,
     cache_gb: float = 2.0,
 ) -> ClassSource:
-    """Return the classes of arrays in `.npz`, `.h5`, `.hdf5` or pickle files.
+    """Return a split of the arrays in `.npz`, `.h5`, `.hdf5` or pickle files.
 
-    A file holds `images [n, height, width(, channels)]` uint8, `labels [n]` and, if it
-    likes, `class_names` (also under `x`, `data`, …; `y`, `targets`, …), or, in HDF5, a
-    data set a class, in a group `datasets` or at the top, as Torchmeta writes them.
+    A file holds `images [n, height, width(, channels)]` uint8, `labels [n]` and
+    optionally `class_names`. Images may also be named `x`, `data`, …, and labels `y`,
+    `targets`, …. An HDF5 file may instead hold one array a class, in a group `datasets`
+    or at the top, as Torchmeta writes them.
 
     Args:
-        root: The file, or a folder with a file a split.
+        root: The file, or a folder with one file a split.
         split: "train", "valid" or "test".
-        spec: What becomes of the images.
-        class_list: Which classes a split has, where one file holds all; see
-            `lite_jax.data.class_lists`.
+        spec: Size and form of the images.
+        class_list: Path of a list of each split's classes, for a data set in one file;
+            see `lite_jax.data.class_lists`.
         allow_pickle: Read `.pkl` and `.pickle` files (miniImageNet, FC100,
-            tieredImageNet). Reading one runs whatever code its author put there.
+            tieredImageNet). Reading one runs the code that its author put there.
         cache_gb: As in `folder`.
 
     Raises:
-        UserError: No such file, arrays of other names, shapes or types, or a pickle
-            without the permission to read it.
+        UserError: The file does not exist, its arrays have unknown names, shapes or
+            types, or it is a pickle and `allow_pickle` is False.
     """
     check_split(split)
     path = Path(root).expanduser()
@@ -84,26 +90,27 @@ def array_source(
             f"{path} is a pickle, and reading one runs code that its author chose: if "
             "you trust it, set allow_pickle=True"
         )
-    classes, image = _read(path, path.stat().st_mtime_ns)
+    classes, image = _content(path, path.stat().st_mtime_ns)
     if one_file:
         classes = classes_of_split(classes, split, class_list, str(path))
 
     def open_item(key: Any) -> np.ndarray:
-        found = np.asarray(image(key))
-        return spec.open(found.tobytes()) if found.ndim == 1 else spec.fit(found)
+        pixels = np.asarray(image(key))
+        encoded = pixels.ndim == 1
+        return spec.open(pixels.tobytes()) if encoded else spec.fit(pixels)
 
     return item_source(classes, open_item, spec.shape, cache_gb)
 
 
 @functools.lru_cache(maxsize=1)
-def _read(path: Path, changed: int) -> Pixels:
-    """Return what a file holds; all three splits of one file read it once."""
-    del changed  # another time, another file
+def _content(path: Path, modified: int) -> Pixels:
+    """Return the content of a file, which the three splits read once."""
+    del modified  # part of the cache's key only
     return _READERS[path.suffix](path)
 
 
 def _file_of_split(folder: Path, split: str) -> Path | None:
-    """Return `train.npz`, or `FC100_train.pickle`, or `train_images_png.pkl`, …."""
+    """Return a split's file, such as `train.npz` or `train_images_png.pkl`, or None."""
     for path in sorted(folder.iterdir()):
         words = set(re.split("[-_]", path.stem))
         named = words & set(SPLIT_NAMES[split]) and "labels" not in words
@@ -112,22 +119,22 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
     return None
 
 
-def _by_label(path: Path, arrays: Mapping[str, Any]) -> Pixels:
-    """Return the classes of `images` and `labels`, whatever they are called."""
-    images = _under(path, arrays, _IMAGES)
-    labels = np.asarray(_under(path, arrays, _LABELS)).reshape(-1)
+def _labelled_pixels(path: Path, arrays: Mapping[str, Any]) -> Pixels:
+    """Return the content of a file that has an array of images and one of labels."""
+    images = _known_array(path, arrays, _IMAGES)
+    labels = np.asarray(_known_array(path, arrays, _LABELS)).reshape(-1)
     if len(images) != len(labels):
         raise UserError(f"{path} holds {len(images)} images and {len(labels)} labels")
     _check_images(path, images)
     names = next((arrays[n] for n in _NAMES if n in arrays), None)
     classes = {}
     for label in np.unique(labels):
-        name = str(label) if names is None else _name(path, names, int(label))
+        name = str(label) if names is None else _class_name(path, names, int(label))
         classes[name] = np.flatnonzero(labels == label).tolist()
     return Pixels(classes, images.__getitem__)
 
 
-def _name(path: Path, names: Any, label: int) -> str:
+def _class_name(path: Path, names: Any, label: int) -> str:
     if not 0 <= label < len(names):
         raise UserError(
             f"{path} holds label {label}, outside its {len(names)} class names"
@@ -136,7 +143,7 @@ def _name(path: Path, names: Any, label: int) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _under(path: Path, arrays: Mapping[str, Any], known: tuple[str, ...]) -> Any:
+def _known_array(path: Path, arrays: Mapping[str, Any], known: tuple[str, ...]) -> Any:
     for name in known:
         if name in arrays:
             return arrays[name]
@@ -155,25 +162,25 @@ def _check_images(path: Path, images: Any) -> None:
         )
 
 
-def _npz(path: Path) -> Pixels:
+def _npz_pixels(path: Path) -> Pixels:
     try:
         check_npz(path)
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # whatever zipfile and NumPy make of a broken file
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # zipfile and NumPy raise many types on a broken file
         reason = str(error) or type(error).__name__
         raise UserError(
             f"{path} cannot be read ({reason}): save it with np.savez, without objects"
         ) from error
-    return _by_label(path, found)
+    return _labelled_pixels(path, arrays)
 
 
-def _hdf5(path: Path) -> Pixels:
+def _hdf5_pixels(path: Path) -> Pixels:
     with _hdf5_file(path) as file:
-        held = file.get("datasets", file)
-        if any(name in held for name in _IMAGES):
-            return _by_label(path, {name: held[name][...] for name in held})
-        arrays = {name: held[name][...] for name in sorted(held)}
+        group = file.get("datasets", file)
+        if any(name in group for name in _IMAGES):
+            return _labelled_pixels(path, {name: group[name][...] for name in group})
+        arrays = {name: group[name][...] for name in sorted(group)}
     for images in arrays.values():
         _check_images(path, images)
     classes = {
@@ -196,21 +203,21 @@ def _hdf5_file(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _pickle(path: Path) -> Pixels:
-    found = _unpickled(path)
-    if isinstance(found, list):  # tieredImageNet: encoded images, labels beside them
+def _pickle_pixels(path: Path) -> Pixels:
+    content = _unpickled(path)
+    if isinstance(content, list):  # tieredImageNet: encoded images, labels in a file
         labels = _unpickled(path.with_name(path.name.replace("images_png", "labels")))
-        numbers = np.asarray(_under(path, labels, ("label_specific", *_LABELS)))
+        numbers = np.asarray(_known_array(path, labels, ("label_specific", *_LABELS)))
         classes = {
             str(label): np.flatnonzero(numbers == label).tolist()
             for label in np.unique(numbers)
         }
-        return Pixels(classes, found.__getitem__)
-    if "class_dict" in found:  # miniImageNet
-        images = np.asarray(found["image_data"])
+        return Pixels(classes, content.__getitem__)
+    if "class_dict" in content:  # miniImageNet
+        images = np.asarray(content["image_data"])
         _check_images(path, images)
-        return Pixels(found["class_dict"], images.__getitem__)
-    return _by_label(path, {name: np.asarray(x) for name, x in found.items()})
+        return Pixels(content["class_dict"], images.__getitem__)
+    return _labelled_pixels(path, {name: np.asarray(x) for name, x in content.items()})
 
 
 def _unpickled(path: Path) -> Any:
@@ -223,9 +230,9 @@ def _unpickled(path: Path) -> Any:
 
 _PICKLES = (".pkl", ".pickle")
 _READERS: dict[str, Callable[[Path], Pixels]] = {
-    ".npz": _npz,
-    ".h5": _hdf5,
-    ".hdf5": _hdf5,
-    ".pkl": _pickle,
-    ".pickle": _pickle,
+    ".npz": _npz_pixels,
+    ".h5": _hdf5_pixels,
+    ".hdf5": _hdf5_pixels,
+    ".pkl": _pickle_pixels,
+    ".pickle": _pickle_pixels,
 }

@@ -1,4 +1,4 @@
-"""Images that come without a download: handwritten digits, and procedural patterns."""
+"""Sources that need no download: handwritten digits, and procedural images."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from lite_jax.data.sources import SPLITS, ArraySource, check_split
 
 
 def digits(split: str, image_size: int = 32) -> ArraySource:
-    """Return scikit-learn's handwritten digits, which need no download.
+    """Return a split of scikit-learn's handwritten digits, which need no download.
 
-    1,797 grey images of 8 × 8 pixels in 10 classes. Ten classes are too few for three
-    disjoint sets of them, so `train` holds four fifths of the images of the even
-    digits, `valid` the other fifth, and `test` all images of the odd ones, unseen.
+    They are 1,797 grey images of 8 × 8 pixels in 10 classes, which are too few for
+    three disjoint sets of classes. "train" therefore holds the first four fifths of the
+    images of each even digit, "valid" the other fifth, and "test" all images of the odd
+    digits.
 
     Args:
         split: "train", "valid" or "test".
@@ -27,21 +28,28 @@ def digits(split: str, image_size: int = 32) -> ArraySource:
 
     data = load_digits()
     images = np.stack([_resize_grey(x * (255 / 16), image_size) for x in data.images])
-    chosen = range(1, 10, 2) if split == "test" else range(0, 10, 2)
-    by_class = [images[data.target == digit] for digit in chosen]
+    classes = range(1, 10, 2) if split == "test" else range(0, 10, 2)
+    by_class = [images[data.target == digit] for digit in classes]
     if split == "train":
         by_class = [x[: len(x) * 4 // 5] for x in by_class]
     if split == "valid":
         by_class = [x[len(x) * 4 // 5 :] for x in by_class]
-    return ArraySource([f"digit {c}" for c in chosen], by_class)
+    return ArraySource([f"digit {c}" for c in classes], by_class)
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSource:
-    """Procedural images: each class a smooth random pattern, each image a variant.
+    """Procedural images, computed when read, which therefore cost no memory.
 
-    An image is its class's pattern, shifted, with its own contrast and noise; it is
-    computed when read, so that any number at any resolution costs no memory.
+    Each class is a smooth random pattern. An image is the pattern of its class,
+    shifted, with a contrast and noise of its own.
+
+    Attributes:
+        class_names: Name of each class.
+        class_sizes: Number of images of each class.
+        image_shape: `(height, width, channels)`.
+        seed: Seed of the patterns and images.
+        first_class: Number of the split's first class among all splits' classes.
     """
 
     class_names: Sequence[str]
@@ -67,8 +75,8 @@ class SyntheticSource:
 
     def _variant(self, pattern: np.ndarray, label: int, index: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, label, 1 + index))
-        reach = np.array(pattern.shape[:2]) // 4
-        shifted = np.roll(pattern, rng.integers(-reach, reach + 1), (0, 1))
+        most = np.array(pattern.shape[:2]) // 4
+        shifted = np.roll(pattern, rng.integers(-most, most + 1), (0, 1))
         noise = rng.normal(scale=0.3, size=pattern.shape)
         image = 127.5 * (1 + 0.6 * rng.uniform(0.5, 1.5) * shifted + noise)
         return np.clip(image, 0, 255).astype(np.uint8)
@@ -83,15 +91,15 @@ def synthetic(
     channels: int = 3,
     seed: int = 0,
 ) -> SyntheticSource:
-    """Return procedural images of any size, for tests and benchmarks.
+    """Return a split of procedural images, for tests and benchmarks.
 
     Args:
         split: "train", "valid" or "test"; their classes are disjoint.
         image_size: Pixels a side.
-        num_classes: Classes of each split.
-        images_per_class: Images of each class.
-        channels: 1 or 3.
-        seed: Another seed, another data set.
+        num_classes: Number of classes of each split.
+        images_per_class: Number of images of each class.
+        channels: Number of channels, 1 or 3.
+        seed: Seed of the patterns and images.
     """
     check_split(split)
     first = SPLITS.index(split) * num_classes

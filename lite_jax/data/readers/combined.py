@@ -1,4 +1,4 @@
-"""Sources made of other sources: turned images, and several data sets at once."""
+"""Sources made of other sources: rotated classes, and mixtures of data sets."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lite_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class RotatedSource:
-    """A source with every class four times, turned by 0, 90, 180 and 270 degrees."""
+    """A source with four classes for each, rotated by 0, 90, 180 and 270 degrees."""
 
     source: ClassSource
 
     @property
     def class_names(self) -> list[str]:
-        """`name`, `name turned 90°`, … in the order of the plain classes."""
+        """The plain names, then all names with ` turned 90°`, and so on."""
         turns = ("", " turned 90°", " turned 180°", " turned 270°")
         return [name + turn for turn in turns for name in self.source.class_names]
 
     @property
     def class_sizes(self) -> list[int]:
-        """Images of each class."""
+        """Number of images of each class."""
         return list(self.source.class_sizes) * 4
 
     @property
@@ -35,13 +35,13 @@ class RotatedSource:
 
     @property
     def groups(self) -> Groups | None:
-        """The plain classes' groups, each four times; None where all may meet."""
-        own = getattr(self.source, "groups", None)
-        if own is None:
+        """The source's groups, once for each rotation; None if all classes may meet."""
+        groups = getattr(self.source, "groups", None)
+        if groups is None:
             return None
         count = len(self.source.class_names)
-        turned = [group + turn * count for turn in range(4) for group in own.members]
-        return Groups(turned, np.tile(own.chances / 4, 4), [*own.whole] * 4)
+        members = [x + turn * count for turn in range(4) for x in groups.members]
+        return Groups(members, np.tile(groups.chances / 4, 4), [*groups.whole] * 4)
 
     def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return images `[len(indices), height, width, channels]` uint8."""
@@ -50,10 +50,10 @@ class RotatedSource:
 
 
 def rotated(source: ClassSource) -> RotatedSource:
-    """Return `source` with its classes turned by 90° as extra classes.
+    """Return `source` with its classes rotated by multiples of 90° as extra classes.
 
     Raises:
-        UserError: Images that are not square, or clips.
+        UserError: The images are not square, or they are clips.
     """
     if len(source.image_shape) != 3:
         raise UserError("rotations=True is for images, not clips: set it to False")
@@ -64,16 +64,23 @@ def rotated(source: ClassSource) -> RotatedSource:
 
 
 class Mixture:
-    """Several data sets as one: an episode draws its set first, and never mixes them.
+    """A source of several data sets; the classes of an episode share a data set.
 
-    Every set is as likely as the others, whatever its size, as in Meta-Dataset.
+    The data sets are equally likely, whatever their sizes, as in Meta-Dataset.
+
+    Attributes:
+        parts: Name → source of each data set.
     """
 
     def __init__(self, parts: Mapping[str, ClassSource]):
-        """Join the named sources.
+        """Join sources.
+
+        Args:
+            parts: Name → source of each data set; names become prefixes of the classes'
+                names.
 
         Raises:
-            UserError: None, or images of different shapes.
+            UserError: `parts` is empty, or the sources' image shapes differ.
         """
         if not parts:
             raise UserError("sources='': name one data set or more")
@@ -93,14 +100,14 @@ class Mixture:
         chances: list[float] = []
         whole: list[bool] = []
         for start, part in zip(self._starts, self.parts.values(), strict=False):
-            own = class_groups(part)
-            members += [start + group for group in own.members]
-            chances += list(own.chances / len(self.parts))
-            whole += own.whole
+            groups = class_groups(part)
+            members += [start + group for group in groups.members]
+            chances += list(groups.chances / len(self.parts))
+            whole += groups.whole
         return Groups(members, np.array(chances), whole)
 
     def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return images `[len(indices), height, width, channels]` uint8."""
-        place = int(np.searchsorted(self._starts, class_index, side="right")) - 1
-        part = list(self.parts.values())[place]
-        return part.read(class_index - int(self._starts[place]), indices)
+        number = int(np.searchsorted(self._starts, class_index, side="right")) - 1
+        part = list(self.parts.values())[number]
+        return part.read(class_index - int(self._starts[number]), indices)

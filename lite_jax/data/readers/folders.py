@@ -1,4 +1,4 @@
-"""Sources over folders of image files: a user's own, and Omniglot's."""
+"""Sources of image files in folders of classes, and in Omniglot's folders."""
 
 from __future__ import annotations
 
@@ -25,35 +25,36 @@ def folder(
     resize: str = "bilinear",
     cache_gb: float = 2.0,
 ) -> ClassSource:
-    """Return colour images from class sub-folders, squeezed to a square.
+    """Return a split of colour images in class folders, resized to squares.
 
-    Either `root/{train,valid,test}/<class>/<image>` (`val` or `validation` will do for
-    `valid`), or `root/<class>/<image>`; then the classes are split 60/20/20 in a fixed
-    random order that depends on their names alone. Images are turned upright by their
-    EXIF tag, converted to RGB and resized without keeping the aspect ratio, as the LITE
-    paper does.
+    The files are `root/{train,valid,test}/<class>/<image>`, where `val` or `validation`
+    may stand for `valid`, or `root/<class>/<image>`. In the second case the classes are
+    split 60/20/20 in a fixed random order that depends only on their names. Images are
+    rotated by their EXIF orientation tag, converted to RGB and resized without keeping
+    the aspect ratio, as in the LITE paper.
 
     Args:
         root: The data set's folder.
-        split: "train", "valid" or "test"; their classes are disjoint.
+        split: "train", "valid" or "test".
         image_size: Pixels a side.
-        class_list: If given, what says which classes, or images, each split has; see
-            `lite_jax.data.class_lists`.
-        resize: The rule; see `make_resize`.
-        cache_gb: Decoded images are kept in memory up to this many GB (10⁹ bytes).
-            A set that fits is decoded once, at the start; a larger one is decoded as
-            it is read. Unreadable images are named, counted and skipped in both.
+        class_list: Path of a list of each split's classes or images, which replaces
+            the rules above; see `lite_jax.data.class_lists`.
+        resize: Name of the resize rule; see `make_resize`.
+        cache_gb: Largest size of the decoded images kept in memory, in GB (10⁹ bytes).
+            A split that fits is decoded once, by this call. A larger one is decoded
+            whenever it is read. In both cases, unreadable images are skipped with a
+            warning.
 
     Raises:
-        UserError: No such folder, no images, too few classes, or a class that
-            unreadable images leave empty.
+        UserError: The folder does not exist or holds no images, there are too few
+            classes, or a class has no readable image.
     """
     check_split(split)
-    found = existing_folder(root)
+    path = existing_folder(root)
     classes = (
-        listed_files(Path(class_list).expanduser(), found, split, images_of)
+        listed_files(Path(class_list).expanduser(), path, split, images_of)
         if class_list
-        else _folder_classes(found, split)
+        else _folder_classes(path, split)
     )
     spec = ImageSpec(image_size, resize, upright=True)
     return item_source(classes, spec.open, spec.shape, cache_gb)
@@ -69,31 +70,32 @@ def omniglot_folder(
     resize: str = "area",
     cache_gb: float = 2.0,
 ) -> ClassSource:
-    """Return Omniglot characters from its official layout, ink bright on black.
+    """Return Omniglot's characters as classes, with ink bright on black.
 
     Args:
-        root: A folder `<alphabet>/<character>/<drawing>.png`.
+        root: Folder of files `<alphabet>/<character>/<drawing>.png`.
         image_size: Pixels a side.
-        without: Another such folder; its alphabets are left out of this one.
-        alphabets: If given, only these.
-        by_alphabet: The characters of an episode come from one alphabet, as in
+        without: Another such folder, whose alphabets are left out.
+        alphabets: Names of the alphabets to use; None for all.
+        by_alphabet: Whether the characters of an episode come from one alphabet, as in
             Meta-Dataset, instead of from all.
-        resize: The rule; see `make_resize`.
+        resize: Name of the resize rule; see `make_resize`.
         cache_gb: As in `folder`.
 
     Raises:
-        UserError: No such folder, an unknown alphabet, or nothing left.
+        UserError: A folder does not exist, an alphabet is unknown, or there are no
+            images.
     """
     root = existing_folder(root)
     excluded = class_folders(existing_folder(without)) if without else {}
-    found = {k: v for k, v in class_folders(root).items() if k not in excluded}
+    folders = {k: v for k, v in class_folders(root).items() if k not in excluded}
     for name in alphabets or ():
-        if name not in found:
-            raise unknown_name(f"alphabet of {root}", name, found)
+        if name not in folders:
+            raise unknown_name(f"alphabet of {root}", name, folders)
     classes = {
         f"{alphabet}/{character}": images_of(path)
-        for alphabet in alphabets or found
-        for character, path in class_folders(found[alphabet]).items()
+        for alphabet in alphabets or folders
+        for character, path in class_folders(folders[alphabet]).items()
     }
     if not any(classes.values()):
         raise UserError(
@@ -113,19 +115,19 @@ def omniglot_folder(
 
 
 def _folder_classes(root: Path, split: str) -> dict[str, list[Path]]:
-    """Return class name → files of one split of `root`."""
-    found = class_folders(root)
-    if "train" in found and class_folders(found["train"]):
-        own = [found[name] for name in SPLIT_NAMES[split] if name in found]
-        if not own:
+    """Return class name → image files of a split of `root`."""
+    folders = class_folders(root)
+    if "train" in folders and class_folders(folders["train"]):
+        of_split = [folders[name] for name in SPLIT_NAMES[split] if name in folders]
+        if not of_split:
             raise UserError(
                 f"root={root} has a 'train' folder but no {split!r} folder: add "
                 "one, or put all classes side by side to have them split"
             )
-        found = class_folders(own[0])
+        folders = class_folders(of_split[0])
     else:
-        found = dict(share_of_classes(found, split, f"root={root}"))
-    classes = {name: images_of(path) for name, path in found.items()}
+        folders = dict(share_of_classes(folders, split, f"root={root}"))
+    classes = {name: images_of(path) for name, path in folders.items()}
     if not any(classes.values()):
         raise UserError(
             f"root={root}: no images for {split!r}; expected one folder a class "
@@ -135,15 +137,19 @@ def _folder_classes(root: Path, split: str) -> dict[str, list[Path]]:
 
 
 def has_images(root: Path) -> bool:
-    """Return whether some folder below, two levels down at most, holds an image."""
-    inside = [
+    """Return whether a folder one or two levels below `root` holds an image."""
+    paths = [
         p for path in class_folders(root).values() for p in (path, *path.iterdir())
     ]
-    return any(images_of(path) for path in inside if path.is_dir())
+    return any(images_of(path) for path in paths if path.is_dir())
 
 
 def existing_folder(root: str | Path) -> Path:
-    """Return the folder, or raise."""
+    """Return the path of a folder, with `~` expanded.
+
+    Raises:
+        UserError: The folder does not exist.
+    """
     path = Path(root).expanduser()
     if not path.is_dir():
         raise UserError(f"root={root}: no such folder; set root=FOLDER")
@@ -151,12 +157,12 @@ def existing_folder(root: str | Path) -> Path:
 
 
 def class_folders(path: Path) -> dict[str, Path]:
-    """Return name → folder of what lies directly in a folder, by name."""
+    """Return name → path of a folder's sub-folders, sorted, without hidden ones."""
     folders = sorted(p for p in path.iterdir() if p.is_dir())
     return {p.name: p for p in folders if not p.name.startswith(".")}
 
 
 def images_of(path: Path) -> list[Path]:
-    """Return the image files of a folder, by name."""
+    """Return the image files of a folder, sorted by name, without hidden ones."""
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
     return [p for p in files if not p.name.startswith(".")]

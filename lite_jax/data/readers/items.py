@@ -1,4 +1,4 @@
-"""Sources whose images are decoded from items: files, records, rows of a table."""
+"""Sources whose images are decoded from items: files, records or rows of a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lite_jax.errors import UserError
 _logger = logging.getLogger(__name__)
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for a file that is no image it can read."""
+"""Exceptions that Pillow raises for an unreadable image."""
 Decode = Callable[[Any], np.ndarray]
 """`item -> image [height, width, channels] uint8`."""
 
@@ -27,8 +27,17 @@ Decode = Callable[[Any], np.ndarray]
 class ItemSource:
     """Images decoded each time they are read.
 
-    In place of an unreadable one stands the next readable one of its class, always
-    the same, so that reading stays pure; each is named once in a warning, with a count.
+    An unreadable image is replaced by the next readable one of its class. This is
+    always the same one, so reading stays pure. A warning names each unreadable image
+    once, with their count so far.
+
+    Attributes:
+        class_names: Name of each class.
+        items: Items of each class.
+        image_shape: `(height, width, channels)`.
+        decode: `item -> image`.
+        groups: Groups of classes that may meet in an episode; None if all may.
+        unreadable: Unreadable items that have been met.
     """
 
     class_names: Sequence[str]
@@ -40,18 +49,18 @@ class ItemSource:
 
     @property
     def class_sizes(self) -> list[int]:
-        """Items of each class."""
+        """Number of items of each class."""
         return [len(x) for x in self.items]
 
     def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return images `[len(indices), height, width, channels]` uint8."""
-        return np.stack([self._readable(class_index, int(i)) for i in indices])
+        return np.stack([self._readable_image(class_index, int(i)) for i in indices])
 
-    def _readable(self, class_index: int, index: int) -> np.ndarray:
+    def _readable_image(self, class_index: int, index: int) -> np.ndarray:
         items, reason = self.items[class_index], ""
-        for place in range(len(items)):
-            item = items[(index + place) % len(items)]
-            image, reason = _try_decode(self.decode, item)
+        for offset in range(len(items)):
+            item = items[(index + offset) % len(items)]
+            image, reason = _decoded(self.decode, item)
             if image is not None:
                 return image
             if item not in self.unreadable:
@@ -70,18 +79,18 @@ def item_source(
     cache_gb: float,
     groups: Groups | None = None,
 ) -> ClassSource:
-    """Return the classes decoded into memory where they fit, else item by item.
+    """Return a source of items, decoded into memory if they fit, else when read.
 
     Args:
-        classes: Name → items of each class.
-        decode: From an item to an image of `image_shape`; an `OSError`, `SyntaxError`
-            or `ValueError` means that it is unreadable, a `UserError` is passed on.
+        classes: Class name → items.
+        decode: `item -> image [*image_shape] uint8`. One of the exceptions `UNREADABLE`
+            means that the item is unreadable; a `UserError` is passed on.
         image_shape: `(height, width, channels)`.
-        cache_gb: Decoded images are kept in memory up to this many GB (10⁹ bytes).
-        groups: Which classes may meet.
+        cache_gb: Largest size of the decoded images kept in memory, in GB (10⁹ bytes).
+        groups: Groups of classes that may meet in an episode; None if all may.
 
     Raises:
-        UserError: A class without items, or without readable ones.
+        UserError: A class has no items, or no readable ones.
     """
     for name, items in classes.items():
         if not len(items):
@@ -89,23 +98,23 @@ def item_source(
                 f"class {name!r} has no images: add some or remove the class"
             )
     names, lists = list(classes), list(classes.values())
-    wanted = sum(map(len, lists)) * int(np.prod(image_shape))
-    if wanted > cache_gb * 1e9:
+    num_bytes = sum(map(len, lists)) * int(np.prod(image_shape))
+    if num_bytes > cache_gb * 1e9:
         return ItemSource(names, lists, image_shape, decode, groups)
-    return ArraySource(names, _decode_all(names, lists, decode), groups)
+    return ArraySource(names, _decoded_classes(names, lists, decode), groups)
 
 
-def _decode_all(
+def _decoded_classes(
     names: Sequence[str], classes: Sequence[Sequence[Any]], decode: Decode
 ) -> list[np.ndarray]:
-    """Return the readable images of every class."""
+    """Return the readable images of each class, `[n_c, height, width, channels]`."""
     results = decode_each([item for items in classes for item in items], decode)
-    images, rest = [], iter(results)
+    images, remaining = [], iter(results)
     for name, items in zip(names, classes, strict=True):
-        own = [next(rest) for _ in items]
-        readable = [image for image, _ in own if image is not None]
+        decoded = [next(remaining) for _ in items]
+        readable = [image for image, _ in decoded if image is not None]
         if not readable:
-            raise dry_class(name, items, own[0][1])
+            raise dry_class(name, items, decoded[0][1])
         images.append(np.stack(readable))
     return images
 
@@ -113,36 +122,42 @@ def _decode_all(
 def decode_each(
     items: Sequence[Any], decode: Decode
 ) -> list[tuple[np.ndarray | None, str]]:
-    """Return each item's image and "", or None and why it is unreadable.
+    """Return for each item its image and "", or None and why it is unreadable.
 
-    Decodes on two threads or more; the unreadable are named in a warning, with a count.
+    Several threads decode the items. A warning counts the unreadable ones and names the
+    first five.
+
+    Args:
+        items: The items.
+        decode: `item -> image`; see `item_source`.
     """
     with ThreadPoolExecutor() as pool:
-        decoded = pool.map(lambda item: _try_decode(decode, item), items)
+        decoded = pool.map(lambda item: _decoded(decode, item), items)
         bar = tqdm(
             decoded, "decoding images", len(items), unit="image", delay=2, leave=False
         )
         results = list(bar)
-    bad = [
+    unreadable = [
         f"{name_of(item)} ({reason})"
         for item, (image, reason) in zip(items, results, strict=True)
         if image is None
     ]
-    if bad:
-        listed = "; ".join(bad[:5]) + ("; …" if len(bad) > 5 else "")
+    if unreadable:
+        listed = "; ".join(unreadable[:5]) + ("; …" if len(unreadable) > 5 else "")
+        count = len(unreadable)
         _logger.warning(
-            "skipped %d unreadable of %d images: %s", len(bad), len(items), listed
+            "skipped %d unreadable of %d images: %s", count, len(items), listed
         )
     return results
 
 
 def name_of(item: Any) -> str:
-    """Return what a message calls an item: never its bytes or its pixels."""
+    """Return an item's name in messages, which holds neither its bytes nor pixels."""
     return "an image in memory" if isinstance(item, (bytes, np.ndarray)) else str(item)
 
 
-def _try_decode(decode: Decode, item: Any) -> tuple[np.ndarray | None, str]:
-    """Return the image and "", or None and why not."""
+def _decoded(decode: Decode, item: Any) -> tuple[np.ndarray | None, str]:
+    """Return an item's image and "", or None and why it is unreadable."""
     try:
         return decode(item), ""
     except UserError:
@@ -152,7 +167,13 @@ def _try_decode(decode: Decode, item: Any) -> tuple[np.ndarray | None, str]:
 
 
 def dry_class(name: str, items: Sequence[Any], reason: str) -> UserError:
-    """Return the error for a class that unreadable images leave empty."""
+    """Return the error for a class without a readable image.
+
+    Args:
+        name: Name of the class.
+        items: Its items, one or more.
+        reason: Why the first item is unreadable.
+    """
     return UserError(
         f"class {name!r}: none of its {len(items)} images can be read, e.g. "
         f"{name_of(items[0])} "

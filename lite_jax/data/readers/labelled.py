@@ -1,4 +1,4 @@
-"""Labelled images by number, of which tasks with a fixed test set are made."""
+"""Sets of labelled images, for tasks with a fixed test set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lite_jax.errors import UserError
 
 
 class LabelledSet(Protocol):
-    """Images with labels, by number."""
+    """Labelled images, read by number."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -27,7 +27,12 @@ class LabelledSet(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FileSet:
-    """Image files with labels."""
+    """Labelled image files.
+
+    Attributes:
+        files: Path and label of each image.
+        spec: Size and form of the images.
+    """
 
     files: Sequence[tuple[Path, int]]
     spec: ImageSpec
@@ -38,25 +43,34 @@ class FileSet:
 
     def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return images `[n, size, size, 3]` uint8 and labels `[n]` int32."""
-        chosen = [self.files[i] for i in indices]
-        images = [self._open(path) for path, _ in chosen]
-        return np.stack(images), np.array([label for _, label in chosen], np.int32)
+        files = [self.files[i] for i in indices]
+        images = [self._open(path) for path, _ in files]
+        return np.stack(images), np.array([label for _, label in files], np.int32)
 
     def _open(self, path: Path) -> np.ndarray:
         try:
             return self.spec.open(path)
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(
-                f"{path} cannot be read ({error}): copy it again; a test set is not "
-                "shortened"
+                f"{path} cannot be read ({error}): copy it again; no image of this set "
+                "is skipped"
             ) from error
 
 
 def listed_images(root: Path, path: Path, num_classes: int) -> list[tuple[Path, int]]:
-    """Return the files and labels of a list of lines "path label"."""
+    """Return the image files and labels in a list of lines "path label".
+
+    Args:
+        root: Folder that the listed paths are relative to.
+        path: The list.
+        num_classes: Labels are 0 … num_classes - 1.
+
+    Raises:
+        UserError: The list is missing or empty, or a line is invalid.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing: copy the data set again")
-    found = []
+    files = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -69,7 +83,7 @@ def listed_images(root: Path, path: Path, num_classes: int) -> list[tuple[Path, 
             )
         if not file.resolve().is_relative_to(root.resolve()):
             raise UserError(f"{path}, line {number}: {name!r} lies outside {root}")
-        found.append((file, int(label)))
-    if not found:
+        files.append((file, int(label)))
+    if not files:
         raise UserError(f"{path} lists nothing")
-    return found
+    return files

@@ -1,4 +1,4 @@
-"""Headers of `.npy` files, looked at before NumPy allocates what they ask for."""
+"""Checks of `.npy` headers before NumPy allocates the arrays that they declare."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 
 
 def check_npy(file: IO[bytes], size: int) -> None:
-    """Raise unless a file's header asks for what the file can hold.
+    """Raise unless the array that a `.npy` header declares fits its file.
 
     Args:
-        file: At its beginning; the header is read.
-        size: Bytes of the whole file.
+        file: The file at its beginning; its header is consumed.
+        size: Size of the whole file in bytes.
 
     Raises:
-        ValueError: No `.npy` file of version 1, which every plain array is saved as, or
-            one that is shorter than its header says.
+        ValueError: The file is no `.npy` file of version 1.0 (NumPy's version for plain
+            arrays), or it is smaller than the declared array.
     """
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("a .npy file of another version than 1.0")
@@ -29,10 +29,11 @@ def check_npy(file: IO[bytes], size: int) -> None:
 
 
 def check_npz(path: Path) -> None:
-    """Raise unless all members fit an archive, and the headers of arrays their members.
+    """Raise unless the members of a `.npz` file fit it, and their arrays fit them.
 
     Raises:
-        ValueError, zipfile.BadZipFile: One does not, or the archive is broken.
+        ValueError, zipfile.BadZipFile: A member or an array is too large, or the file
+            is broken.
     """
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:

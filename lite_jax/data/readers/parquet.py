@@ -1,4 +1,4 @@
-"""Tables of images as Hugging Face stores them: parquet, one or more files a split."""
+"""Sources of Parquet tables of images, as Hugging Face stores them."""
 
 from __future__ import annotations
 
@@ -26,46 +26,53 @@ def parquet_source(
     class_list: str | Path = "",
     cache_gb: float = 2.0,
 ) -> ClassSource:
-    """Return the classes of parquet files, all of whose splits are joined.
+    """Return a split of the classes of Parquet files.
 
-    A row has `image`, which holds encoded `bytes`, and a label, whose names stand in
-    the file's Hugging Face metadata; without them the numbers are the names. The
-    classes are then dealt out to "train", "valid" and "test", since the splits of such
-    files have the same classes. The encoded images stay in memory.
+    A row has an `image`, which holds encoded `bytes`, and a label. Class names are read
+    from the file's Hugging Face metadata; without it, the labels are the names. Splits
+    of such files have the same classes. All files are therefore joined, and the classes
+    are divided among "train", "valid" and "test". The encoded images stay in memory.
 
     Args:
         root: A file, or a folder that has `*.parquet` files at any depth.
         split: "train", "valid" or "test".
-        spec: What becomes of the images.
-        label: The column of classes.
-        class_list: Which classes a split has; see `lite_jax.data.class_lists`.
+        spec: Size and form of the images.
+        label: Name of the column of labels.
+        class_list: Path of a list of each split's classes; see
+            `lite_jax.data.class_lists`.
         cache_gb: As in `folder`.
 
     Raises:
-        UserError: No such files, or other columns.
+        UserError: There are no such files, they lack a column, or their images are not
+            encoded bytes.
     """
     check_split(split)
     path = Path(root).expanduser()
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if not files:
         raise UserError(f"root={root} has no .parquet files")
-    found = tuple((file, file.stat().st_mtime_ns) for file in files)
-    classes, encoded = _read(found, label)
-    chosen = classes_of_split(classes, split, class_list, f"root={root}")
+    modified = tuple((file, file.stat().st_mtime_ns) for file in files)
+    classes, encoded = _rows_and_images(modified, label)
+    of_split = classes_of_split(classes, split, class_list, f"root={root}")
 
     def open_row(row: int) -> np.ndarray:
         return spec.open(encoded[row])
 
-    return item_source(chosen, open_row, spec.shape, cache_gb)
+    return item_source(of_split, open_row, spec.shape, cache_gb)
 
 
 @functools.lru_cache(maxsize=1)
-def _read(
+def _rows_and_images(
     files: tuple[tuple[Path, int], ...], label: str
 ) -> tuple[dict[str, list[int]], list[bytes]]:
-    """Return class name → rows, and all rows' images; three splits read them once."""
+    """Return class name → rows, and each row's encoded image; all splits share them.
+
+    Args:
+        files: Path and modification time of each file.
+        label: Name of the column of labels.
+    """
     import pyarrow
-    import pyarrow.parquet  # of the dependencies of tensorflow-datasets
+    import pyarrow.parquet  # a dependency of tensorflow-datasets
 
     encoded: list[bytes] = []
     classes: dict[str, list[int]] = {}
@@ -74,16 +81,16 @@ def _read(
             table = pyarrow.parquet.read_table(file)
         except pyarrow.ArrowInvalid as error:
             raise UserError(f"{file} is no parquet file ({error})") from error
-        name_of = _namer(file, table, label)
+        name_of = _name_function(file, table, label)
         rows = zip(table["image"].to_pylist(), table[label].to_pylist(), strict=True)
         for image, number in rows:
             classes.setdefault(name_of(number), []).append(len(encoded))
-            encoded.append(_bytes(file, image))
+            encoded.append(_encoded_bytes(file, image))
     return {name: classes[name] for name in sorted(classes)}, encoded
 
 
-def _namer(file: Path, table: Any, label: str) -> Callable[[Any], str]:
-    """Return `label -> class name`, from the names in the table's metadata if any."""
+def _name_function(file: Path, table: Any, label: str) -> Callable[[Any], str]:
+    """Return the function `label -> class name` of a table."""
     for column in ("image", label):
         if column not in table.column_names:
             raise UserError(
@@ -106,11 +113,11 @@ def _namer(file: Path, table: Any, label: str) -> Callable[[Any], str]:
     return name_of
 
 
-def _bytes(file: Path, image: Any) -> bytes:
-    held = image.get("bytes") if isinstance(image, dict) else image
-    if not isinstance(held, bytes):
+def _encoded_bytes(file: Path, image: Any) -> bytes:
+    encoded = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(encoded, bytes):
         raise UserError(
             f"{file} holds images that are not encoded bytes: save it with the images "
             "embedded"
         )
-    return held
+    return encoded

@@ -1,7 +1,8 @@
-"""TFRecord files without TensorFlow: where records lie, and records checked by CRC.
+"""Random access to TFRecord files, with CRC checks and without TensorFlow.
 
-A file is a row of records: length (8 bytes, little-endian), CRC of the length (4), the
-bytes, CRC of the bytes (4); CRCs are CRC-32C, masked as TensorFlow does.
+A file is a sequence of records. A record is its length (8 bytes, little-endian), the
+CRC of the length (4 bytes), its data, and the CRC of the data (4 bytes). CRCs are
+CRC-32C, masked as by TensorFlow.
 """
 
 from __future__ import annotations
@@ -43,81 +44,91 @@ def write_records(path: Path, records: Iterable[bytes]) -> None:
 
 
 class RecordFile:
-    """Random access to the records of one file.
+    """A TFRecord file whose records are read by number.
 
-    Holds where records begin, no open file: it is safe in threads, and pickles.
+    It holds the records' offsets but no open file, so threads can share it, and it can
+    be pickled.
+
+    Attributes:
+        path: The file.
     """
 
     def __init__(self, path: Path, *, index_folder: Path | None = None):
-        """Find the records, which costs one pass over the lengths of the file.
+        """Index the records, by a pass over their lengths or from a stored index.
 
         Args:
             path: The file.
-            index_folder: Where the offsets are kept for the next time, in
-                `<file name>.npy`; skipped where it cannot be written. An index that
-                cannot be one of the file is made anew.
+            index_folder: Folder where the offsets are stored as `<file name>.npy`, in
+                the file's folder. They are not stored if that cannot be written. A
+                stored index that does not fit the file is replaced. None stores none.
 
         Raises:
             UserError: The file ends inside a record, or a length's CRC is wrong.
         """
         self.path = path
-        kept = index_folder and index_folder / f"{path.name}.npy"
-        offsets = _kept_offsets(kept, path.stat().st_size) if kept else None
+        index = index_folder and index_folder / f"{path.name}.npy"
+        offsets = _stored_offsets(index, path.stat().st_size) if index else None
         if offsets is not None:
             self._offsets = offsets
             return
-        self._offsets = _scan(path)
-        if kept and os.access(path.parent, os.W_OK):
-            kept.parent.mkdir(exist_ok=True)
-            draft = kept.with_suffix(f".{os.getpid()}.part")
+        self._offsets = _record_offsets(path)
+        if index and os.access(path.parent, os.W_OK):
+            index.parent.mkdir(exist_ok=True)
+            draft = index.with_suffix(f".{os.getpid()}.part")
             with draft.open("wb") as file:
                 np.save(file, self._offsets)
-            os.replace(draft, kept)
+            os.replace(draft, index)
 
     def __len__(self) -> int:
         """Return the number of records."""
         return len(self._offsets) - 1
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
-        """Return records by number.
+        """Return the data of the records of given numbers.
 
         Raises:
-            UserError: A CRC is wrong, or the file has become shorter.
+            UserError: A record's data does not match its CRC, or the file has become
+                shorter.
         """
         with self.path.open("rb") as file:
             return [self._read(file.fileno(), int(i)) for i in indices]
 
     def _read(self, descriptor: int, index: int) -> bytes:
         start = int(self._offsets[index])
-        wanted = int(self._offsets[index + 1]) - start
-        found = os.pread(descriptor, wanted, start)
-        if len(found) < wanted:
-            raise _broken(self.path, index, "the file is shorter than its index")
-        record = found[_HEAD.size : -_TAIL.size]
-        if _TAIL.unpack(found[-_TAIL.size :])[0] != masked_crc(record):
-            raise _broken(self.path, index, "its bytes do not match their CRC")
+        length = int(self._offsets[index + 1]) - start
+        content = os.pread(descriptor, length, start)
+        if len(content) < length:
+            raise _broken_record(self.path, index, "the file is shorter than its index")
+        record = content[_HEAD.size : -_TAIL.size]
+        if _TAIL.unpack(content[-_TAIL.size :])[0] != masked_crc(record):
+            raise _broken_record(self.path, index, "its bytes do not match their CRC")
         return record
 
 
-def _kept_offsets(index: Path, size: int) -> np.ndarray | None:
-    """Return the offsets that an index holds, or None if they cannot be of the file."""
+def _stored_offsets(index: Path, size: int) -> np.ndarray | None:
+    """Return the offsets `[n + 1]` int64 of an index, or None if it does not fit.
+
+    Args:
+        index: The file of the index.
+        size: Size of the indexed file in bytes.
+    """
     if not index.exists():
         return None
     try:
         with index.open("rb") as file:
             check_npy(file, index.stat().st_size)
         offsets = np.load(index, mmap_mode="r")
-    except Exception:  # whatever NumPy makes of a file that is none of its own
+    except Exception:  # NumPy raises many types on a broken file
         return None
     if offsets.dtype != np.int64 or offsets.ndim != 1 or not offsets.size:
         return None
-    whole = offsets[0] == 0 and offsets[-1] == size
-    apart = (np.diff(offsets) >= _HEAD.size + _TAIL.size).all()
-    return offsets if whole and apart else None
+    covers_file = offsets[0] == 0 and offsets[-1] == size
+    long_enough = (np.diff(offsets) >= _HEAD.size + _TAIL.size).all()
+    return offsets if covers_file and long_enough else None
 
 
-def _scan(path: Path) -> np.ndarray:
-    """Return where each record begins, and after the last where it ends; `[n + 1]`."""
+def _record_offsets(path: Path) -> np.ndarray:
+    """Return the offsets of the records and of the file's end, `[n + 1]` int64."""
     offsets, size = [0], path.stat().st_size
     if not size:
         return np.zeros(1, np.int64)
@@ -126,18 +137,18 @@ def _scan(path: Path) -> np.ndarray:
             start, number = offsets[-1], len(offsets) - 1
             head = m[start : start + _HEAD.size]
             if len(head) < _HEAD.size:
-                raise _broken(path, number, "the file ends inside it")
+                raise _broken_record(path, number, "the file ends inside it")
             length, crc = _HEAD.unpack(head)
             if crc != masked_crc(head[:8]):
-                raise _broken(path, number, "its length does not match its CRC")
+                raise _broken_record(path, number, "its length does not match its CRC")
             end = start + _HEAD.size + length + _TAIL.size
             if end > size:
-                raise _broken(path, number, "the file ends inside it")
+                raise _broken_record(path, number, "the file ends inside it")
             offsets.append(end)
     return np.array(offsets, np.int64)
 
 
-def _broken(path: Path, number: int, reason: str) -> UserError:
+def _broken_record(path: Path, number: int, reason: str) -> UserError:
     return UserError(
         f"{path}: record {number} is broken ({reason}): copy or convert the file again"
     )
@@ -147,7 +158,7 @@ def parse_example(record: bytes) -> dict[str, list[Any]]:
     """Return the features of a serialised `tf.train.Example`, by name.
 
     Raises:
-        ValueError: The bytes are no such message.
+        ValueError: `record` is no such example.
     """
     # Takes most of a second to import.
     from google.protobuf.message import DecodeError
