@@ -25,7 +25,6 @@ __all__ = [
     "neumann",
     "sama",
     "solvers",
-    "trees",
     "unrolled",
     "with_slopes",
 ]

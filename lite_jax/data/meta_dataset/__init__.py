@@ -1,1 +1,1 @@
-"""Meta-Dataset: its sources, and how classes and examples are drawn."""
+"""Meta-Dataset: its sources, their specs, and its dumped episodes."""

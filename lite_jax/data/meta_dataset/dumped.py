@@ -1,8 +1,8 @@
-"""Episodes that Meta-Dataset wrote to disk, to be evaluated as they are.
+"""Evaluation episodes that Meta-Dataset wrote to disk.
 
 `episode-0000-train.tfrecords` holds the support of episode 0 and
-`episode-0000-test.tfrecords` its query, with labels from 0; `images_per_class.json`
-says how many images of each label each file holds.
+`episode-0000-test.tfrecords` its query, with labels from 0. `images_per_class.json`
+gives the number of images of each label in each file.
 """
 
 from __future__ import annotations
@@ -24,19 +24,25 @@ _COUNTS = "images_per_class.json"
 
 
 class DumpedEpisodes:
-    """A folder of dumped episodes, by number.
+    """The dumped episodes of a folder, by number.
 
     Attributes:
-        way: The most classes of an episode.
-        support_size: The most support images, which all supports are padded to.
-        query_size: The most query images.
+        way: Largest number of classes of an episode.
+        support_size: Largest number of support images; supports are padded to it.
+        query_size: Largest number of query images; query sets are padded to it.
     """
 
     def __init__(self, folder: str | Path, image_size: int = 84, resize: str = "md"):
-        """Read the counts; images are read when an episode is.
+        """Read the counts of images; `load` reads the images.
+
+        Args:
+            folder: Folder of the dumped episodes.
+            image_size: Pixels a side.
+            resize: Name of the resize rule; see `make_resize`.
 
         Raises:
-            UserError: No such folder or counts, or an episode without its other half.
+            UserError: The counts are missing, list no episode, or list a support
+                without its query.
         """
         self._folder = Path(folder).expanduser()
         self._spec = ImageSpec(image_size, resize)
@@ -64,7 +70,7 @@ class DumpedEpisodes:
         """Return episode `index` as a padded `Task` of NumPy arrays.
 
         Raises:
-            UserError: A file is missing, broken, or holds other labels than counted.
+            UserError: A file is missing or broken, or its labels contradict the counts.
         """
         support, query = self._pairs[index]
         return Task(
@@ -81,13 +87,13 @@ class DumpedEpisodes:
             open_record(record, self._spec, path, i)
             for i, record in zip(numbers, file.read(numbers), strict=True)
         ]
-        found = np.array([label for _, label in pairs], np.int32)
-        wanted = {int(k): v for k, v in self._counts[name].items() if v}
-        held = dict(collections.Counter(found.tolist()))
-        if held != wanted:
+        labels = np.array([label for _, label in pairs], np.int32)
+        expected = {int(k): v for k, v in self._counts[name].items() if v}
+        counts = dict(collections.Counter(labels.tolist()))
+        if counts != expected:
             raise UserError(
-                f"{path} holds {held} images by label, and {_COUNTS} says {wanted}: "
-                "dump the episodes again"
+                f"{path} holds {counts} images by label, and {_COUNTS} says "
+                f"{expected}: dump the episodes again"
             )
         images = np.array([image for image, _ in pairs], np.uint8)
-        return pad_examples(images.reshape(-1, *self._spec.shape), found, size)
+        return pad_examples(images.reshape(-1, *self._spec.shape), labels, size)

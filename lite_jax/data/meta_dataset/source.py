@@ -1,9 +1,11 @@
-"""Meta-Dataset's converted records, read in place; no TensorFlow, no conversion.
+"""Meta-Dataset's sources, read from its converted records without TensorFlow.
 
-A source is a folder with `dataset_spec.json` and one `<class id>.tfrecords` a class.
+A source is a folder with `dataset_spec.json` and one `<class id>.tfrecords` a class, or
+a data set prepared by tfds.
+
 Source: Triantafillou et al., "Meta-Dataset", ICLR 2020; Dumoulin et al., "Comparing
 Transfer and Meta Learning Approaches on a Unified Few-Shot Classification Benchmark",
-2021 (MD-v2); Bronskill et al. 2021 for what LITE trains on.
+2021 (MD-v2); Bronskill et al. 2021 for LITE's training sources.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from lite_jax.errors import UserError, unknown_name
 
 
 class Protocol(NamedTuple):
-    """Which sources each split has, and whether ImageNet keeps its hierarchy."""
+    """The sources of each split, and whether ImageNet's episodes use its hierarchy."""
 
     train: tuple[str, ...]
     valid: tuple[str, ...]
@@ -47,7 +49,11 @@ PROTOCOLS = {
 
 
 def find_protocol(name: str) -> Protocol:
-    """Return a protocol by name, or raise with the nearest known one."""
+    """Return the protocol with the given name.
+
+    Raises:
+        UserError: `name` is unknown; the message suggests the nearest known name.
+    """
     if name not in PROTOCOLS:
         raise unknown_name("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
@@ -62,34 +68,34 @@ def make_meta_dataset(
     sources: Sequence[str] = (),
     resize: str = "md",
 ) -> Mixture:
-    """Return a split of Meta-Dataset, of whose sources every episode draws one.
+    """Return a split of Meta-Dataset, in which an episode's classes share a source.
 
-    Under "md-v2", ImageNet's episodes follow its hierarchy, in which all 1000 classes
-    are for training. Under "lite", as in the LITE paper's code, they are any of the
-    1000 classes, and MNIST is an eighth source; this makes larger ways (27.6 on average
-    in place of 18.3) of less similar classes.
+    Under "md-v2", ImageNet's episodes follow its hierarchy, and all of its 1000 classes
+    are training classes. Under "lite", as in the LITE paper's code, they draw from all
+    1000 classes, and MNIST is an eighth training source. The ways under "lite" are
+    larger (27.6 instead of 18.3 on average), and the classes less similar.
 
     Args:
         root: The folder of the sources' folders.
         split: "train", "valid" or "test".
         image_size: Pixels a side.
         protocol: "md-v2" or "lite".
-        sources: If given, only these of the protocol's.
-        resize: The rule; see `make_resize`.
+        sources: Names of the sources to use; empty for all of the protocol's.
+        resize: Name of the resize rule; see `make_resize`.
 
     Raises:
-        UserError: An unknown protocol or source, or records that do not fit.
+        UserError: The protocol or a source is unknown, or a source cannot be read.
     """
     check_split(split)
-    found = find_protocol(protocol)
-    known = {name for part in (found.train, found.valid, found.test) for name in part}
+    rules = find_protocol(protocol)
+    known = {name for part in (rules.train, rules.valid, rules.test) for name in part}
     for name in sources:
         if name not in known:
             raise unknown_name(f"source of protocol {protocol}", name, known)
-    names = [n for n in getattr(found, split) if not sources or n in sources]
+    names = [n for n in getattr(rules, split) if not sources or n in sources]
     spec = ImageSpec(image_size, resize)
     return Mixture(
-        {name: read_source(root, name, split, spec, found.hierarchy) for name in names}
+        {name: read_source(root, name, split, spec, rules.hierarchy) for name in names}
     )
 
 
@@ -100,25 +106,26 @@ def read_source(
     spec: ImageSpec,
     hierarchy: bool = True,
 ) -> RecordSource | PreparedRecords:
-    """Return a split of one source, from records or as tfds prepared it.
+    """Return a split of one source, from its records or as prepared by tfds.
 
     Args:
         root: The folder of the sources' folders, or tfds' `data_dir` with the source at
             `meta_dataset/<source>/<version>`.
-        name: The source's; of `ilsvrc_2012`, records in `ilsvrc_2012_v2` come first
-            where the hierarchy is kept.
+        name: Name of the source. `ilsvrc_2012` with its hierarchy is read from the
+            folder `ilsvrc_2012_v2` if that exists.
         split: "train", "valid" or "test".
-        spec: What becomes of the images.
-        hierarchy: Without, all of ImageNet's classes are for training, and all meet.
+        spec: Size and form of the images.
+        hierarchy: Whether ImageNet's episodes follow its hierarchy. If not, its classes
+            may all meet, and with records, any split has all classes.
 
     Raises:
-        UserError: No such folder, an old or inconsistent spec, missing files, files
-            that hold another number of images than the spec says, or broken ones.
+        UserError: The folder does not exist, its spec is old or inconsistent, or a file
+            is missing, is broken or holds another number of images than the spec says.
     """
     folder = Path(root).expanduser() / name
     if name == "ilsvrc_2012" and hierarchy:
-        second = folder.with_name("ilsvrc_2012_v2")
-        folder = second if second.is_dir() else folder
+        version_2 = folder.with_name("ilsvrc_2012_v2")
+        folder = version_2 if version_2.is_dir() else folder
     if not folder.is_dir():
         if is_prepared(root, f"meta_dataset/{name}"):
             prepared = find_prepared(root, f"meta_dataset/{name}")
@@ -127,22 +134,22 @@ def read_source(
             f"root={root} has no folder {name!r}: convert that source with "
             "Meta-Dataset's scripts, or leave it out of sources="
         )
-    found = read_spec(folder)
-    ids, groups = found.splits[split], found.groups[split]
+    dataset = read_spec(folder)
+    ids, groups = dataset.splits[split], dataset.groups[split]
     if name == "ilsvrc_2012":
-        if hierarchy and len(found.splits["train"]) < len(found.class_names):
+        if hierarchy and len(dataset.splits["train"]) < len(dataset.class_names):
             raise UserError(
                 f"{folder}: this is ImageNet's first split, and protocol md-v2 trains "
                 "on all classes: convert ilsvrc_2012_v2, or set protocol=lite"
             )
         if not hierarchy:
-            ids, groups = np.arange(len(found.class_names)), None
+            ids, groups = np.arange(len(dataset.class_names)), None
     if not len(ids):
         raise UserError(f"{folder} has no {split} classes: leave it out")
-    files = _checked_files(folder, found, ids)
+    files = _checked_files(folder, dataset, ids)
     return RecordSource(
-        [found.class_names[i] for i in ids],
-        [found.class_sizes[i] for i in ids],
+        [dataset.class_names[i] for i in ids],
+        [dataset.class_sizes[i] for i in ids],
         files,
         spec,
         groups,
@@ -151,7 +158,15 @@ def read_source(
 
 @dataclasses.dataclass(frozen=True)
 class RecordSource:
-    """Classes of images in one record file each."""
+    """Classes whose images lie in one record file each.
+
+    Attributes:
+        class_names: Name of each class.
+        class_sizes: Number of images of each class.
+        files: Record file of each class.
+        spec: Size and form of the images.
+        groups: Groups of classes that may meet in an episode; None if all may.
+    """
 
     class_names: Sequence[str]
     class_sizes: Sequence[int]
@@ -179,10 +194,17 @@ class RecordSource:
 def open_record(
     record: bytes, spec: ImageSpec, path: Path, number: int
 ) -> tuple[np.ndarray, int]:
-    """Return the image and the label of a record.
+    """Return the image `[*spec.shape]` uint8 and the label of a record.
+
+    Args:
+        record: A serialised `tf.train.Example`.
+        spec: Size and form of the image.
+        path: File of the record, for the error message.
+        number: Number of the record in the file, for the error message.
 
     Raises:
-        UserError: It has not one `image` and one `label`, or no readable image.
+        UserError: The record does not hold one `image` and one `label`, or the image
+            cannot be read.
     """
     try:
         features = parse_example(record)

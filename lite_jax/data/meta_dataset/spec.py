@@ -1,4 +1,4 @@
-"""What Meta-Dataset's `dataset_spec.json` says, of its three kinds."""
+"""Readers of Meta-Dataset's `dataset_spec.json`, of its three kinds."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from lite_jax.data.sources import SPLITS, Groups, equal_groups
 from lite_jax.errors import MALFORMED, UserError, unknown_name
 
 MOST_LEAVES = 392
-"""ImageNet's nodes that span more leaves are never drawn."""
+"""Largest number of leaves of an ImageNet node that an episode may draw."""
 SPEC = "dataset_spec.json"
 _NAMES = {"train": "TRAIN", "valid": "VALID", "test": "TEST"}
 
 
 class DatasetSpec(NamedTuple):
-    """What `dataset_spec.json` says.
+    """The content of a `dataset_spec.json`.
 
     Attributes:
-        class_names: One a class; the place in the list is the class id.
-        class_sizes: Images of each class.
+        class_names: Name of each class, by class id.
+        class_sizes: Number of images of each class, by class id.
         splits: Class ids of "train", "valid" and "test".
-        groups: For each split, which classes may meet, by their places in the split;
-            None for all.
+        groups: For each split, the groups of classes that may meet in an episode, as
+            positions in the split's class ids; None if all may.
     """
 
     class_names: list[str]
@@ -39,7 +39,7 @@ def read_spec(folder: Path) -> DatasetSpec:
     """Return the spec of a source's folder.
 
     Raises:
-        UserError: No spec, a pickled one, an unknown kind, or contradictions in it.
+        UserError: The spec is missing, pickled, malformed or inconsistent.
     """
     path = folder / SPEC
     if not path.is_file():
@@ -63,7 +63,14 @@ def read_spec(folder: Path) -> DatasetSpec:
 
 
 def parse_spec(found: Mapping[str, Any]) -> DatasetSpec:
-    """Return the spec of the decoded JSON, of any of Meta-Dataset's three kinds."""
+    """Return the spec of decoded JSON, of any of Meta-Dataset's three kinds.
+
+    Args:
+        found: The decoded `dataset_spec.json`.
+
+    Raises:
+        UserError: The kind is unknown, or the spec is inconsistent or not supported.
+    """
     kind = found["__class__"]
     if kind not in _KINDS:
         raise unknown_name("kind of spec", kind, _KINDS)
@@ -82,48 +89,50 @@ def parse_spec(found: Mapping[str, Any]) -> DatasetSpec:
     return spec
 
 
-def _flat(found: Mapping[str, Any], names: list[str]) -> DatasetSpec:
-    counts = {k: found["classes_per_split"][v] for k, v in _NAMES.items()}
+def _flat_spec(content: Mapping[str, Any], names: list[str]) -> DatasetSpec:
+    counts = {k: content["classes_per_split"][v] for k, v in _NAMES.items()}
     no_groups: dict[str, Groups | None] = dict.fromkeys(SPLITS)
     _check_counts(counts.values(), len(names), "the splits have {} classes")
-    return DatasetSpec(names, _sizes(found, names), _in_turn(counts), no_groups)
+    splits = _consecutive_ids(counts)
+    return DatasetSpec(names, _class_sizes(content, names), splits, no_groups)
 
 
-def _bilevel(found: Mapping[str, Any], names: list[str]) -> DatasetSpec:
-    """Classes stand superclass after superclass, and those split after split."""
+def _bilevel_spec(content: Mapping[str, Any], names: list[str]) -> DatasetSpec:
+    """Return a spec whose classes are sorted by superclass, and those by split."""
     sizes = [
-        found["classes_per_superclass"][str(i)]
-        for i in range(len(found["classes_per_superclass"]))
+        content["classes_per_superclass"][str(i)]
+        for i in range(len(content["classes_per_superclass"]))
     ]
-    counts = {k: found["superclasses_per_split"][v] for k, v in _NAMES.items()}
+    counts = {k: content["superclasses_per_split"][v] for k, v in _NAMES.items()}
     _check_counts(sizes, len(names), "the superclasses have {} classes")
     _check_counts(counts.values(), len(sizes), "the splits have {} superclasses")
     splits, groups = {}, {}
     ends = np.cumsum([0, *sizes])
-    for split, members in _in_turn(counts).items():
-        first = ends[members[0]] if len(members) else 0
-        inside = [np.arange(ends[i], ends[i + 1]) - first for i in members]
-        splits[split] = first + np.arange(sum(map(len, inside)))
-        groups[split] = equal_groups(inside) if inside else None
-    return DatasetSpec(names, _sizes(found, names), splits, groups)
+    for split, superclasses in _consecutive_ids(counts).items():
+        first = ends[superclasses[0]] if len(superclasses) else 0
+        members = [np.arange(ends[i], ends[i + 1]) - first for i in superclasses]
+        splits[split] = first + np.arange(sum(map(len, members)))
+        groups[split] = equal_groups(members) if members else None
+    return DatasetSpec(names, _class_sizes(content, names), splits, groups)
 
 
-def _hierarchical(found: Mapping[str, Any], names: list[str]) -> DatasetSpec:
+def _hierarchical_spec(content: Mapping[str, Any], names: list[str]) -> DatasetSpec:
     ids = {name: i for i, name in enumerate(names)}
     sizes, splits, groups = np.zeros(len(names), int), {}, {}
     for split, name in _NAMES.items():
-        nodes = {n["wn_id"]: n["children_ids"] for n in found["split_subgraphs"][name]}
+        graph = content["split_subgraphs"][name]
+        nodes = {node["wn_id"]: node["children_ids"] for node in graph}
         leaves = [wn_id for wn_id, children in nodes.items() if not children]
         unknown = [leaf for leaf in leaves if leaf not in ids]
         if unknown:
             raise UserError(f"leaf {unknown[0]} of {name} is not among class_names")
         splits[split] = np.sort([ids[leaf] for leaf in leaves]).astype(int)
         for leaf in leaves:
-            sizes[ids[leaf]] = found["images_per_class"][name][leaf]
-        places = {int(i): place for place, i in enumerate(splits[split])}
+            sizes[ids[leaf]] = content["images_per_class"][name][leaf]
+        positions = {int(i): position for position, i in enumerate(splits[split])}
         spans = spanned_leaves(nodes)
         members = [
-            np.sort([places[ids[leaf]] for leaf in spans[wn_id]])
+            np.sort([positions[ids[leaf]] for leaf in spans[wn_id]])
             for wn_id, children in nodes.items()
             if children and len(spans[wn_id]) <= MOST_LEAVES
         ]
@@ -132,14 +141,19 @@ def _hierarchical(found: Mapping[str, Any], names: list[str]) -> DatasetSpec:
 
 
 _KINDS: dict[str, Callable[[Mapping[str, Any], list[str]], DatasetSpec]] = {
-    "DatasetSpecification": _flat,
-    "BiLevelDatasetSpecification": _bilevel,
-    "HierarchicalDatasetSpecification": _hierarchical,
+    "DatasetSpecification": _flat_spec,
+    "BiLevelDatasetSpecification": _bilevel_spec,
+    "HierarchicalDatasetSpecification": _hierarchical_spec,
 }
 
 
 def spanned_leaves(children: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
-    """Return the leaves below each node of a directed acyclic graph; of a leaf, itself.
+    """Return the set of leaves below each node of a directed acyclic graph.
+
+    The set of a leaf holds the leaf itself.
+
+    Args:
+        children: Node → its children, without any for a leaf.
 
     >>> spans = spanned_leaves({"a": ["b", "c"], "b": ["d", "e"], "c": ["e"],
     ...                         "d": [], "e": []})
@@ -159,8 +173,8 @@ def spanned_leaves(children: Mapping[str, Sequence[str]]) -> dict[str, set[str]]
     return spans
 
 
-def _sizes(found: Mapping[str, Any], names: list[str]) -> list[int]:
-    counts = found["images_per_class"]
+def _class_sizes(content: Mapping[str, Any], names: list[str]) -> list[int]:
+    counts = content["images_per_class"]
     sizes = [counts[str(i)] for i in range(len(names))]
     if not all(isinstance(size, int) for size in sizes):
         raise UserError("images_per_class counts pools, which are not supported")
@@ -168,7 +182,10 @@ def _sizes(found: Mapping[str, Any], names: list[str]) -> list[int]:
 
 
 def _check_counts(counts: Iterable[Any], total: int, phrase: str) -> None:
-    """Raise unless numbers deal out `total` things, before room is made for them."""
+    """Raise unless the counts are whole numbers from 0 whose sum is `total`.
+
+    The check comes before arrays of these sizes are allocated.
+    """
     counts = list(counts)
     if not all(isinstance(n, int) and n >= 0 for n in counts):
         raise UserError(f"{phrase.format(counts)}: expected whole numbers from 0")
@@ -176,7 +193,7 @@ def _check_counts(counts: Iterable[Any], total: int, phrase: str) -> None:
         raise UserError(f"{phrase.format(sum(counts))}, and {total} have names")
 
 
-def _in_turn(counts: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Return numbers 0, 1, 2, … dealt out to the splits, train first."""
+def _consecutive_ids(counts: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Return `counts[split]` numbers for each split, consecutive from 0."""
     ends = np.cumsum([0, *counts.values()])
     return {k: np.arange(*ends[i : i + 2]) for i, k in enumerate(counts)}

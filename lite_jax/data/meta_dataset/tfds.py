@@ -1,8 +1,9 @@
-"""Meta-Dataset as TensorFlow Datasets prepares it: one split, class after class.
+"""Meta-Dataset's sources as prepared by TensorFlow Datasets (tfds).
 
-`metadata.json` beside the shards says, for Meta-Dataset's versions v1 and v2, where
-each meta-split begins (`meta_split_slices`) and where each of its classes lies within
-it (`relative_class_slices`), and holds the source's `dataset_specs`.
+A source is one split of examples, sorted by class. `metadata.json` beside the shards
+gives, for Meta-Dataset's versions v1 and v2, the slice of each meta-split
+(`meta_split_slices`), the slice of each class within it (`relative_class_slices`), and
+the source's `dataset_specs`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,20 @@ from lite_jax.data.readers.prepared import PreparedSplit, open_feature
 from lite_jax.data.sources import Groups
 from lite_jax.errors import UserError
 
-_VERSION = "v2"  # of ImageNet's split; that of all other sources is the same in v1
+_VERSION = "v2"  # of ImageNet's split; the other sources' is the same in v1
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedRecords:
-    """Classes that are slices of one prepared split."""
+    """Classes that are slices of one prepared split.
+
+    Attributes:
+        class_names: Name of each class.
+        slices: First and past-the-end example number of each class, `[classes, 2]`.
+        examples: The prepared split.
+        spec: Size and form of the images.
+        groups: Groups of classes that may meet in an episode; None if all may.
+    """
 
     class_names: Sequence[str]
     slices: np.ndarray
@@ -36,7 +45,7 @@ class PreparedRecords:
 
     @property
     def class_sizes(self) -> list[int]:
-        """Images of each class."""
+        """Number of images of each class."""
         return (self.slices[:, 1] - self.slices[:, 0]).tolist()
 
     @property
@@ -46,9 +55,9 @@ class PreparedRecords:
 
     def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return images `[len(indices), height, width, channels]` uint8."""
-        places = self.slices[class_index, 0] + np.asarray(indices, int)
-        found = self.examples.read(places)
-        return np.stack([open_feature(x["image"], self.spec) for x in found])
+        numbers = self.slices[class_index, 0] + np.asarray(indices, int)
+        examples = self.examples.read(numbers)
+        return np.stack([open_feature(x["image"], self.spec) for x in examples])
 
 
 def read_prepared(
@@ -57,23 +66,24 @@ def read_prepared(
     """Return a meta-split of a prepared source.
 
     Args:
-        folder: Where `dataset_info.json` is.
+        folder: The folder of `dataset_info.json`.
         split: "train", "valid" or "test".
-        spec: What becomes of the images.
-        hierarchy: Without, all of ImageNet's classes are for training, and all meet.
-        name: The source's.
+        spec: Size and form of the images.
+        hierarchy: Whether ImageNet's episodes follow its hierarchy; if not, all of its
+            classes in the split may meet.
+        name: Name of the source.
 
     Raises:
-        UserError: Metadata that is missing, or that the labels contradict.
+        UserError: The metadata is missing, malformed, or contradicts the labels.
     """
     path = folder / "metadata.json"
     if not path.is_file():
         raise UserError(f"{path} is missing: prepare the source again")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        dataset = _spec(found["dataset_specs"][_VERSION])
-        start, stop = found["meta_split_slices"][_VERSION][split]
-        relative = _pairs(found["relative_class_slices"][_VERSION][split])
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        dataset = _dataset_spec(metadata["dataset_specs"][_VERSION])
+        start, stop = metadata["meta_split_slices"][_VERSION][split]
+        relative = _class_slices(metadata["relative_class_slices"][_VERSION][split])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -102,29 +112,29 @@ def read_prepared(
     return PreparedRecords(names, slices, examples, spec, groups)
 
 
-def _spec(found: Any) -> DatasetSpec:
-    return parse_spec(json.loads(found) if isinstance(found, str) else found)
+def _dataset_spec(content: Any) -> DatasetSpec:
+    return parse_spec(json.loads(content) if isinstance(content, str) else content)
 
 
-def _pairs(found: Any) -> np.ndarray:
-    """Return `[classes, 2]` from a list, or from a mapping of class numbers."""
-    if isinstance(found, Mapping):
-        found = [found[str(i)] for i in range(len(found))]
-    return np.array(found, int).reshape(-1, 2)
+def _class_slices(content: Any) -> np.ndarray:
+    """Return slices `[classes, 2]` from a list, or from a mapping of class numbers."""
+    if isinstance(content, Mapping):
+        content = [content[str(i)] for i in range(len(content))]
+    return np.array(content, int).reshape(-1, 2)
 
 
 def _check_labels(path: Path, examples: PreparedSplit, slices: np.ndarray) -> None:
-    """Raise unless the first and last example of every class have one label of its own.
+    """Raise unless each slice begins and ends with one label, which no other slice has.
 
-    That is what slices which are off by one would break.
+    Slices that are off by one fail this check.
     """
     ends = np.stack([slices[:, 0], slices[:, 1] - 1], 1)
     labels = np.array([int(x["label"]) for x in examples.read(ends.ravel())])
     labels = labels.reshape(ends.shape)
     wrong = np.flatnonzero(labels[:, 0] != labels[:, 1])
     if len(wrong) or len(np.unique(labels[:, 0])) < len(labels):
-        place = wrong[0] if len(wrong) else 0
+        number = wrong[0] if len(wrong) else 0
         raise UserError(
-            f"{path}: the slice of class {place}, {slices[place].tolist()}, holds "
+            f"{path}: the slice of class {number}, {slices[number].tolist()}, holds "
             "other classes too: prepare the source again"
         )

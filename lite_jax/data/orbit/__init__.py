@@ -1,1 +1,1 @@
-"""ORBIT: the protocol's rules, and its videos as a source of tasks."""
+"""ORBIT: its protocols, and its videos as a source of tasks."""

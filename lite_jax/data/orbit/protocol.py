@@ -1,15 +1,18 @@
-"""ORBIT: videos that blind and low-vision people took of their own objects.
+"""The protocols of ORBIT, a benchmark of videos by blind and low-vision people.
 
-A task is one user: tell apart their objects in new videos, from a few clean ones.
-Below the root lie `{train,validation,test}/<user>/<object>/{clean,clutter}/<video>/`
-with frames `<video>-00001.jpg`, …, and `annotations/<split>/<video>.json`. An example
-is a clip, `[clip_length, height, width, 3]`; its frames' features are averaged before
-anything is summed, so LITE's H counts clips.
+A task belongs to one user. It is to recognise the user's objects in new videos, given a
+few clean videos of each. Below the root lie the folders
+`{train,validation,test}/<user>/<object>/{clean,clutter}/<video>/` with frames
+`<video>-00001.jpg`, …, and the files `annotations/<split>/<video>.json`.
+
+An example is a clip, `[clip_length, height, width, 3]`. The features of its frames are
+averaged before examples are summed, so LITE's H counts clips.
 
 Source: Massiceti et al., "ORBIT: A Real-World Few-Shot Dataset for Teachable Object
 Recognition", ICCV 2021, and the protocols of its code as of 2021 and of December 2022.
-In both, clips here are runs of neighbouring frames; the released code of 2022 takes the
-numbers of clips for numbers of frames where clips are longer than one.
+Clips of both protocols are runs of neighbouring frames here. The released code of 2022
+differs where clips are longer than one frame: there it reads the number of clips as a
+number of frames.
 """
 
 from __future__ import annotations
@@ -33,22 +36,22 @@ _logger = logging.getLogger(__name__)
 Clip = tuple[Path, ...]
 Pick = Literal["all", "random", "uniform", "history"]
 MODES = ("clutter", "clean")
-"""Where target videos come from: CLU-VE and CLE-VE."""
+"""Kinds of target videos: CLU-VE and CLE-VE."""
 _FOLDERS = {"train": "train", "valid": "validation", "test": "test"}
 _MOST_VIDEOS = 15
 _STRIDE = 30
-_CONTEXT_VIDEOS = 5  # of an object, where its clean videos serve as target too
+_CONTEXT_VIDEOS = 5  # of an object at most, in mode "clean"
 
 
 class ClipRule(NamedTuple):
-    """Which clips of a video are taken.
+    """A rule that selects clips of a video.
 
     Attributes:
-        pick: "random": that many of the video's consecutive clips; "uniform": one that
-            starts at every 30th frame, at most that many; "history": for every frame,
-            at most that many, the clip that ends with it.
-        most: How many.
-        vary: Of "random": the number is drawn, from 1 to `most`.
+        pick: "random": a random choice of the video's clips that do not overlap.
+            "uniform": the clips that start at every 30th frame. "history": the clips
+            that end at each of the video's first frames.
+        most: Largest number of clips.
+        vary: Whether "random" draws the number of clips from 1 to `most`.
     """
 
     pick: Pick
@@ -57,15 +60,15 @@ class ClipRule(NamedTuple):
 
 
 class OrbitProtocol(NamedTuple):
-    """One generation of the benchmark.
+    """The rules of one version of the benchmark.
 
     Attributes:
-        clip_length: Frames of a clip.
-        train: How context and target clips are taken in training.
-        test: And in testing.
-        tasks_per_user: Of "valid" and "test".
-        frame_filter: Annotated issues for which a target frame is left out.
-        least_frames: A target video with fewer frames left is left out.
+        clip_length: Number of frames of a clip.
+        train: Rules for context and target clips in training.
+        test: Rules for context and target clips in testing.
+        tasks_per_user: Number of tasks of each user, for "valid" and "test".
+        frame_filter: Annotated issues whose target frames are left out.
+        least_frames: Target videos with fewer remaining frames are left out.
     """
 
     clip_length: int
@@ -97,14 +100,24 @@ PROTOCOLS = {
 
 
 def find_protocol(name: str) -> OrbitProtocol:
-    """Return a protocol by name, or raise with the nearest known one."""
+    """Return the protocol with the given name.
+
+    Raises:
+        UserError: `name` is unknown; the message suggests the nearest known name.
+    """
     if name not in PROTOCOLS:
         raise unknown_name("orbit_protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
 
 
 class Video(NamedTuple):
-    """A video's name and its frames in order; `shown` says which may be targets."""
+    """A video.
+
+    Attributes:
+        name: Name of the video.
+        frames: Files of its frames, in order.
+        shown: For each frame, whether it may be in a target clip.
+    """
 
     name: str
     frames: tuple[Path, ...]
@@ -127,7 +140,7 @@ class User(NamedTuple):
 
 
 class TargetVideo(NamedTuple):
-    """A video to be recognised: its clips in order, and what it shows."""
+    """A target video: its name, the label of its object, and its clips in order."""
 
     name: str
     label: int
@@ -135,7 +148,15 @@ class TargetVideo(NamedTuple):
 
 
 class OrbitTask(NamedTuple):
-    """One draw: clips and labels of the context, and the target videos."""
+    """One task of a user.
+
+    Attributes:
+        user: Name of the user.
+        things: Names of the objects, by label.
+        context: Context clips of all objects.
+        labels: Label of each context clip.
+        videos: Target videos.
+    """
 
     user: str
     things: list[str]
@@ -152,18 +173,20 @@ def read_users(
 ) -> list[User]:
     """Return the users of a split; frames are listed, not opened.
 
-    Users with fewer than two objects that have context and target videos are left out,
-    with a warning that counts them.
+    Only objects that have context and target videos count. Users with fewer than two
+    such objects are left out, with a warning that names them.
 
     Args:
-        root: Such as `orbit_benchmark_224`.
+        root: The benchmark's folder, such as `orbit_benchmark_224`.
         split: "train", "valid" or "test".
-        protocol: Says which target frames count.
-        mode: "clutter" (CLU-VE) or "clean" (CLE-VE: of each object's clean videos the
-            first five, or all but one, are context and the others target).
+        protocol: Protocol, which filters target frames.
+        mode: "clutter" (CLU-VE), where target videos are the cluttered ones, or "clean"
+            (CLE-VE), where an object's first five clean videos, or all but one, are
+            context, and the others target.
 
     Raises:
-        UserError: No such folder, no users, or no annotations to filter by.
+        UserError: The folder does not exist, no user has two objects, or annotations
+            for the filter are missing.
     """
     check_split(split)
     if mode not in MODES:
@@ -178,46 +201,50 @@ def read_users(
         User(name, _things(base, split, path, protocol, mode))
         for name, path in class_folders(folder).items()
     ]
-    able = [user for user in users if len(user.things) > 1]
-    if len(able) < len(users):
+    usable = [user for user in users if len(user.things) > 1]
+    if len(usable) < len(users):
         left_out = [user.name for user in users if len(user.things) < 2]
         _logger.warning(
             "left out %d of %d users of ORBIT's %s split, who have fewer than two "
             "objects with context and target videos: %s",
             len(left_out), len(users), folder.name, ", ".join(left_out),
         )  # fmt: skip
-    if not able:
+    if not usable:
         raise UserError(
             f"{folder} has no user with two objects or more; expected "
             "<user>/<object>/{clean,clutter}/<video>/<frame>.jpg"
         )
-    return able
+    return usable
 
 
 def _things(
     base: Path, split: str, user: Path, protocol: OrbitProtocol, mode: str
 ) -> tuple[Thing, ...]:
-    found = []
+    things = []
     for name, path in class_folders(user).items():
         clean = _videos(path / "clean", None, protocol)
         annotations = base / "annotations" / _FOLDERS[split]
         if mode == "clutter":
             context, target = clean, _videos(path / "clutter", annotations, protocol)
         else:
-            kept = min(_CONTEXT_VIDEOS, len(clean) - 1)
-            context = clean[: max(kept, 0)]
+            num_context = min(_CONTEXT_VIDEOS, len(clean) - 1)
+            context = clean[: max(num_context, 0)]
             target = _videos(path / "clean", annotations, protocol)
             target = [video for video in target if video.name not in
-                      {own.name for own in context}]  # fmt: skip
+                      {x.name for x in context}]  # fmt: skip
         if context and target:
-            found.append(Thing(name, tuple(context), tuple(target)))
-    return tuple(found)
+            things.append(Thing(name, tuple(context), tuple(target)))
+    return tuple(things)
 
 
 def _videos(
     folder: Path, annotations: Path | None, protocol: OrbitProtocol
 ) -> list[Video]:
-    """Return the videos of a folder; of targets, those with enough frames to show."""
+    """Return the videos of a folder that have frames.
+
+    With a folder of annotations, they are target videos: their frames are filtered, and
+    those with too few remaining frames are left out.
+    """
     if not folder.is_dir():
         return []
     videos = []
@@ -235,16 +262,16 @@ def _videos(
 def _shown(
     path: Path, frames: Sequence[Path], issues: Sequence[str]
 ) -> tuple[bool, ...]:
-    """Return which frames have none of the issues."""
+    """Return for each frame whether it has none of the issues."""
     if not path.is_file():
         raise UserError(
             f"{path} is missing: unpack ORBIT's annotations there, or leave no frame "
             "out with orbit_filter=none"
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        annotations = json.loads(path.read_text(encoding="utf-8"))
         return tuple(
-            not any(found[frame.name].get(issue) for issue in issues)
+            not any(annotations[frame.name].get(issue) for issue in issues)
             for frame in frames
         )
     except MALFORMED as error:
@@ -261,14 +288,15 @@ def draw_task(
     *,
     way: tuple[int, int] | None = None,
 ) -> OrbitTask:
-    """Return a task of a user.
+    """Draw a task of a user.
 
     Args:
-        user: Whose.
-        protocol: How clips are taken.
-        rng: Used up.
-        way: For training: least and most objects, of which a number is drawn (and so is
-            the number of videos of each). None for testing: all objects, all videos.
+        user: The user.
+        protocol: Protocol, with the rules for clips.
+        rng: Generator, advanced by the call.
+        way: In training, the smallest and largest number of objects; the number of
+            objects and the number of videos of each are drawn. None in testing: all
+            objects, with the first 15 of their context and of their target videos.
     """
     things = list(user.things)
     if way is not None:
@@ -280,26 +308,26 @@ def draw_task(
     labels: list[int] = []
     videos: list[TargetVideo] = []
     for label, thing in enumerate(things):
-        for video in _some(thing.context, way is not None, rng):
+        for video in _selected_videos(thing.context, way is not None, rng):
             clips = take_clips(video.frames, context_rule, protocol.clip_length, rng)
             context += clips
             labels += [label] * len(clips)
-        for video in _some(thing.target, way is not None, rng):
+        for video in _selected_videos(thing.target, way is not None, rng):
             shown = [f for f, on in zip(video.frames, video.shown, strict=True) if on]
             clips = take_clips(shown, target_rule, protocol.clip_length, rng)
             videos.append(TargetVideo(video.name, label, clips))
     return OrbitTask(user.name, [t.name for t in things], context, labels, videos)
 
 
-def _some(
+def _selected_videos(
     videos: Sequence[Video], drawn: bool, rng: np.random.Generator
 ) -> Sequence[Video]:
-    """Return a drawn number of videos, or all, at most 15."""
+    """Return a random number of random videos, or the first ones; at most 15."""
     most = min(_MOST_VIDEOS, len(videos))
     if not drawn:
         return videos[:most]
-    chosen = rng.choice(len(videos), int(rng.integers(1, most + 1)), replace=False)
-    return [videos[i] for i in chosen]
+    numbers = rng.choice(len(videos), int(rng.integers(1, most + 1)), replace=False)
+    return [videos[i] for i in numbers]
 
 
 def take_clips(
@@ -307,14 +335,14 @@ def take_clips(
 ) -> list[Clip]:
     """Return clips of neighbouring frames, in the video's order.
 
-    Frames missing at the end of a clip are filled with the last one, and those before
-    the first frame of a video with the first.
+    Frames before the video's first are filled with the first, and frames after its last
+    with the last.
 
     Args:
-        frames: Of the video, in order, one or more.
-        rule: Which clips.
-        length: Frames of a clip.
-        rng: Used by rules that draw.
+        frames: The video's frames in order, one or more.
+        rule: The rule that selects clips.
+        length: Number of frames of a clip.
+        rng: Generator, advanced by the rule "random".
     """
     if rule.pick == "history":
         ends = range(min(len(frames), rule.most))
@@ -336,15 +364,17 @@ def take_clips(
 def open_clips(
     clips: Sequence[Clip], spec: ImageSpec, pool: Executor | None = None
 ) -> np.ndarray:
-    """Return `[n, clip_length, size, size, 3]` uint8; each frame is opened once.
+    """Return the pixels of clips, `[n, clip_length, size, size, 3]` uint8.
+
+    A frame that several clips share is opened once.
 
     Args:
-        clips: One or more.
-        spec: What becomes of the frames.
-        pool: Threads that open them side by side.
+        clips: One clip or more.
+        spec: Size and form of the frames.
+        pool: Threads that open frames in parallel.
 
     Raises:
-        UserError: A frame that cannot be read.
+        UserError: A frame cannot be read.
     """
 
     def open_frame(frame: Path) -> np.ndarray:
@@ -356,6 +386,6 @@ def open_clips(
             ) from error
 
     frames = list(dict.fromkeys(frame for clip in clips for frame in clip))
-    side_by_side = pool.map if pool else map
-    opened = dict(zip(frames, side_by_side(open_frame, frames), strict=True))
-    return np.stack([np.stack([opened[frame] for frame in clip]) for clip in clips])
+    map_frames = pool.map if pool else map
+    pixels = dict(zip(frames, map_frames(open_frame, frames), strict=True))
+    return np.stack([np.stack([pixels[frame] for frame in clip]) for clip in clips])

@@ -1,4 +1,4 @@
-"""ORBIT's training tasks, padded to a static size like any other task."""
+"""ORBIT's training tasks, padded to static sizes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ _TASKS_PER_EPOCH = 50  # of each user
 
 
 class OrbitSpec(NamedTuple):
-    """How ORBIT's training tasks are drawn.
+    """A rule for drawing ORBIT's training tasks.
 
     Attributes:
-        way: Least and most objects; a user with fewer gives all.
-        max_support: Most context clips; above it, clips are dropped at random, never
-            the last one of an object.
-        max_target: Most target clips, the same way.
+        way: Smallest and largest number of objects of a task. A user with fewer objects
+            than the smallest number gives all.
+        max_support: Largest number of context clips. Above it, clips are dropped at
+            random; each object keeps one or more.
+        max_target: Largest number of target clips, above which they are dropped alike.
     """
 
     way: tuple[int, int] = (2, 15)
@@ -43,25 +44,25 @@ class OrbitSpec(NamedTuple):
 
     @property
     def support_size(self) -> int:
-        """The static size that supports are padded to."""
+        """Static number of context clips that supports are padded to."""
         return self.max_support
 
     @property
     def query_size(self) -> int:
-        """The static size that query sets are padded to."""
+        """Static number of target clips that query sets are padded to."""
         return self.max_target
 
     @property
     def least_support(self) -> int:
-        """Support size of the smallest task."""
+        """Smallest number of context clips, if all users have `way[0]` objects."""
         return self.way[0]
 
     def describe(self) -> str:
-        """Return a phrase for people."""
+        """Return a short description, such as `users of 2–15 objects`."""
         return f"users of {self.way[0]}–{self.way[1]} objects"
 
     def check(self, name: str, source: ClassSource) -> None:
-        """Raise unless `source` is ORBIT, and clips enough are allowed."""
+        """Raise unless `source` is ORBIT's, and the limits allow one clip an object."""
         if not isinstance(source, OrbitSource):
             raise UserError(f"{name} is for ORBIT's tasks: set dataset=orbit")
         for field in ("max_support", "max_target"):
@@ -88,7 +89,7 @@ class OrbitSource:
 
     @property
     def class_sizes(self) -> list[int]:
-        """Context videos of each object."""
+        """Number of context videos of each object."""
         return [len(thing.context) for user in self.users for thing in user.things]
 
     @property
@@ -97,7 +98,15 @@ class OrbitSource:
         return self.protocol.clip_length, *self.spec.shape
 
     def read(self, class_index: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the first clip of an object's context videos, by number."""
+        """Return the first clips of an object's context videos.
+
+        Args:
+            class_index: Number of the object among all users' objects.
+            indices: Numbers of the context videos.
+
+        Returns:
+            `[len(indices), clip_length, height, width, channels]` uint8.
+        """
         things = [thing for user in self.users for thing in user.things]
         videos = [things[class_index].context[int(i)] for i in indices]
         length = self.protocol.clip_length
@@ -119,24 +128,25 @@ class OrbitSource:
     ) -> Task:
         """Return task `index` of a stream, a pure function of the arguments.
 
-        Every user has 50 tasks an epoch, in an order drawn anew for each.
+        Every user has 50 tasks an epoch, in an order drawn for that epoch. The
+        arguments are those of `lite_jax.data.load_task`, less its source.
         """
         count = _TASKS_PER_EPOCH * len(self.users)
-        epoch, place = divmod(index, count)
+        epoch, position = divmod(index, count)
         order = episode_rng(seed, f"{stream}.order", epoch).permutation(count)
-        user = self.users[order[place] % len(self.users)]
+        user = self.users[order[position] % len(self.users)]
         rng = episode_rng(seed, stream, index)
         task = draw_task(user, self.protocol, rng, way=spec.way)
         target = [(clip, v.label) for v in task.videos for clip in v.clips]
         clips, labels = [c for c, _ in target], [label for _, label in target]
 
         def load(clips: list[Clip], labels: list[int], most: int) -> Examples:
-            kept = _kept(np.array(labels), most, rng)
-            images = open_clips([clips[i] for i in kept], self.spec, pool)
+            numbers = _clip_numbers(np.array(labels), most, rng)
+            images = open_clips([clips[i] for i in numbers], self.spec, pool)
             if augment:
                 frames = images.reshape(-1, *self.spec.shape)
                 images = augment(frames, rng).reshape(images.shape)
-            return pad_examples(images, np.array(labels)[kept], most)
+            return pad_examples(images, np.array(labels)[numbers], most)
 
         return Task(
             load(task.context, task.labels, spec.max_support),
@@ -144,12 +154,14 @@ class OrbitSource:
         )
 
 
-def _kept(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Return `most` places or fewer, in order, one of each label at least."""
+def _clip_numbers(
+    labels: np.ndarray, most: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the sorted numbers of at most `most` clips, with each label among them."""
     if len(labels) <= most:
         return np.arange(len(labels))
     order = rng.permutation(len(labels))
     _, firsts = np.unique(labels[order], return_index=True)
-    sure = order[firsts]
-    rest = order[~np.isin(order, sure)]
-    return np.sort(np.concatenate([sure, rest[: most - len(sure)]]))
+    one_each = order[firsts]
+    others = order[~np.isin(order, one_each)]
+    return np.sort(np.concatenate([one_each, others[: most - len(one_each)]]))

@@ -1,7 +1,7 @@
-"""The 18 tasks of VTAB-v2 as rules over data sets of tfds: splits and labels.
+"""The 18 tasks of VTAB-v2, as rules for the splits and labels of tfds' data sets.
 
 Source: Zhai et al. 2019 and its code for labels and splits; the LITE paper's code for
-what the "lite" protocol tests on.
+the test sets of protocol "lite".
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ Example = Mapping[str, Any]
 
 
 class VtabRule(NamedTuple):
-    """How a task is made of a prepared data set.
+    """The splits and labels by which a prepared data set becomes a task.
 
     Attributes:
         group: "natural", "specialized" or "structured".
-        dataset: Its name in tfds, with the config.
-        version: How the version begins.
+        dataset: Name of the data set in tfds, with the config.
+        version: Required beginning of the data set's version.
         num_classes: Labels are 0 … num_classes - 1.
-        valid: Where the 200 images of validation begin: (split, fraction of it).
-        test: Where the test set begins, the same way.
-        lite_test: The same under protocol "lite"; None: what support leaves of train.
-        list_name: The folder's name where images come with lists.
-        label: From an example to its label.
+        valid: Start of the 200 validation images: a split, and the fraction of it, as
+            (numerator, denominator), that comes before.
+        test: Start of the test set, likewise; it ends with the split.
+        lite_test: Start of the test set under protocol "lite", likewise; None for the
+            training images that follow the support.
+        list_name: Name of the folder, where images come with lists.
+        label: `example -> label`.
     """
 
     group: str
@@ -40,21 +42,21 @@ class VtabRule(NamedTuple):
     label: Callable[[Example], int]
 
 
-def _plain(example: Example) -> int:
+def _plain_label(example: Example) -> int:
     return int(example["label"])
 
 
-def _feature(name: str) -> Callable[[Example], int]:
+def _label_feature(name: str) -> Callable[[Example], int]:
     return lambda example: int(example[name])
 
 
 def _positions(example: Example, name: str) -> np.ndarray:
-    """Return a feature of all objects, `[objects, 3]`, also where there are none."""
+    """Return a feature of all objects, `[objects, 3]` float64; `[0, 3]` without any."""
     return np.asarray(example["objects"][name], np.float64).reshape(-1, 3)
 
 
 def clevr_count(example: Example) -> int:
-    """Return the number of objects less 3, in 0 … 7."""
+    """Return the number of objects minus 3, in 0 … 7."""
     return len(_positions(example, "pixel_coords")) - 3
 
 
@@ -65,7 +67,7 @@ def clevr_distance(example: Example) -> int:
 
 
 def kitti_distance(example: Example) -> int:
-    """Return the bin of the nearest car's, van's or truck's distance; 3 for none."""
+    """Return the bin of the nearest car's, van's or truck's distance, 3 without any."""
     vehicles = np.asarray(example["objects"]["type"], int).reshape(-1) < 3
     depths = _positions(example, "location")[vehicles, 2]
     return _bin(min([1000.0, *depths]), (-100, 8, 20, 999))
@@ -77,12 +79,12 @@ def _bin(value: float, edges: Sequence[float]) -> int:
 
 
 def dsprites_location(example: Example) -> int:
-    """Return the x-position, 32 of them in 16 bins."""
+    """Return the bin of the x-position; 16 bins hold 2 positions each."""
     return int(example["label_x_position"]) // 2
 
 
 def dsprites_orientation(example: Example) -> int:
-    """Return the orientation, 40 of them in 16 bins, which have 3 or 2 each."""
+    """Return the bin of the orientation; 16 bins hold 3 or 2 orientations each."""
     return int(example["label_orientation"]) * 2 // 5
 
 
@@ -100,7 +102,7 @@ def _rule(
     test: tuple[str, tuple[int, int]] = _TEST,
     lite_test: tuple[str, tuple[int, int]] | None = _TEST,
     list_name: str = "",
-    label: Callable[[Example], int] = _plain,
+    label: Callable[[Example], int] = _plain_label,
 ) -> VtabRule:
     name = list_name or dataset.split("/")[0]
     return VtabRule(
@@ -172,11 +174,11 @@ RULES = {
     ),
     "smallnorb_azimuth": _rule(
         "structured", "smallnorb", "2", 18, **_NORB, list_name="smallnorb_azi",
-        label=_feature("label_azimuth"),
+        label=_label_feature("label_azimuth"),
     ),
     "smallnorb_elevation": _rule(
         "structured", "smallnorb", "2", 9, **_NORB, list_name="smallnorb_ele",
-        label=_feature("label_elevation"),
+        label=_label_feature("label_elevation"),
     ),
     "kitti_distance": _rule(
         "structured", "kitti", "3", 4, list_name="kitti", label=kitti_distance

@@ -2,11 +2,12 @@
 
 Source: Zhai et al., "A Large-scale Study of Representation Learning with the Visual
 Task Adaptation Benchmark", 2019; Dumoulin et al. 2021 for the choice of 18 (VTAB-1k
-without DTD). Two protocols differ in what is support and what is tested:
+without DTD). Two protocols differ in support and test set:
 
-- "official": 800 training images and 200 of validation, and VTAB's test sets;
-- "lite": the first 1000 training images, and for the sets that have no test split all
-  the other ones, as in the LITE paper's code.
+- "official": support is 800 training and 200 validation images; the test set is VTAB's;
+- "lite", as in the LITE paper's code: support is the first 1000 training images; the
+  test set is the data set's test split (CLEVR's validation split), or without one all
+  other training images.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ from lite_jax.errors import UserError, unknown_name
 
 NUM_SUPPORT = 1000
 PROTOCOLS = {"official": "vtab", "lite": "lanczos"}
-"""The protocols, and how each resizes."""
+"""Name of each protocol → name of its resize rule."""
 
 
 class VtabTask(NamedTuple):
-    """One task: adapt on `support`, be judged on all of `test`.
+    """A task: a learner adapts to `support` and is evaluated on all of `test`.
 
     Attributes:
-        name: One of `VTAB`.
+        name: Name of the task, one of `VTAB`.
         num_classes: Labels are 0 … num_classes - 1; some may have no support image.
-        support: The 1000 images.
-        test: The test set, tens of thousands.
-        resize: The rule by which its images were resized.
-        layout: How it was read: "tfds", "list" or "folder"; the 1000 images of "folder"
-            are drawn here, so they are not the published ones.
+        support: The support set, 1000 images by default.
+        test: The test set.
+        resize: Name of the images' resize rule.
+        layout: Layout of the files: "tfds", "list" or "folder". In "folder", the
+            support is drawn by `vtab_task`, so it is not the published one.
     """
 
     name: str
@@ -67,24 +68,26 @@ def vtab_task(
     resize: str = "",
     num_support: int = NUM_SUPPORT,
 ) -> VtabTask:
-    """Return a task, from whichever of three layouts lies below `root`.
+    """Return a task, read from the first of these layouts that lies below `root`.
 
-    - prepared by tfds: `root/<data set>[/<config>]/<version>`;
-    - folders with lists, as "VTAB-1k" is passed around: `root/<list name>/` with
+    - a data set prepared by tfds: `root/<data set>[/<config>]/<version>`;
+    - a folder with lists, as "VTAB-1k" is distributed: `root/<list name>/` with
       `train800val200.txt` and `test.txt`, whose lines are "path label";
+    - for "sun397" under "lite", a tree of class folders, `root/sun397/`;
     - `root/<name>/{train,test}/<class>/<image>`, classes numbered in order of name.
 
     Args:
-        root: Where the data sets are.
-        name: One of `VTAB`.
+        root: The folder of the data sets.
+        name: Name of the task, one of `VTAB`.
         image_size: Pixels a side.
         protocol: "official" or "lite".
-        resize: The rule; by default the protocol's, "vtab" or "lanczos".
-        num_support: Images to adapt on: 1000, but for trials.
+        resize: Name of the resize rule; by default the protocol's, "vtab" or "lanczos".
+        num_support: Number of support images; other values than 1000 are for trials. It
+            has no effect on a folder with lists.
 
     Raises:
-        UserError: An unknown name or protocol, or a data set that is not there; the
-            message has the command that prepares it.
+        UserError: The name or the protocol is unknown, or the data set is missing; then
+            the message has the command that prepares it.
     """
     if name not in RULES:
         raise unknown_name("VTAB task", name, RULES)
@@ -105,7 +108,8 @@ def vtab_task(
     )
     if is_prepared(base, dataset, version):
         folder = find_prepared(base, dataset, version)
-        support_split, test_split = _splits(folder, rule, protocol, num_support)
+        expressions = _split_expressions(folder, rule, protocol, num_support)
+        support_split, test_split = expressions
         return VtabTask(
             name,
             rule.num_classes,
@@ -126,19 +130,19 @@ def vtab_task(
         )
         return VtabTask(name, rule.num_classes, support, test, spec.resize, "list")
     if name == "sun397" and protocol == "lite" and (base / name).is_dir():
-        return _sun397_as_lite(base / name, spec, num_support)
+        return _sun397_lite_task(base / name, spec, num_support)
     if (base / name / "train").is_dir() and (base / name / "test").is_dir():
-        return _from_folders(base / name, spec, num_support)
+        return _folder_task(base / name, spec, num_support)
     raise not_prepared(base, dataset, version)
 
 
 _TRAIN_LIST = "train800val200.txt"
 
 
-def _splits(
+def _split_expressions(
     folder: Path, rule: VtabRule, protocol: str, num_support: int
 ) -> tuple[str, str]:
-    """Return support and test in tfds' language."""
+    """Return tfds' split expressions of the support and of the test set."""
     sizes = split_names(folder)
 
     def start(split: str, fraction: tuple[int, int]) -> int:
@@ -162,7 +166,14 @@ def _splits(
 
 @dataclasses.dataclass(frozen=True)
 class PreparedSet:
-    """Examples of a data set prepared by tfds, under a task's label rule."""
+    """Examples of a data set prepared by tfds, with the labels of a task.
+
+    Attributes:
+        split: The examples.
+        name: Name of the task.
+        rule: The task's rule, which gives the labels.
+        spec: Size and form of the images.
+    """
 
     split: PreparedSplit
     name: str
@@ -183,9 +194,9 @@ class PreparedSet:
     def _image(self, example: Example) -> np.ndarray:
         if not self.name.startswith("dsprites"):
             return open_feature(example["image"], self.spec)
-        # Pixels are 0 or 1, so they are made bright before they are resized.
-        as_it_is = ImageSpec(64, self.spec.resize, channels=1)
-        return self.spec.fit(open_feature(example["image"], as_it_is) * np.uint8(255))
+        # Pixels are 0 or 1, so they are scaled to 0 or 255 before resizing.
+        unresized = ImageSpec(64, self.spec.resize, channels=1)
+        return self.spec.fit(open_feature(example["image"], unresized) * np.uint8(255))
 
     def _label(self, example: Example) -> int:
         label = self.rule.label(example)
@@ -197,17 +208,17 @@ class PreparedSet:
         return label
 
 
-def _from_folders(root: Path, spec: ImageSpec, num_support: int) -> VtabTask:
+def _folder_task(root: Path, spec: ImageSpec, num_support: int) -> VtabTask:
     names = list(class_folders(root / "train"))
     sets = {}
     for split in ("train", "test"):
-        found = class_folders(root / split)
-        for name in found:
+        folders = class_folders(root / split)
+        for name in folders:
             if name not in names:
                 raise UserError(f"{root / split} has class {name!r}, and train has not")
         sets[split] = [
             (file, names.index(name))
-            for name, folder in found.items()
+            for name, folder in folders.items()
             for file in images_of(folder)
         ]
         if not sets[split]:
@@ -224,12 +235,13 @@ def _from_folders(root: Path, spec: ImageSpec, num_support: int) -> VtabTask:
     )
 
 
-def _sun397_as_lite(root: Path, spec: ImageSpec, num_support: int) -> VtabTask:
-    """Split SUN397's tree of classes 70/10/20 and draw a support that has all classes.
+def _sun397_lite_task(root: Path, spec: ImageSpec, num_support: int) -> VtabTask:
+    """Return the task of SUN397's tree of class folders, split 70/10/20.
 
-    In a random order at most two images a class are kept until every class has been
-    seen, or ten supports' worth of images; the rest is drawn from what is left. The
-    rule is that of the LITE paper's code; its random numbers are not.
+    The support is meant to have all classes. Training images are gone through in random
+    order, and up to two a class are taken, until every class has one or 10 num_support
+    images have passed. Random other training images fill the support. The rule is that
+    of the LITE paper's code, but the random numbers are not.
     """
     folders = [path for path in sorted(root.rglob("*")) if path.is_dir()]
     leaves = [path for path in folders if images_of(path)]
@@ -237,21 +249,21 @@ def _sun397_as_lite(root: Path, spec: ImageSpec, num_support: int) -> VtabTask:
     rng = np.random.default_rng(15)
     order = rng.permutation(len(files))
     train, _, test = np.split(order, [len(files) * 7 // 10, len(files) * 8 // 10])
-    kept, counts = [], np.zeros(len(leaves), int)
-    for place in train[: 10 * num_support]:
+    balanced, counts = [], np.zeros(len(leaves), int)
+    for number in train[: 10 * num_support]:
         if counts.all():
             break
-        label = files[place][1]
+        label = files[number][1]
         if counts[label] < 2:
             counts[label] += 1
-            kept.append(int(place))
-    rest = np.setdiff1d(train, kept)
-    missing = max(num_support - len(kept), 0)
-    chosen = [*kept[:num_support], *rng.choice(rest, missing, replace=False)]
+            balanced.append(int(number))
+    others = np.setdiff1d(train, balanced)
+    missing = max(num_support - len(balanced), 0)
+    support = [*balanced[:num_support], *rng.choice(others, missing, replace=False)]
     return VtabTask(
         "sun397",
         len(leaves),
-        FileSet([files[i] for i in chosen], spec),
+        FileSet([files[i] for i in support], spec),
         FileSet([files[i] for i in test], spec),
         spec.resize,
         "folder",
