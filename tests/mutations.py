@@ -244,15 +244,15 @@ MUTATIONS = [
     Mutation(
         "checkpoint: numbers come back in another precision",
         "lite_jax/run/checkpoint.py",
-        "wanted = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)",
-        "wanted = jax.tree.map(lambda x: np.zeros(x.shape), template)",
+        "expected = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)",
+        "expected = jax.tree.map(lambda x: np.zeros(x.shape), template)",
         "a resumed run goes on from the very numbers it was stopped at",
         ("tests/workdir_test.py",),
     ),
     Mutation(
         "checkpoint: shapes are not compared",
         "lite_jax/run/checkpoint.py",
-        "check_shapes(self._manager.directory, saved, wanted)",
+        "check_shapes(self._manager.directory, saved, expected)",
         "pass",
         "a checkpoint of another model is refused in a sentence",
         ("tests/workdir_test.py",),

@@ -1,1 +1,1 @@
-"""From a configuration to a finished run: build, train, evaluate, and keep it all."""
+"""Runs from a configuration: builders, training, evaluation and checkpoints."""

@@ -1,4 +1,4 @@
-"""From a configuration to networks."""
+"""Builder of the backbone from a configuration."""
 
 from __future__ import annotations
 
@@ -14,29 +14,36 @@ from lite_jax.types import Network
 
 
 def make_backbone(settings: ConfigDict) -> Network:
-    """Return the feature extractor, with its pretrained weights if any are named."""
+    """Return the feature extractor, with pretrained weights if `weights` is set.
+
+    Args:
+        settings: The section `backbone`.
+
+    Raises:
+        UserError: An unknown name, or a setting that the backbone refuses.
+    """
     pick("backbone.norm", settings.norm, dict.fromkeys(nn.NORMS))
     make, options = pick("backbone.name", settings.name, _BACKBONES)
-    chosen = {name: settings[name] for name in options}
+    arguments = {name: settings[name] for name in options}
     for name in ("mean", "std"):
         if settings[name] is not None:
-            chosen[name] = settings[name]
+            arguments[name] = settings[name]
     with settings_named(names_of("backbone")):
-        network = in_dtype(settings, make(**chosen))
+        network = in_dtype(settings, make(**arguments))
         if not settings.weights:
             return network
         return nn.pretrained(network, settings.weights)
 
 
 def in_dtype(settings: ConfigDict, network: Network) -> Network:
-    """Return the network computing in the chosen dtype."""
-    known = {"float32": lambda network: network, "bfloat16": nn.in_bfloat16}
-    return pick("backbone.dtype", settings.dtype, known)(network)
+    """Return the network, with computation in `settings.dtype`."""
+    conversions = {"float32": lambda network: network, "bfloat16": nn.in_bfloat16}
+    return pick("backbone.dtype", settings.dtype, conversions)(network)
 
 
 _NORMED = ("norm", "norm_groups", "remat")
 _BACKBONES: dict[str, tuple[Callable[..., Network], tuple[str, ...]]] = {
-    # name: (factory, the settings that it takes)
+    # name: (factory, its arguments among the settings)
     "conv4": (nn.conv4, ("width", *_NORMED)),
     "efficientnet_b0": (nn.efficientnet_b0, _NORMED),
     "pixels": (nn.pixels, ()),

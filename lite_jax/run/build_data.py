@@ -1,4 +1,4 @@
-"""From a configuration to data, gradients and optimisers."""
+"""Builders of data sources and episode samplers from a configuration."""
 
 from __future__ import annotations
 
@@ -22,39 +22,43 @@ Sources = Callable[[str], ClassSource]
 
 
 def make_sources(config: ConfigDict) -> Sources:
-    """Return the data set's splits, each made when it is first asked for."""
+    """Return `split -> source` of the data set; a split is opened on its first use."""
 
     @functools.cache
     def open_split(split: str) -> ClassSource:
-        turn = split == "train" and config.data.rotations
+        add_rotated = split == "train" and config.data.rotations
         with settings_named(names_of("data")):
             source = data.open_source(data_settings(config), split)
-            return data.rotated(source) if turn else source
+            return data.rotated(source) if add_rotated else source
 
     return open_split
 
 
 def data_settings(config: ConfigDict) -> data.DataSettings:
-    """Return which data set a run reads, and how."""
+    """Return the settings by which a run opens its data set."""
     fields = dataclasses.fields(data.DataSettings)
     return data.DataSettings(**{x.name: config.data[x.name] for x in fields})
 
 
 def make_spec(settings: ConfigDict) -> Sampler:
-    """Return the episode settings as the sampler wants them."""
-    way = _ends("way", settings.way)
+    """Return the episode sampler of some settings.
+
+    Raises:
+        UserError: `way` or `shot` is not one or two whole numbers.
+    """
+    way = _least_and_most("way", settings.way)
     if "max_target" in settings:
         return OrbitSpec(way, settings.max_support, settings.max_target)
     if "max_query" in settings:
         return VariableSpec(
             way, settings.max_query, settings.max_support, settings.max_contribution
         )
-    shot = _ends("shot", settings.shot)
+    shot = _least_and_most("shot", settings.shot)
     return EpisodeSpec(way, shot, settings.query, settings.max_support)
 
 
-def _ends(name: str, value: Sequence[int]) -> tuple[int, int]:
-    """Return `least, most`; a single number is both."""
+def _least_and_most(name: str, value: Sequence[int]) -> tuple[int, int]:
+    """Return `(least, most)` of a setting of one or two numbers; one number is both."""
     if not 1 <= len(value) <= 2 or not all(isinstance(x, int) for x in value):
         raise UserError(
             f"episode {name}={tuple(value)}: expected one whole number, or least,most"
@@ -65,7 +69,7 @@ def _ends(name: str, value: Sequence[int]) -> tuple[int, int]:
 def check_episodes(
     config: ConfigDict, sources: Sources, splits: Sequence[str] = data.SPLITS
 ) -> None:
-    """Raise unless the classes of the splits can serve the episodes asked of them."""
+    """Raise unless the splits have the classes and images that their episodes need."""
     for name, split, settings in episode_settings(config):
         if split in splits:
             with settings_named(names_of("data")):
@@ -73,9 +77,9 @@ def check_episodes(
 
 
 def episode_settings(config: ConfigDict) -> list[tuple[str, str, ConfigDict]]:
-    """Return `(name of the setting, split, settings)` of all episodes of a run."""
-    found = [("train.episode", "train", config.train.episode)]
+    """Return `(name of the setting, split, settings)` of each kind of episode."""
+    episodes = [("train.episode", "train", config.train.episode)]
     if config.valid.tasks:
-        found.append(("valid.episode", "valid", config.valid.episode))
+        episodes.append(("valid.episode", "valid", config.valid.episode))
     tests = config.test.episodes.items()
-    return found + [(f"test.episodes.{k}", "test", v) for k, v in tests]
+    return episodes + [(f"test.episodes.{k}", "test", v) for k, v in tests]

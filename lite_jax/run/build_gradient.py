@@ -1,4 +1,4 @@
-"""From a configuration to gradients and optimisers."""
+"""Builders of gradient functions, set sums and optimisers from a configuration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AUTO = "auto"
 
 
 def make_grad_fn(config: ConfigDict, learner: Learner) -> GradFn:
-    """Return `(params, task, key) -> ((loss, aux), grads)` by the chosen estimator."""
+    """Return `(params, task, key) -> ((loss, aux), grads)` of `gradient.estimator`."""
     return episode_grad(
         learner,
         make_set_sum(config),
@@ -33,7 +33,7 @@ def make_grad_fn(config: ConfigDict, learner: Learner) -> GradFn:
 
 
 def make_set_sum(config: ConfigDict) -> SetSum:
-    """Return the operator that the training loss is formed with."""
+    """Return the operator by which the training loss sums over a support set."""
     settings = config.gradient
     chunk, axis_name = chunk_size(config), _axis_name(config)
     if settings.estimator in ("exact", "plain"):
@@ -51,7 +51,7 @@ def make_set_sum(config: ConfigDict) -> SetSum:
 
 
 def _axis_name(config: ConfigDict) -> str | None:
-    """Return the axis of the mesh that examples are shared out over, if they are."""
+    """Return the mesh axis that examples are sharded along; None without sharding."""
     return EXAMPLES if config.devices.examples > 1 else None
 
 
@@ -78,16 +78,20 @@ def _num_backprop(config: ConfigDict) -> int:
 
 
 def chunk_size(config: ConfigDict) -> int | None:
-    """Return how many examples are computed at once; None, all of them, for "plain"."""
+    """Return the number of examples computed at once; None, for all, with "plain"."""
     size = checked_chunk_size(config)
     return None if config.gradient.estimator == "plain" else size
 
 
 def checked_chunk_size(config: ConfigDict) -> int:
-    """Return the chunk size; raise unless it is a number of images, or was "auto"."""
+    """Return `gradient.chunk_size`, in images; 1 while it is still "auto".
+
+    Raises:
+        UserError: It is neither "auto" nor a whole number from 1.
+    """
     value = config.gradient.chunk_size
     if value == AUTO:
-        return 1  # until one is chosen, of which `with_chunk_size` tells
+        return 1  # replaced by `with_chunk_size`
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(
             f"gradient.chunk_size={value}: expected a whole number from 1, or auto"
@@ -96,15 +100,15 @@ def checked_chunk_size(config: ConfigDict) -> int:
 
 
 def with_chunk_size(config: ConfigDict, chunk_size: int) -> ConfigDict:
-    """Return a copy of the configuration in which the chunk size is chosen."""
+    """Return a copy of the configuration with this `gradient.chunk_size`."""
     copy = config.copy_and_resolve_references()
-    with copy.ignore_type():  # it may have been a string
+    with copy.ignore_type():  # the old value may be the string "auto"
         copy.gradient.chunk_size = chunk_size
     return copy
 
 
 def largest_set(config: ConfigDict) -> int:
-    """Return the most images of a support or query set of training."""
+    """Return the number of images of the largest support or query set in training."""
     if config.learner == "classifier":
         return config.train.batch_size
     spec = make_spec(config.train.episode)
@@ -125,15 +129,18 @@ def make_inner_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def make_optimizer(
     config: ConfigDict, constraint: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformation:
-    """Return AdamW with the chosen schedule, after clipping if asked.
+    """Return AdamW with a learning rate schedule, and optionally gradient clipping.
 
-    Gradients that are not finite change nothing, if they may be skipped.
-    Weight decay is for kernels alone: biases, norms and the statistics that stand among
-    the parameters are vectors, and stay.
+    With `optimizer.skip_not_finite`, gradients that are not finite change nothing.
+    Weight decay applies to arrays of two or more axes. Biases, the parameters of norms
+    and stored statistics are vectors, which do not decay.
 
     Args:
-        config: Its `optimizer` and `train.steps`.
-        constraint: The last part, such as a learner's.
+        config: `optimizer` and `train.steps` are read.
+        constraint: Transforms the updates last, such as a learner's constraint.
+
+    Raises:
+        UserError: An unknown schedule, or a setting out of range.
     """
     settings = config.optimizer
     if not settings.learning_rate > 0:

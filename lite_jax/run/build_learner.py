@@ -1,4 +1,4 @@
-"""From a configuration to networks, learners and their parameters."""
+"""Builders of learners and their parameters from a configuration."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Learners(NamedTuple):
-    """The learner that is trained and the one that is tested, on equal parameters.
+    """The learner that is trained and the learner that is tested.
 
-    They are the same but in pretraining, where a classifier of all training classes
-    is trained, and its backbone tested through prototypes.
+    Both use the same parameters. They differ only in pretraining: a classifier of all
+    training classes is trained, and prototypes of its backbone's features are tested.
     """
 
     trained: Learner
@@ -49,7 +49,7 @@ class Learners(NamedTuple):
 
 
 def make_learners(config: ConfigDict, sources: Sources) -> Learners:
-    """Return the learners, with room for the largest way among the episodes."""
+    """Return the learners, for at most the largest way of the run's episodes."""
     pick("learner", config.learner, _LEARNERS)
     tested = make_tested_learner(config, most_ways(config))
     if config.learner != "classifier":
@@ -63,14 +63,17 @@ def make_learners(config: ConfigDict, sources: Sources) -> Learners:
 def make_tested_learner(
     config: ConfigDict, way: int, backbone: Network | None = None
 ) -> Learner:
-    """Return the learner that is tested, with room for `way` classes.
+    """Return the learner that is tested.
 
-    On another backbone than the config's, if one is given.
+    Args:
+        config: All settings.
+        way: Most classes of a task.
+        backbone: Replaces the backbone of the settings.
     """
     make = pick("learner", config.learner, _LEARNERS)
     learner = make(config, backbone or _backbone(config), way)
-    chosen = {"backbone"} if config.backbone.frozen else set()
-    return learner._replace(frozen=tuple(sorted({*learner.frozen, *chosen})))
+    frozen = {"backbone"} if config.backbone.frozen else set()
+    return learner._replace(frozen=tuple(sorted({*learner.frozen, *frozen})))
 
 
 def _backbone(config: ConfigDict) -> Network:
@@ -78,56 +81,61 @@ def _backbone(config: ConfigDict) -> Network:
 
 
 def _for_clips(config: ConfigDict, network: Network) -> Network:
-    """Return the network, over clips if those are what the data set gives."""
+    """Return the network, applied to clips if the examples of a run are clips."""
     return network if clip_length(config) is None else nn.over_clips(network)
 
 
 def clip_length(config: ConfigDict) -> int | None:
-    """Return the frames of an example, or None where examples are images."""
+    """Return the number of frames of a clip, or None where examples are images."""
     if config.data.dataset != "orbit":
         return None
     return find_protocol(config.data.orbit_protocol).clip_length
 
 
-def _built(
+def _learner_from_settings(
     make: Callable[..., Learner],
     config: ConfigDict,
     backbone: Network,
     arguments: Mapping[str, str],
     **others: Any,
 ) -> Learner:
-    """Return a learner whose arguments are settings, which its errors name.
+    """Return a learner made from settings, whose errors name the settings.
 
     Args:
-        make: Of the learner.
-        config: Where the settings are.
+        make: `(backbone, **arguments) -> learner`.
+        config: All settings.
         backbone: The feature extractor.
-        arguments: Argument → setting.
-        others: Arguments that are no settings.
+        arguments: Argument → setting, with dots.
+        others: Further arguments and their values.
     """
-    values = {k: operator.attrgetter(v)(config) for k, v in arguments.items()}
+    values = {
+        name: operator.attrgetter(setting)(config)
+        for name, setting in arguments.items()
+    }
     with settings_named(arguments):
         return make(backbone, **values, **others)
 
 
 def _protonets(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    return _built(protonets, config, backbone, {"scale": "protonets.scale"}, way=way)
+    return _learner_from_settings(
+        protonets, config, backbone, {"scale": "protonets.scale"}, way=way
+    )
 
 
 def _cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    return _with_set_encoder(cnaps, config, backbone, way)
+    return _learner_with_set_encoder(cnaps, config, backbone, way)
 
 
 def _simple_cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    return _with_set_encoder(simple_cnaps, config, backbone, way)
+    return _learner_with_set_encoder(simple_cnaps, config, backbone, way)
 
 
-def _with_set_encoder(
+def _learner_with_set_encoder(
     make: Callable[..., Learner], config: ConfigDict, backbone: Network, way: int
 ) -> Learner:
     size = 64
     encoder = _for_clips(config, in_dtype(config.backbone, nn.set_encoder(size)))
-    return _built(
+    return _learner_from_settings(
         make, config, backbone, {"film_penalty": "cnaps.film_penalty"},
         way=way, embedding=encoder, embedding_size=size,
     )  # fmt: skip
@@ -137,19 +145,19 @@ def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
     _check_sampling(config.gradient, "MAML")
     rule = make_inner_rule(config.inner)
     if rule.features is not None and not rule.each:
-        _check_computed_at_once(config)
+        _check_support_in_one_chunk(config)
     arguments = {
         name: f"inner.{name}"
         for name in ("steps", "first_order", "learned_head", "film")
     }
-    return _built(maml, config, backbone, arguments, way=way, rule=rule)
+    return _learner_from_settings(maml, config, backbone, arguments, way=way, rule=rule)
 
 
 def make_inner_rule(inner: ConfigDict) -> inner_rules.InnerRule:
-    """Return what an inner step does.
+    """Return the update rule of the inner loop.
 
     Raises:
-        UserError: An unknown `inner.rule`, or a setting of it out of range.
+        UserError: An unknown `inner.rule`, or one of its settings out of range.
     """
     sides = {f"attention.{x}": f"inner.attention_{x}" for x in ("forward", "backward")}
     with settings_named(names_of("inner") | sides):
@@ -169,8 +177,8 @@ def make_attention(inner: ConfigDict) -> Attention:
         "backward": ("backward",),
         "both": ("forward", "backward"),
     }
-    chosen = pick("inner.attention", inner.attention, sides)
-    return Attention(**{k: x if k in chosen else None for k, x in ratios.items()})
+    enabled = pick("inner.attention", inner.attention, sides)
+    return Attention(**{k: x if k in enabled else None for k, x in ratios.items()})
 
 
 def _p_meta(inner: ConfigDict) -> inner_rules.InnerRule:
@@ -186,8 +194,8 @@ def _p_meta(inner: ConfigDict) -> inner_rules.InnerRule:
     )
 
 
-def _check_computed_at_once(config: ConfigDict) -> None:
-    """Raise unless supports are whole, and in one chunk, as attention looks at them."""
+def _check_support_in_one_chunk(config: ConfigDict) -> None:
+    """Raise unless each support is computed in one chunk, as batch attention needs."""
     settings = config.gradient
     largest = max(make_spec(x).support_size for _, _, x in episode_settings(config))
     fits = settings.chunk_size != AUTO and settings.chunk_size >= largest
@@ -200,7 +208,7 @@ def _check_computed_at_once(config: ConfigDict) -> None:
 
 
 def _check_sampling(gradient: ConfigDict, learner: str) -> None:
-    """Raise where draws go by features, and the learner sums gradients."""
+    """Raise where sampling needs features, since `learner` sums gradients instead."""
     if gradient.estimator == "lite" and gradient.sampling in _BY_FEATURES:
         raise UserError(
             f"gradient.sampling={gradient.sampling} draws by the features of "
@@ -212,7 +220,9 @@ def _check_sampling(gradient: ConfigDict, learner: str) -> None:
 def _finetuner(config: ConfigDict, backbone: Network, way: int) -> Learner:
     arguments = {"steps": "inner.steps", "film": "inner.film"}
     optimizer = make_inner_optimizer(config)
-    return _built(finetuner, config, backbone, arguments, way=way, optimizer=optimizer)
+    return _learner_from_settings(
+        finetuner, config, backbone, arguments, way=way, optimizer=optimizer
+    )
 
 
 _SOLVER = {
@@ -229,7 +239,7 @@ def _mrml(config: ConfigDict, backbone: Network, way: int) -> Learner:
         "learning_rate": "inner.learning_rate",
         "weight_decay": "hypergrad.weight_decay",
     }
-    return _built(mrml, config, backbone, arguments, way=way)
+    return _learner_from_settings(mrml, config, backbone, arguments, way=way)
 
 
 def _imaml(config: ConfigDict, backbone: Network, way: int) -> Learner:
@@ -239,7 +249,9 @@ def _imaml(config: ConfigDict, backbone: Network, way: int) -> Learner:
         "step_size": "inner.learning_rate",
     }
     optimizer = make_inner_optimizer(config)
-    return _built(imaml, config, backbone, arguments, way=way, optimizer=optimizer)
+    return _learner_from_settings(
+        imaml, config, backbone, arguments, way=way, optimizer=optimizer
+    )
 
 
 _LEARNERS: dict[str, Callable[..., Learner]] = {
@@ -263,23 +275,23 @@ _RULES: dict[str, Callable[[ConfigDict], inner_rules.InnerRule]] = {
 
 
 def make_baseline(config: ConfigDict) -> Learner:
-    """Return the learner-free baseline: prototypes of raw pixels."""
+    """Return the baseline without learned parameters: prototypes of raw pixels."""
     return protonets(_for_clips(config, nn.pixels()), way=most_ways(config))
 
 
 def most_ways(config: ConfigDict) -> int:
-    """Return the largest way among the episodes of a run."""
+    """Return the largest way of all kinds of episodes of a run."""
     return max(
         make_spec(settings).way[1] for _, _, settings in episode_settings(config)
     )
 
 
 def init_params(config: ConfigDict, learner: Learner, sources: Sources) -> Params:
-    """Return the learner's initial parameters, decided by the seed.
+    """Return the learner's initial parameters, a function of the seed.
 
     Raises:
-        UserError: Training is asked for, and every parameter is frozen; or frozen
-            statistics, and no weights that they could come with.
+        UserError: All parameters are frozen and `train.steps` is not 0, or
+            `backbone.norm` is "batch" and there are no weights.
     """
     if config.backbone.norm == "batch" and not config.backbone.weights:
         raise UserError(
@@ -305,7 +317,7 @@ def init_params(config: ConfigDict, learner: Learner, sources: Sources) -> Param
 
 
 def params_shape(learner: Learner, image_shape: tuple[int, ...]) -> Params:
-    """Return the shapes of the learner's parameters, for images of a shape."""
+    """Return the specs of the learner's parameters for images of a shape."""
     spec = _example_spec(image_shape)
     return jax.eval_shape(lambda key: learner.init(key, spec), jax.random.key(0))
 
@@ -314,4 +326,4 @@ def _example_spec(image_shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(image_shape, jnp.uint8)
 
 
-_INIT = 2**31 - 1  # apart from the steps, which the same key is folded with
+_INIT = 2**31 - 1  # folded into the seed's key; larger than any step

@@ -1,4 +1,4 @@
-"""Accuracy over many tasks, of several learners on the same ones."""
+"""Accuracy of learners over many tasks, the same tasks for each learner."""
 
 from __future__ import annotations
 
@@ -30,20 +30,25 @@ Results = dict[str, dict[str, Interval]]
 
 
 def make_scorer(learner: Learner, chunk_size: int | None = None) -> jax.stages.Wrapped:
-    """Return `(params, task) -> accuracy` in [0, 1], compiled for each padded size."""
+    """Return the compiled `(params, task) -> accuracy` of the query set, in [0, 1]."""
     return Predictor(learner, chunk_size).accuracy
 
 
 def evaluate(
     scorers: Mapping[str, tuple[Scorer, Params]], tasks: Iterable[Task]
 ) -> dict[str, Interval]:
-    """Return each scorer's mean accuracy and 95 % interval over the same tasks."""
-    values: dict[str, list[float]] = {name: [] for name in scorers}
+    """Return each scorer's mean accuracy and 95 % interval over the tasks.
+
+    Args:
+        scorers: Name → (scorer, its parameters).
+        tasks: Padded tasks.
+    """
+    accuracies: dict[str, list[float]] = {name: [] for name in scorers}
     for task in tasks:
         on_device = jax.device_put(task)
         for name, (score, params) in scorers.items():
-            values[name].append(float(score(params, on_device)))
-    return {name: interval(found) for name, found in values.items()}
+            accuracies[name].append(float(score(params, on_device)))
+    return {name: interval(x) for name, x in accuracies.items()}
 
 
 def split_tasks(
@@ -53,7 +58,15 @@ def split_tasks(
     stream: str,
     count: int,
 ) -> Iterable[Task]:
-    """Yield the first `count` tasks of a stream, loaded in the background."""
+    """Return the first `count` tasks of a stream, loaded in background threads.
+
+    Args:
+        config: All settings.
+        settings: The settings of the episodes.
+        source: The split.
+        stream: Names a sequence of episodes, such as "valid".
+        count: Number of tasks.
+    """
     spec = build_data.make_spec(settings)
 
     def load(index: int) -> Task:
@@ -65,15 +78,15 @@ def split_tasks(
 def run_tests(
     config: ConfigDict, learner: Learner, params: Params, sources: Sources
 ) -> Results:
-    """Return, for each kind of test episode, the learner's and raw pixels' accuracy."""
+    """Return the accuracies of learner and raw pixels on each kind of test episode."""
     if config.gradient.chunk_size == build_gradient.AUTO:
-        firsts = [
+        first_tasks = [
             load_task(
                 sources("test"), build_data.make_spec(x), config.seed, f"test.{name}", 0
             )
             for name, x in config.test.episodes.items()
         ]
-        config = with_fitting_chunk(config, learner, params, firsts)
+        config = with_fitting_chunk(config, learner, params, first_tasks)
     chunk = build_gradient.checked_chunk_size(config)
     no_params: Params = {"backbone": {}}
     scorers = {
@@ -101,10 +114,10 @@ def run_tests(
 
 
 def evaluate_checkpoint(config: ConfigDict, folder: Path) -> Results:
-    """Test the best parameters of a workdir; the test settings may be new ones.
+    """Test the best parameters of a workdir; test settings may differ from the run's.
 
     Raises:
-        UserError: No checkpoint there, or one of another learner or backbone.
+        UserError: The workdir has no checkpoint, or a run of other settings.
     """
     learner, run, sources = restore_best(config, folder)
     build_data.check_episodes(config, sources, splits=("test",))
@@ -118,7 +131,7 @@ def restore_best(
     """Return the tested learner of a workdir, the run, and the sources.
 
     Raises:
-        UserError: No checkpoint there, or one of another learner or backbone.
+        UserError: The workdir has no checkpoint, or a run of other settings.
     """
     run = open_run(folder, config)
     sources = build_data.make_sources(run.config)
@@ -131,40 +144,40 @@ def restore_best(
 def with_fitting_chunk(
     config: ConfigDict, learner: Learner, params: Params, tasks: Iterable[Task]
 ) -> ConfigDict:
-    """Return the config with the largest chunk with which all the tasks fit.
+    """Return the config with the largest chunk size that fits all tasks into memory.
 
     Args:
-        config: With `gradient.memory_budget_gb`.
-        learner: What is tested.
+        config: All settings; `gradient.memory_budget_gb` is the budget.
+        learner: The learner that is tested.
         params: Its parameters.
-        tasks: One of each padded size; shapes and dtypes will do.
+        tasks: A task of each padded size, as arrays or their specs.
     """
 
     def build(task: Task, chunk_size: int) -> jax.stages.Compiled:
         return make_scorer(learner, chunk_size).lower(params, task).compile()
 
-    found = []
+    chunk_sizes = []
     for task in tasks:
         most = max(len(x.labels) for x in task)
         limit = config.gradient.memory_budget_gb
         fit = memory_budget.largest_chunk(functools.partial(build, task), most, limit)
-        found.append(fit.chunk_size)
-    return build_gradient.with_chunk_size(config, min(found))
+        chunk_sizes.append(fit.chunk_size)
+    return build_gradient.with_chunk_size(config, min(chunk_sizes))
 
 
 def format_results(config: ConfigDict, results: Results) -> str:
-    """Return the table of test results that a run ends with."""
+    """Return the table of test results, a row for each kind of episode."""
     names = list(next(iter(results.values())))
     rows = []
-    for kind, found in results.items():
+    for kind, intervals in results.items():
         spec = build_data.make_spec(config.test.episodes[kind])
-        cells = [found[name].percent() for name in names]
-        rows.append([spec.describe(), *cells, str(found[names[0]].num_tasks)])
+        cells = [intervals[name].percent() for name in names]
+        rows.append([spec.describe(), *cells, str(intervals[names[0]].num_tasks)])
     return format_table(["test episodes", *names, "tasks"], rows)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return lines of aligned columns under a ruled header."""
+    """Return a text table: aligned columns under an underlined header."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:

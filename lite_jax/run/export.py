@@ -1,4 +1,4 @@
-"""From a trained run of p-Meta to an artefact that adapts on a device."""
+"""Export of a trained p-Meta run as a bundle that adapts on a device."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def export_run(config: ConfigDict, folder: Path) -> str:
     `lite_jax.pmeta.device` reads the file.
 
     Raises:
-        UserError: A run whose rule learns no plan, no checkpoint, or step sizes that
-            are all 0.
+        UserError: The run's rule learns no plan, the folder holds no checkpoint, or
+            all step sizes are 0.
     """
     if config.learner != "maml" or config.inner.rule != "p_meta":
         raise UserError(
@@ -39,13 +39,13 @@ def export_run(config: ConfigDict, folder: Path) -> str:
 
 
 def plan_of(config: ConfigDict, params: Params, image_shape: tuple[int, ...]) -> Plan:
-    """Return the plan that a run's parameters hold, for images of a shape.
+    """Return the plan of a run's parameters, for images of shape `[h, w, c]`.
 
     Raises:
         UserError: All step sizes are 0.
     """
     backbone = build_backbone.make_backbone(config.backbone)
-    assert backbone.describe is not None  # or the learner would have been refused
+    assert backbone.describe is not None  # learners with p_meta refuse other backbones
     return learned_plan(
         backbone.describe(image_shape, build_learner.most_ways(config)),
         params,
@@ -55,21 +55,22 @@ def plan_of(config: ConfigDict, params: Params, image_shape: tuple[int, ...]) ->
 
 
 def format_plan(plan: Plan) -> str:
-    """Return the steps of a plan, and the memory and operations of each, as a table.
+    """Return a table of the steps of a plan, with the memory and operations of each.
 
-    Memory is the paper's model of one image, beside that of training every layer.
+    Memory is that of one image, by the paper's memory model. The last row is a step
+    that trains all layers.
     """
     network, kept = plan.architecture, plan.kept()
-    everything = [layer.path for layer in network.layers]
+    all_layers = [layer.path for layer in network.layers]
     rows = []
     for name, trained, shares in (
         *((f"step {k + 1}", list(x), kept) for k, x in enumerate(plan.steps)),
-        ("all layers", everything, {}),
+        ("all layers", all_layers, {}),
     ):
         memory = count_memory(network, trained, kept=shares)
         macs = count_macs(network, trained, kept=shares)
         rows.append([
-            name, f"{len(trained)} of {len(everything)}",
+            name, f"{len(trained)} of {len(all_layers)}",
             f"{memory.num_bytes / MB:.2f}", f"{macs.total / 1e6:.1f}",
         ])  # fmt: skip
     return format_table(["", "layers", "MB", "million MACs an image"], rows)

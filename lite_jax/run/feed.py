@@ -1,4 +1,4 @@
-"""Training tasks on their way to the device, a few episodes ahead of it."""
+"""Loading of training tasks, a few episodes ahead of the device."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from lite_jax.types import Task
 class Feed:
     """The tasks of every step, stacked along a leading axis.
 
-    The host holds the step that is being put together and `data.prefetch` episodes
-    beyond it, whatever the number of tasks a step; threads decode the images of an
-    episode side by side.
+    Host memory holds the tasks of one step and `data.prefetch` further episodes,
+    whatever the number of tasks in a step. Several threads decode the images of an
+    episode.
     """
 
     def __init__(
         self, config: ConfigDict, source: ClassSource, mesh: Mesh | None = None
     ):
-        """Choose how tasks are loaded; nothing is read yet."""
+        """Check the settings, and choose how tasks are loaded; nothing is read yet."""
         self._mesh, self._width = mesh, config.train.tasks_per_step
         self._depth = config.data.prefetch
         threads = config.data.workers or os.cpu_count() or 1
@@ -54,31 +54,35 @@ class Feed:
         self._load = load_one
 
     def step(self, step: int) -> Task:
-        """Return the tasks of one step, from 1."""
-        numbers = self._numbers(step)
-        return self._place(map(self._load, numbers), len(numbers))
+        """Return the tasks of one step; the first step is 1."""
+        indices = self._task_indices(step)
+        return self._on_device(map(self._load, indices), len(indices))
 
     def ahead(self, steps: Sequence[int]) -> Generator[Task]:
-        """Yield the tasks of the steps in turn, loaded in the background."""
-        numbers = itertools.chain.from_iterable(map(self._numbers, steps))
-        with closing(run_ahead(self._load, numbers, depth=self._depth)) as episodes:
+        """Yield the tasks of each step in order, loaded in background threads."""
+        indices = itertools.chain.from_iterable(map(self._task_indices, steps))
+        with closing(run_ahead(self._load, indices, depth=self._depth)) as episodes:
             for step in steps:
-                count = len(self._numbers(step))
-                yield self._place(itertools.islice(episodes, count), count)
+                count = len(self._task_indices(step))
+                yield self._on_device(itertools.islice(episodes, count), count)
 
-    def _numbers(self, step: int) -> list[int]:
-        own = parallel.own_tasks(self._mesh, self._width)
-        return [(step - 1) * self._width + i for i in own]
+    def _task_indices(self, step: int) -> list[int]:
+        """Return the indices of the tasks of a step that this host loads."""
+        indices = parallel.own_tasks(self._mesh, self._width)
+        return [(step - 1) * self._width + i for i in indices]
 
-    def _place(self, tasks: Iterable[Task], count: int) -> Task:
-        """Return the tasks on the device; one at a time is held beside the stack."""
+    def _on_device(self, tasks: Iterable[Task], count: int) -> Task:
+        """Return the stacked tasks, on the device.
+
+        Host memory holds the stack and one more task.
+        """
         tasks = iter(tasks)
         first = next(tasks)
         stacked = jax.tree.map(lambda x: np.empty((count, *x.shape), x.dtype), first)
-        for place, task in enumerate(itertools.chain([first], tasks)):
-            jax.tree.map(functools.partial(_put, place), stacked, task)
+        for index, task in enumerate(itertools.chain([first], tasks)):
+            jax.tree.map(functools.partial(_write_row, index), stacked, task)
         return parallel.place_tasks(self._mesh, stacked, self._width)
 
 
-def _put(place: int, stacked: np.ndarray, x: np.ndarray) -> None:
-    stacked[place] = x
+def _write_row(index: int, stacked: np.ndarray, row: np.ndarray) -> None:
+    stacked[index] = row

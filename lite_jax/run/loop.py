@@ -1,4 +1,4 @@
-"""The loop that all programs train in: resume, report, save, stop on SIGTERM."""
+"""The training loop of all programs: resume, report, save, stop on SIGTERM."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _logger = logging.getLogger(__name__)
 
 
 class Folder:
-    """A run's folder while the run is at work in it.
+    """The open folder of a run.
 
     Attributes:
         path: The folder.
-        last: The checkpoint that a stopped run goes on from.
+        last: The checkpoint that a stopped run resumes from.
         best: The checkpoint that is tested.
-        saved: What `last` holds, or what the run starts from.
-        writer: Of `metrics.jsonl` and TensorBoard.
+        saved: The tree that `last` held at the start, or the start of the run.
+        writer: Writes `metrics.jsonl` and TensorBoard events.
     """
 
     def __init__(
         self, path: Path, saved: PyTree, step_of: Callable[[PyTree], Any], slots: Any
     ):
-        """Restore what was saved, and open the files; see `open_folder`."""
+        """Restore the last checkpoint, and open the files; see `open_folder`."""
         self.path = path
         self.last, self.best = slots
         if self.last.step() is not None:
@@ -51,12 +51,12 @@ class Folder:
 def open_folder(
     path: Path, config: ConfigDict, start: PyTree, step_of: Callable[[PyTree], Any]
 ) -> Iterator[Folder]:
-    """Keep other runs out of a folder, restore what it holds, and close it at the end.
+    """Lock a run's folder, restore its last checkpoint, and close it at the end.
 
     Args:
         path: The workdir.
-        config: The run's, which the folder has to belong to.
-        start: What the run starts from, of the structure of its checkpoints.
+        config: The run's settings; those in the folder must be equal.
+        start: The tree before the first step, of the structure of the checkpoints.
         step_of: `saved -> steps taken`.
 
     Raises:
@@ -84,22 +84,22 @@ def take_steps(
     width: int = 1,
     tolerated: int = 0,
 ) -> None:
-    """Take steps, write their metrics, and save every so many and at the end.
+    """Take steps, write their metrics, and save every `every` steps and at the end.
 
     Args:
-        steps: Those that are left, up to the run's last.
-        writer: Of metrics.
-        take: `(step, report) -> metrics` of one step.
-        save: `(step, due, report)`. `due` is False where SIGTERM came between two
-            saves.
+        steps: The steps left, up to the last step of the run.
+        writer: Writes the metrics.
+        take: `(step, report) -> metrics`; takes one step.
+        save: `(step, due, report)`; saves a checkpoint. `due` is False where SIGTERM
+            came between two regular saves.
         every: Steps between two saves.
-        unit: What the bar counts.
-        width: How many of these a step has.
-        tolerated: Steps in a row whose metrics may not be finite.
+        unit: What the progress bar counts, such as tasks.
+        width: Units in a step.
+        tolerated: Steps in a row whose metrics may be not finite.
 
     Raises:
-        Preempted: SIGTERM came, and the step it came in is saved.
-        UserError: Metrics that are not finite.
+        Preempted: SIGTERM came, and a checkpoint of that step is saved.
+        UserError: Metrics were not finite in more steps in a row than tolerated.
     """
     total = steps.stop - 1
     bar = tqdm(
@@ -113,7 +113,7 @@ def take_steps(
         for step in steps:
             report.later(step, take(step, report))
             due = step % every == 0 or step == total
-            stop = _all_stop(sigterm, due)
+            stop = _should_stop(sigterm, due)
             if not due and not stop:
                 continue
             report.now()
@@ -123,8 +123,12 @@ def take_steps(
         report.log_total()
 
 
-def _all_stop(sigterm: Callable[[], bool], due: bool) -> bool:
-    """Return whether to stop here; several processes agree where they save anyway."""
+def _should_stop(sigterm: Callable[[], bool], due: bool) -> bool:
+    """Return whether to stop after this step.
+
+    Several processes stop only at a regular save, and all of them if any received
+    SIGTERM.
+    """
     if jax.process_count() == 1:
         return sigterm()
     return due and any(parallel.gather(sigterm()))

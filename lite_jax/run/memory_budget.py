@@ -1,4 +1,4 @@
-"""Memory known before anything runs: the largest chunk whose program fits a budget."""
+"""Search for the largest chunk size whose compiled program fits a memory budget."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lite_jax.errors import UserError
 
 GB = 10**9
 SHARE = 0.9
-"""Of a device's memory, what `chunk_size="auto"` takes where no budget is given."""
+"""Share of a device's memory that `chunk_size="auto"` uses without a budget."""
 
 
 class Fit(NamedTuple):
-    """A program that fits.
+    """A compiled program and its memory.
 
     Attributes:
         chunk_size: Images computed at once.
         program: The compiled program.
-        num_bytes: What it needs on each device, arguments and results included.
+        num_bytes: Bytes it needs on each device, arguments and results included.
     """
 
     chunk_size: int
@@ -31,14 +31,14 @@ class Fit(NamedTuple):
 
 
 def program_bytes(program: Any) -> int:
-    """Return the bytes that a compiled program needs, by XLA's own account."""
-    told = program.memory_analysis()
-    held = told.argument_size_in_bytes + told.output_size_in_bytes
-    return held - told.alias_size_in_bytes + told.temp_size_in_bytes
+    """Return the bytes that a compiled program needs, by XLA's memory analysis."""
+    analysis = program.memory_analysis()
+    total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    return total - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes
 
 
 def temporary_bytes(program: Any) -> int:
-    """Return what a compiled program needs besides its arguments and its results."""
+    """Return the bytes that a compiled program needs besides arguments and results."""
     return program.memory_analysis().temp_size_in_bytes
 
 
@@ -51,12 +51,13 @@ def largest_chunk(
     programs are compiled, and none is run.
 
     Args:
-        build: `chunk_size -> compiled program`, whose memory grows with the size.
-        most: The largest size of use, that of the largest set.
+        build: `chunk_size -> compiled program`; its memory grows with the chunk size.
+        most: Largest chunk size tried; the size of the largest set.
         budget_gb: In 10⁹ bytes; 0 for nine tenths of the memory of a device.
 
     Raises:
-        UserError: No size fits, or no budget and a device that does not tell its own.
+        UserError: No size fits, or the budget is 0 and the device does not report its
+            memory.
     """
     budget = budget_bytes(budget_gb)
     sizes = sorted({1, most} | {b << k for b in (2, 3) for k in range(20)})
@@ -75,16 +76,20 @@ def largest_chunk(
         )
     while low < high:
         middle = (low + high) // 2
-        found = fit(sizes[middle])
-        if found.num_bytes <= budget:
-            best, low = found, middle + 1
+        candidate = fit(sizes[middle])
+        if candidate.num_bytes <= budget:
+            best, low = candidate, middle + 1
         else:
             high = middle
     return best
 
 
 def budget_bytes(budget_gb: float) -> int:
-    """Return the budget, or nine tenths of the device's memory for 0."""
+    """Return the budget in bytes: nine tenths of the device's memory where it is 0.
+
+    Raises:
+        UserError: A negative budget, or 0 on a device that does not report its memory.
+    """
     if budget_gb < 0:
         raise UserError(f"gradient.memory_budget_gb={budget_gb}: expected 0 or more")
     if budget_gb > 0:
@@ -101,17 +106,21 @@ def budget_bytes(budget_gb: float) -> int:
 
 @contextlib.contextmanager
 def out_of_memory_explained(config: ConfigDict) -> Iterator[None]:
-    """Turn running out of device memory into an error that names what to lower."""
+    """Replace JAX's out-of-memory error by one that names the setting to lower.
+
+    Raises:
+        UserError: The device ran out of memory inside.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         chunk = config.gradient.chunk_size
-        keeps_all = config.gradient.estimator in ("plain", "subsample")
+        stores_support = config.gradient.estimator in ("plain", "subsample")
         mend = (
             "set gradient.estimator=lite, whose memory does not grow with the support"
-            if keeps_all
+            if stores_support
             else f"lower gradient.chunk_size={chunk}, or let gradient.chunk_size=auto "
             "choose it"
         )

@@ -1,4 +1,4 @@
-"""Means with intervals, and the files that a run's numbers go to."""
+"""Means with confidence intervals, and the writer of a run's metrics."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ class Interval(NamedTuple):
     num_tasks: int
 
     def percent(self) -> str:
-        """Return a phrase such as `97.31 ± 0.25 %`."""
+        """Return text such as `97.31 ± 0.25 %`."""
         return f"{100 * self.mean:.2f} ± {100 * self.half_width:.2f} %"
 
 
 def interval(values: Iterable[float]) -> Interval:
-    """Return the mean ± 1.96 σ/√n, σ with denominator n, as Meta-Dataset and LITE do.
+    """Return the mean ± 1.96 σ/√n, with denominator n in σ.
+
+    Meta-Dataset and LITE report the same interval.
 
     >>> interval([0.0, 1.0, 1.0, 1.0]).percent()
     '75.00 ± 42.44 %'
@@ -36,14 +38,14 @@ def interval(values: Iterable[float]) -> Interval:
 
 
 class MetricsWriter:
-    """Rows for `metrics.jsonl` and TensorBoard events, in one call.
+    """Write metrics to `metrics.jsonl` and to TensorBoard.
 
-    `metrics.jsonl` holds only what the seed determines, so that equal runs leave
-    equal files; rates and times go to TensorBoard alone.
+    `metrics.jsonl` holds only what the seed determines, so equal runs write equal
+    files. Rates and times go to TensorBoard only.
     """
 
     def __init__(self, workdir: Path, last_step: int):
-        """Open the files, dropping what came after `last_step`, and test results."""
+        """Open the files, and drop rows after `last_step` and rows of test results."""
         self._path = workdir / "metrics.jsonl"
         keep_rows(self._path, lambda r: r["step"] <= last_step and r["split"] != "test")
         self._events = SummaryWriter(
@@ -57,7 +59,14 @@ class MetricsWriter:
         values: Mapping[str, Any],
         rates: Mapping[str, float] | None = None,
     ) -> None:
-        """Write one row; numbers among `values` and `rates` are drawn as curves."""
+        """Write one row; floats of `values` and `rates` become TensorBoard curves.
+
+        Args:
+            split: "train", "valid" or "test".
+            step: Steps taken so far.
+            values: Name → value, for both files.
+            rates: Name → value, for TensorBoard only.
+        """
         append_row(self._path, {"split": split, "step": step, **values})
         for name, value in {**values, **(rates or {})}.items():
             if isinstance(value, float):

@@ -1,13 +1,13 @@
-"""Several devices and hosts: tasks side by side, the examples of a task shared out.
+"""Training on several devices and hosts, parallel over tasks and over examples.
 
 A mesh has two axes. Along `TASKS` each device computes whole tasks of a step, and their
-gradients are averaged. Along `EXAMPLES` devices share out the chunks of each task: a
-sum over support or query is then a sum over devices too, forward and backward
-(`exact_sum`, `lite_sum` and `episode_grad` take the name of the axis). What is drawn
-depends on keys alone, so that a step is that of one device, to rounding.
+gradients are averaged. Along `EXAMPLES` devices share the chunks of each task. A sum
+over support or query is then summed over devices too, forward and backward
+(`exact_sum`, `lite_sum` and `episode_grad` take the name of the axis). Random draws
+depend on keys only, so a step equals that of one device up to rounding.
 
-Hosts are processes that run the same program (`jax.distributed`); the mesh spans all
-their devices, and each loads the tasks that its own devices compute.
+Hosts are processes that run the same program (`jax.distributed`). The mesh spans the
+devices of all hosts. Each host loads the tasks that its devices compute.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ TASKS, EXAMPLES = "tasks", "examples"
 
 
 def connect(where: str) -> None:
-    """Join the other processes of a run; call it before anything else uses JAX.
+    """Join the other processes of a run; call this before any other use of JAX.
 
     Args:
         where: "auto" under SLURM, Kubernetes, Open MPI and on TPUs, which JAX detects;
-            else "ADDRESS:PORT,COUNT,INDEX": of process 0, the number of processes, and
-            which one this is, from 0.
+            else "ADDRESS:PORT,COUNT,INDEX": the address of process 0, the number of
+            processes, and the index of this one, from 0.
 
     Raises:
-        UserError: Neither of the two, or no cluster was detected.
+        UserError: `where` has another form, or joining the processes failed.
     """
     options: dict[str, Any] = {}
     if where != "auto":
         parts = where.split(",")
-        if len(parts) != 3 or ":" not in parts[0] or not _are_counts(*parts[1:]):
+        if len(parts) != 3 or ":" not in parts[0] or not _index_fits(*parts[1:]):
             raise UserError(
                 f"--hosts={where}: expected auto, or ADDRESS:PORT,COUNT,INDEX such as "
                 "10.0.0.1:1234,2,0 with INDEX below COUNT"
@@ -60,35 +60,40 @@ def connect(where: str) -> None:
         ) from error
 
 
-def _are_counts(count: str, index: str) -> bool:
+def _index_fits(count: str, index: str) -> bool:
     return count.isdigit() and index.isdigit() and int(index) < int(count)
 
 
 def is_main() -> bool:
-    """Say whether this is the process that writes and prints."""
+    """Return whether this is process 0, which writes files and prints."""
     return jax.process_index() == 0
 
 
 def make_mesh(tasks: int, examples: int) -> Mesh | None:
-    """Return the mesh of a run; None for one device, which needs none.
+    """Return the mesh of a run; None for one device.
+
+    Args:
+        tasks: Size of the axis `TASKS`.
+        examples: Size of the axis `EXAMPLES`.
 
     Raises:
-        UserError: More devices than there are, or hosts that would have nothing to do.
+        UserError: A size under 1, more devices than there are, or fewer than all
+            devices of several hosts.
     """
     for name, value in (("tasks", tasks), ("examples", examples)):
         if value < 1:
             raise UserError(f"devices.{name}={value}: expected 1 or more")
-    devices, wanted = jax.devices(), tasks * examples
+    devices, count = jax.devices(), tasks * examples
     hosts = jax.process_count()
-    if wanted > len(devices) or (hosts > 1 and wanted != len(devices)):
+    if count > len(devices) or (hosts > 1 and count != len(devices)):
         raise UserError(
-            f"devices.tasks={tasks} × devices.examples={examples} is {wanted} devices, "
+            f"devices.tasks={tasks} × devices.examples={examples} is {count} devices, "
             f"and {hosts} host(s) have {len(devices)}: change one of them"
             + (", so that all take part" if hosts > 1 else "")
         )
-    if wanted == 1:
+    if count == 1:
         return None
-    return Mesh(np.array(devices[:wanted]).reshape(tasks, examples), (TASKS, EXAMPLES))
+    return Mesh(np.array(devices[:count]).reshape(tasks, examples), (TASKS, EXAMPLES))
 
 
 # ------------------------------------------------------------------------ gradients
@@ -99,8 +104,8 @@ def mean_over_tasks(
 ) -> Callable[[Params, Task, Key], Any]:
     """Return `(params, stacked tasks, key) -> mean of grad_fn's results`.
 
-    One task at a time on each device, so that memory is that of one task. Every task
-    has a key of its own, whatever the number of devices.
+    Each device computes one task at a time, so memory is that of one task. The key of a
+    task does not depend on the number of devices.
     """
 
     def mean(params: Params, tasks: Task, keys: Key) -> Any:
@@ -111,20 +116,20 @@ def mean_over_tasks(
         shapes = jax.eval_shape(grad_fn, params, first, key)
 
         def add_task(totals, task_and_key):
-            found = grad_fn(params, *task_and_key)
-            return jax.tree.map(lambda t, x: t + x / count, totals, found), None
+            result = grad_fn(params, *task_and_key)
+            return jax.tree.map(lambda t, x: t + x / count, totals, result), None
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return lax.scan(add_task, zeros, (tasks, keys))[0]
 
-    def on_each(params: Params, tasks: Task, keys: Key) -> Any:
+    def mean_on_all_devices(params: Params, tasks: Task, keys: Key) -> Any:
         return lax.pmean(mean(params, tasks, keys), TASKS)
 
-    # Unchecked: with the check, loops would have to declare which axes zeros vary over.
-    # Nothing is differentiated through a collective, all of which stand in derivative
-    # rules or outside.
+    # `check_vma=True` would require loops to declare which axes their zeros vary over.
+    # Without the check no derivative may pass through a collective; none does, since
+    # all collectives are in derivative rules or outside derivatives.
     shared = mesh and jax.shard_map(
-        on_each,
+        mean_on_all_devices,
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(TASKS), PartitionSpec(TASKS)),
         out_specs=PartitionSpec(),
@@ -138,31 +143,31 @@ def mean_over_tasks(
     return mean_of
 
 
-# ------------------------------------------------------------ what lies on which device
+# ------------------------------------------------------------------ arrays on devices
 
 
 def replicate(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """Return arrays, equal on all hosts, as arrays that all devices hold."""
+    """Return arrays replicated on all devices; they must be equal on all hosts."""
     if mesh is None:
         return jax.device_put(tree)
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def replicated_key(mesh: Mesh | None, seed: int) -> Key:
-    """Return the key of a seed, on all devices."""
-    everywhere = mesh and NamedSharding(mesh, PartitionSpec())
-    return jax.jit(jax.random.key, static_argnums=0, out_shardings=everywhere)(seed)
+    """Return the key of a seed, replicated on all devices."""
+    sharding = mesh and NamedSharding(mesh, PartitionSpec())
+    return jax.jit(jax.random.key, static_argnums=0, out_shardings=sharding)(seed)
 
 
 def on_this_host(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """Return this host's copy of arrays that all devices hold."""
+    """Return this host's copy of replicated arrays."""
     if mesh is None:
         return tree
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def own_tasks(mesh: Mesh | None, count: int) -> range:
-    """Return which of `count` tasks this host's devices compute."""
+    """Return the indices of those of `count` tasks that this host's devices compute."""
     if mesh is None:
         return range(count)
     sharding = NamedSharding(mesh, PartitionSpec(TASKS))
@@ -172,23 +177,29 @@ def own_tasks(mesh: Mesh | None, count: int) -> range:
 
 
 def place_tasks(mesh: Mesh | None, own: Task, count: int) -> Task:
-    """Return `count` stacked tasks, of which this host holds its `own_tasks`."""
+    """Return `count` stacked tasks, sharded along `TASKS`.
+
+    Args:
+        mesh: The mesh of the run.
+        own: The tasks of `own_tasks` on this host, stacked.
+        count: The number of tasks of all hosts.
+    """
     if mesh is None:
         return jax.device_put(own)
     sharding = NamedSharding(mesh, PartitionSpec(TASKS))
 
-    def place(x: np.ndarray) -> jax.Array:
+    def sharded(x: np.ndarray) -> jax.Array:
         shape = (count, *x.shape[1:])
         return jax.make_array_from_process_local_data(sharding, x, shape)
 
-    return jax.tree.map(place, own)
+    return jax.tree.map(sharded, own)
 
 
 # ---------------------------------------------------------------------------- hosts
 
 
 def from_main(tree: PyTree) -> PyTree:
-    """Return the main process's NumPy arrays on every process."""
+    """Return the NumPy arrays of process 0, on every process."""
     if jax.process_count() == 1:
         return tree
     if not is_main():
@@ -197,7 +208,7 @@ def from_main(tree: PyTree) -> PyTree:
 
 
 def gather(value: Any) -> list[Any]:
-    """Return every process's value, which JSON can hold, in the order of processes."""
+    """Return the values of all processes, in their order; values must fit in JSON."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)

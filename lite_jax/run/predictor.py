@@ -1,4 +1,4 @@
-"""Adapt once, then predict many: for tests, evaluations and photographs."""
+"""Adaptation to a support set and prediction in batches, compiled."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lite_jax.lite import exact_sum
 from lite_jax.types import Examples, Learner, Params, PyTree, Task
 
 BATCHES = (1, 4, 16, 32)
-"""Images predicted at once, by default; each size is compiled for itself."""
+"""Default batch sizes of prediction; each is compiled once."""
 
 
 class Predictor:
-    """A learner's compiled functions.
+    """The compiled functions of a learner.
 
     `adapt` is compiled once for each padded size of a support set, and prediction once
     for each size of a batch.
@@ -31,11 +31,11 @@ class Predictor:
         chunk_size: int | None = None,
         batch_sizes: Sequence[int] = BATCHES,
     ):
-        """Make the functions; they are compiled when they are first called.
+        """Store the arguments; functions are compiled on their first call.
 
         Args:
-            learner: What adapts and predicts.
-            chunk_size: Images computed at once in adapting; None for all.
+            learner: The learner.
+            chunk_size: Images computed at once when adapting; None for all.
             batch_sizes: Images predicted at once, in increasing order.
         """
         self.learner, self._chunk_size = learner, chunk_size
@@ -43,7 +43,7 @@ class Predictor:
 
     @functools.cached_property
     def adapt_padded(self) -> Callable[[Params, Examples], PyTree]:
-        """`(params, support) -> task_state`, of a support of any mask."""
+        """`(params, padded support) -> task_state`."""
         set_sum = exact_sum(self._chunk_size)
 
         @jax.jit
@@ -59,9 +59,9 @@ class Predictor:
 
     @functools.cached_property
     def accuracy(self) -> jax.stages.Wrapped:
-        """`(params, task) -> accuracy` of the query in [0, 1], in one program.
+        """`(params, task) -> accuracy` of the query set in [0, 1], in one program.
 
-        Adapts on the whole support and predicts the query, both in chunks.
+        The program adapts to the whole support and predicts the query, both in chunks.
         """
         loss_fn = episode_loss(self.learner, query_chunk_size=self._chunk_size)
         set_sum = exact_sum(self._chunk_size)
@@ -92,16 +92,16 @@ class Predictor:
 
 
 class Adapted(NamedTuple):
-    """Parameters, and what a learner made of a support set."""
+    """Parameters, and the task state of a support set."""
 
     params: Params
     task_state: PyTree
 
 
 def padded_size(count: int) -> int:
-    """Return the least of 1, 2, 3, 4, 6, 8, 12, 16, 24, … that is not below `count`.
+    """Return the least of 1, 2, 3, 4, 6, 8, 12, 16, 24, … that is at least `count`.
 
-    So that few programs serve sets of every size.
+    Padding to these sizes limits the number of compiled programs.
     """
     powers = (base << k for k in range(count.bit_length() + 1) for base in (1, 3))
     return min(size for size in powers if size >= count)
@@ -112,7 +112,13 @@ def in_batches(
     rows: np.ndarray,
     sizes: Sequence[int] = BATCHES,
 ) -> np.ndarray:
-    """Return `function` of all rows, which sees a few batch sizes alone."""
+    """Return `function` of all rows, called on batches of a few sizes.
+
+    Args:
+        function: `[b, …] -> [b, …]`.
+        rows: `[n, …]`.
+        sizes: Batch sizes, in increasing order; the last batch is padded with zeros.
+    """
     parts = []
     for first in range(0, len(rows), sizes[-1]):
         batch = rows[first : first + sizes[-1]]
@@ -122,6 +128,6 @@ def in_batches(
 
 
 def padded(rows: np.ndarray, size: int) -> np.ndarray:
-    """Return rows with zeros after them, `[size, …]`."""
-    empty = np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)
-    return np.concatenate([rows, empty])
+    """Return the rows followed by rows of zeros, `[size, …]`."""
+    zeros = np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)
+    return np.concatenate([rows, zeros])

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM, as schedulers send it before they take a machine."""
+"""SIGTERM, which schedulers send before they stop a machine."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on
-"""What the command line exits with after it was told to stop, and saved."""
+EXIT_CODE = 75  # EX_TEMPFAIL
+"""Exit code after SIGTERM and a saved checkpoint; the same command resumes the run."""
 
 
 class Preempted(Exception):
-    """A run was told to stop; its last checkpoint is of the step it had come to."""
+    """A run stopped on SIGTERM, after it saved a checkpoint of its last step."""
 
 
 @contextlib.contextmanager
 def noticed() -> Iterator[Callable[[], bool]]:
-    """Yield `() -> whether SIGTERM has come`, in place of being ended by it.
+    """Catch SIGTERM, and yield a function that returns whether it was received.
 
-    Outside the main thread, where signals cannot be caught, it never has.
+    Signals can be caught in the main thread only; in others the function returns False.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    told = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    received = threading.Event()
+    old_handler = signal.signal(signal.SIGTERM, lambda *_: received.set())
     try:
-        yield told.is_set
+        yield received.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, old_handler)

@@ -1,4 +1,4 @@
-"""What training tells on its way: metrics, rates, and a number that is not finite."""
+"""Reports of training: metrics, rates, and errors for numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lite_jax.errors import UserError
 from lite_jax.run.metrics import MetricsWriter
 
 _logger = logging.getLogger(__name__)
-_SHOWN = ("loss", "accuracy", "return")  # beside the bar
+_SHOWN = ("loss", "accuracy", "return")  # shown in the progress bar
 
 
 class Reporter:
-    """Writes each step's metrics one step late, so that reading never waits."""
+    """Write each step's metrics one step late, without waiting for the device."""
 
     def __init__(
         self,
@@ -28,7 +28,14 @@ class Reporter:
         tasks_per_step: int,
         tolerated: int = 0,
     ):
-        """Choose where to; `tolerated` steps in a row may have no finite gradient."""
+        """Start to measure time.
+
+        Args:
+            writer: Writes the metrics.
+            bar: Progress bar, which counts tasks.
+            tasks_per_step: Tasks that a step adds to the bar.
+            tolerated: Steps in a row whose metrics may be not finite.
+        """
         self._writer, self._bar, self._width = writer, bar, tasks_per_step
         self._tolerated, self._skipped = tolerated, 0
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -38,21 +45,21 @@ class Reporter:
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Count the time inside as waiting for data."""
+        """Add the time spent inside to the time of waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     def later(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Keep a step's metrics until the next call, and write those kept before."""
+        """Store a step's metrics, and write those of the step before."""
         self.now()
         self._pending = step, metrics
 
     def now(self) -> None:
-        """Write what is kept.
+        """Write the metrics stored by `later`.
 
         Raises:
-            UserError: A number is not finite, in more steps running than tolerated.
+            UserError: Metrics were not finite in more steps in a row than tolerated.
         """
         if self._pending is None:
             return
@@ -64,7 +71,7 @@ class Reporter:
             first = (step - 1) * self._width
             raise UserError(
                 f"step {step}, of the training tasks {first} to "
-                f"{first + self._width - 1}: not finite ({_listed(values)}); the "
+                f"{first + self._width - 1}: not finite ({_metrics_text(values)}); the "
                 "checkpoints are those of the last validation. Lower "
                 "optimizer.learning_rate, or set optimizer.clip_norm or "
                 "optimizer.skip_not_finite"
@@ -80,13 +87,15 @@ class Reporter:
         self._bar.update(self._width)
         if not finite:
             self._writer.write("train", step, {"skipped": True}, rates)
-            _logger.warning("step %d skipped: not finite (%s)", step, _listed(values))
+            _logger.warning(
+                "step %d skipped: not finite (%s)", step, _metrics_text(values)
+            )
             return
         self._writer.write("train", step, values, rates)
         self.note(**{k: f"{values[k]:.3f}" for k in _SHOWN if k in values})
 
     def log_total(self) -> None:
-        """Log how long all steps took, and the share of it spent on waiting."""
+        """Log the time of all steps, and the share of it spent on waiting for data."""
         if self._all_time:
             _logger.info(
                 "training took %.0f s with validation; waiting for data: %.1f %% of it",
@@ -94,10 +103,10 @@ class Reporter:
             )  # fmt: skip
 
     def note(self, **notes: str) -> None:
-        """Show something beside the bar."""
+        """Show `name=text` in the progress bar."""
         self._notes |= notes
         self._bar.set_postfix(self._notes, refresh=False)
 
 
-def _listed(values: dict[str, float]) -> str:
+def _metrics_text(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in values.items())

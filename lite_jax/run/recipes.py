@@ -1,6 +1,6 @@
-"""Every setting of a run, with its default; no other place holds one.
+"""Variants and recipes: functions that change the settings of meta-learning in place.
 
-A file in `configs/` starts from `base_config()` and changes a few lines.
+A file in `configs/` starts from `base_config()` and applies some of them.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from lite_jax.run.settings import base_config, episode, orbit_episode, variable_
 
 
 def digits(config: ConfigDict) -> None:
-    """Keep scikit-learn's digits, which need no download: train on the even ones."""
+    """Use scikit-learn's digits, which need no download; the even ones for training."""
     config.data.dataset = "digits"
 
 
 def synthetic(config: ConfigDict) -> None:
-    """Use procedural images; no data needed."""
+    """Use generated images, which need no files."""
     config.data.dataset = "synthetic"
     config.data.image_size = 28
 
 
 def omniglot(config: ConfigDict) -> None:
-    """Use Omniglot's small sets, distorted a little in training; 60-way 1-shot."""
+    """Use Omniglot's small sets, with random affine distortions; 60-way 1-shot."""
     config.data.dataset = "omniglot"
     config.data.image_size = 28
     config.data.augment = "affine"
@@ -37,7 +37,7 @@ def omniglot(config: ConfigDict) -> None:
 
 
 def folder(config: ConfigDict) -> None:
-    """Use folders of photographs at 84 pixels; 10-way 5-shot."""
+    """Use folders of photographs at 84 × 84 pixels; 10-way 5-shot."""
     config.data.dataset = "folder"
     config.data.image_size = 84
     config.data.rotations = False
@@ -47,7 +47,7 @@ def folder(config: ConfigDict) -> None:
 
 
 def resnet18(config: ConfigDict) -> None:
-    """Use ResNet-18 with GroupNorm, which can be trained without a download."""
+    """Use ResNet-18 with GroupNorm, which needs no pretrained weights."""
     config.backbone.name = "resnet18"
     config.backbone.norm_groups = 32
 
@@ -55,8 +55,8 @@ def resnet18(config: ConfigDict) -> None:
 def paper(config: ConfigDict) -> None:
     """Use the recipe of the LITE paper on folders of 224-pixel photographs.
 
-    Adam at 1e-3, 10,000 tasks, 16 a step, 5 to 50 ways, at most 500 support images and
-    10 query images a class, H = 40, chunks of 40, EfficientNet-B0.
+    Adam at 1e-3; 10,000 tasks, 16 a step; 5 to 50 ways; at most 500 support images a
+    task; 10 query images a class; H = 40; chunks of 40 images; EfficientNet-B0.
     """
     folder(config)
     config.data.image_size = 224
@@ -74,7 +74,7 @@ def paper(config: ConfigDict) -> None:
 
 
 def meta_dataset(config: ConfigDict) -> None:
-    """Use the recipe of the LITE paper on Meta-Dataset, as its code draws it."""
+    """Use the recipe of the LITE paper on Meta-Dataset, with the paper's protocol."""
     paper(config)
     config.data.dataset = "meta_dataset"
     config.data.protocol = "lite"
@@ -92,7 +92,7 @@ def vtab_md(config: ConfigDict) -> None:
 
 
 def orbit(config: ConfigDict) -> None:
-    """Use ORBIT's videos of the users' own objects; H counts clips."""
+    """Use ORBIT's videos of users' objects; H counts clips."""
     paper(config)
     config.data.dataset = "orbit"
     config.gradient.num_backprop = 16
@@ -105,7 +105,7 @@ def orbit(config: ConfigDict) -> None:
 
 
 def shrink(config: ConfigDict) -> None:
-    """Shrink whatever was chosen to seconds: the `smoke` variant of meta-learning."""
+    """Shorten a run of any other variants to seconds: the `smoke` variant."""
     config.train.steps = min(config.train.steps, 4)
     config.train.valid_every = 2
     config.train.tasks_per_step = min(config.train.tasks_per_step, 2)
@@ -117,13 +117,13 @@ def shrink(config: ConfigDict) -> None:
 
 
 def folder_resnet18(config: ConfigDict) -> None:
-    """Use photographs, and the backbone that `configs/pretrain.py:folder` trains."""
+    """Use folders of photographs, and the backbone of `configs/pretrain.py:folder`."""
     folder(config)
     resnet18(config)
 
 
 Change = Callable[[ConfigDict], None]
-VARIANTS: dict[str, Change] = {  # what the config files have in common
+VARIANTS: dict[str, Change] = {  # shared by the files in configs/
     "digits": digits,
     "omniglot": omniglot,
     "folder": folder,
@@ -146,15 +146,15 @@ def choose(
     start: Change = digits,
     schema: Callable[[], ConfigDict] = base_config,
 ) -> ConfigDict:
-    """Return a program's settings after the named variants, in the order given.
+    """Return a program's settings, locked, after the named variants in their order.
 
-    The run is named after the configuration and its variants.
+    The names of the variants are appended to the name of the run.
 
     Args:
-        arguments: What follows the colon of `--config=FILE:a,b`; may be empty.
+        arguments: Names of variants, as in `--config=FILE:a,b`; may be empty.
         variants: Name → function that changes the configuration in place.
-        start: What is changed before any variant.
-        schema: All settings of the program, with their defaults.
+        start: Changes the configuration before the variants.
+        schema: `() -> settings` of the program, with their defaults.
 
     Raises:
         UserError: An unknown variant.

@@ -1,4 +1,4 @@
-"""Opening a trained run: its settings and its best parameters."""
+"""Loading of a trained run: its settings and its best parameters."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ FREE = frozenset({
     "name", "seed", "data", "gradient", "devices", "optimizer", "train", "valid",
     "test", "benchmark",
 })  # fmt: skip
-"""Sections that may differ from a run's when its parameters are used: they say how it
-was trained, or what it is tested on and how that is computed. All others say what the
-parameters mean."""
+"""Settings that may differ between training a run and using its parameters.
+
+They say how the run was trained, what it is tested on, and how tests are computed. All
+other settings decide what the parameters mean."""
 
 
 class TrainedRun(NamedTuple):
-    """A run that was trained.
+    """A trained run.
 
     Attributes:
         folder: Its workdir.
         config: The settings it is used with. `backbone.weights` is empty, since the
             checkpoint holds all parameters.
-        params: The best parameters, NumPy arrays.
+        params: The best parameters, as NumPy arrays.
     """
 
     folder: Path
@@ -40,7 +41,7 @@ class TrainedRun(NamedTuple):
         """Raise unless the parameters have the shapes of `wanted`.
 
         Raises:
-            UserError: They do not; it names the shapes.
+            UserError: The shapes differ; the message lists them.
         """
         check_shapes(self.folder / "checkpoints/best", self.params, wanted)
 
@@ -50,11 +51,11 @@ def open_run(folder: Path, config: ConfigDict | None = None) -> TrainedRun:
 
     Args:
         folder: The workdir.
-        config: Settings to use it with, equal to the run's but in the sections `FREE`;
-            None for the run's own, which has to be one of meta-learning.
+        config: Settings to use the run with; they may differ from the run's settings
+            in `FREE` only. None for the run's settings, of a meta-learning run.
 
     Raises:
-        UserError: No run there, one without a checkpoint, or one of other settings.
+        UserError: The folder holds no run, no checkpoint, or a run of other settings.
     """
     check_trained(folder, config)
     config = config.copy_and_resolve_references() if config else None
@@ -67,10 +68,15 @@ def open_run(folder: Path, config: ConfigDict | None = None) -> TrainedRun:
 
 
 def check_trained(folder: Path, config: ConfigDict | None) -> None:
-    """Raise unless a folder holds a checkpoint, of these settings if any are given."""
+    """Raise unless a folder holds a checkpoint of a run with these settings.
+
+    Args:
+        folder: The workdir.
+        config: As in `open_run`; None for any settings.
+    """
     saved = workdir.read_config(folder)
     if saved is None and config is None:
-        workdir.load_config(folder)  # says what is missing
+        workdir.load_config(folder)  # raises
     if saved is None or not list((folder / "checkpoints/best").glob("[0-9]*")):
         raise UserError(
             f"workdir={folder} holds no checkpoint to evaluate: train first"

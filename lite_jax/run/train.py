@@ -1,4 +1,4 @@
-"""Meta-training: one function from a configuration to a finished workdir."""
+"""Meta-training of a learner by a configuration, with validation and tests."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _logger = logging.getLogger(__name__)
 
 
 class TrainState(NamedTuple):
-    """All that the next step depends on, besides the seed.
+    """The state of training; with the seed it determines the next step.
 
     Attributes:
-        step: int32 scalar, updates taken so far.
+        step: int32 scalar, the number of updates so far.
         params: Meta-parameters.
-        opt_state: The optimiser's.
+        opt_state: The state of the optimiser.
     """
 
     step: jax.Array
@@ -55,21 +55,21 @@ class TrainState(NamedTuple):
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
-    """Train, or go on training, in `workdir`; then test the best parameters.
+    """Train, or resume training, in `workdir`; then test the best parameters.
 
-    Leaves `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/{last,best}` and
-    `backbone.safetensors`, the best parameters' backbone, in the workdir. A run that
-    was stopped goes on from its last checkpoint and ends as if it had not been: step t
-    depends on the seed, t and the parameters alone.
+    Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/{last,best}` and
+    `backbone.safetensors`, the best parameters' backbone, to the workdir. A stopped run
+    resumes from its last checkpoint, with the results of a run that was not stopped:
+    step t depends only on the seed, on t and on the state before it.
 
     Returns:
         `{kind of test episode: {learner or "raw pixels": Interval}}`.
 
     Raises:
-        UserError: Settings or data that cannot serve the run, a workdir of another
-            run, or a loss that is not finite. Settings and data are checked before
-            anything is written.
-        Preempted: SIGTERM came during training, and the step it came in is saved.
+        UserError: A setting out of range, data that do not fit the episodes, a workdir
+            of another run, or a loss that is not finite. Settings and data are checked
+            before anything is written.
+        Preempted: SIGTERM came in training, and a checkpoint of that step is saved.
     """
     _check_settings(config)
     workdirs.check_hosts_agree(parallel.gather(json.loads(config.to_json())))
@@ -86,16 +86,20 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
     feed = Feed(config, sources("train"), mesh)
 
     with contextlib.ExitStack() as stack:
-        asked = config
-        stack.enter_context(memory_budget.out_of_memory_explained(asked))
+        original_config = config
+        stack.enter_context(memory_budget.out_of_memory_explained(original_config))
         if config.gradient.chunk_size == build_gradient.AUTO and config.train.steps:
-            config, train_step = _fitted(config, learner, mesh, state, feed.step(1))
-        if not parallel.is_main():  # what it writes is of no use to anyone
+            config, train_step = _fitting_config_and_step(
+                config, learner, mesh, state, feed.step(1)
+            )
+        if not parallel.is_main():  # other processes write to a folder that is deleted
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         start = {"state": state, "best": np.array(-1, np.float32)}
-        opened = open_folder(workdir, asked, start, lambda saved: saved["state"].step)
+        opened = open_folder(
+            workdir, original_config, start, lambda saved: saved["state"].step
+        )
         folder = stack.enter_context(opened)
-        _announce(config, sources, params, learner.frozen)
+        _log_run(config, sources, params, learner.frozen)
         validate = _make_validation(config, tested, sources)
         _train(config, mesh, feed, train_step, validate, folder)
         if parallel.is_main():
@@ -103,21 +107,21 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
         params = parallel.from_main(params)
         save_weights(workdir / "backbone.safetensors", params["backbone"])
         results = run_tests(config, tested, params, sources)
-        for kind, found in results.items():
-            for name, result in found.items():
+        for kind, by_learner in results.items():
+            for name, result in by_learner.items():
                 row = {"episodes": kind, "learner": name, **result._asdict()}
                 folder.writer.write("test", config.train.steps, row)
     return results
 
 
-def _fitted(
+def _fitting_config_and_step(
     config: ConfigDict,
     learner: Learner,
     mesh: Mesh | None,
     state: TrainState,
     tasks: Task,
 ) -> tuple[ConfigDict, Any]:
-    """Return the config with the largest chunk that fits, and the step's program."""
+    """Return the config with the largest chunk that fits, and the compiled step."""
     inputs = (
         parallel.replicate(mesh, state),
         tasks,
@@ -147,7 +151,13 @@ def init_state(
     params: Params,
     frozen: Container[str] = (),
 ) -> TrainState:
-    """Return the state before the first step; the optimiser ignores `frozen`."""
+    """Return the state before the first step.
+
+    Args:
+        optimizer: The optimiser.
+        params: Name → parameters.
+        frozen: Names of parameters that the optimiser has no state for.
+    """
     learned = {name: x for name, x in params.items() if name not in frozen}
     return TrainState(jnp.int32(0), params, optimizer.init(learned))
 
@@ -159,10 +169,10 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Return the compiled `(state, tasks, seed_key) -> (state, metrics)`.
 
-    `tasks` are stacked along a leading axis; their gradients are averaged one task at
-    a time (on each device of a mesh), so memory is that of one task. The key of a step
-    is derived from the seed's key and the step, and that of a task from the step's.
-    Parameters that the gradient does not name stay as they are. `state` is donated.
+    `tasks` are stacked along a leading axis. Each device computes one task at a time,
+    so memory is that of one task, and gradients are averaged. The key of a step is
+    derived from the seed's key and the step, that of a task from the key of the step.
+    Parameters without a gradient are not changed. `state` is donated.
     """
     mean_over_tasks = parallel.mean_over_tasks(grad_fn, mesh)
 
@@ -188,7 +198,7 @@ def _train(
     validate: Callable[[Params], float | None],
     folder: Folder,
 ) -> None:
-    """Take the steps that are left; validate and save on the way and at the end."""
+    """Take the steps left, and validate and save after every `train.valid_every`."""
     best = float(folder.saved["best"])
     state = parallel.replicate(mesh, folder.saved["state"])
     if not config.train.steps:
@@ -206,16 +216,18 @@ def _train(
 
     def save(step: int, due: bool, report: Reporter) -> None:
         nonlocal best
-        here = parallel.on_this_host(mesh, state)
+        host_state = parallel.on_this_host(mesh, state)
         if due:
-            accuracy = validate(here.params)
+            accuracy = validate(host_state.params)
             if accuracy is not None:
                 folder.writer.write("valid", step, {"accuracy": accuracy})
                 report.note(valid=f"{accuracy:.3f}")
             if accuracy is None or accuracy > best:
                 best = best if accuracy is None else accuracy
-                folder.best.save(step, here.params)
-        folder.last.save(step, {"state": here, "best": np.array(best, np.float32)})
+                folder.best.save(step, host_state.params)
+        folder.last.save(
+            step, {"state": host_state, "best": np.array(best, np.float32)}
+        )
 
     with closing(feed.ahead(steps)) as batches:
         take_steps(
@@ -228,7 +240,7 @@ def _train(
 def _make_validation(
     config: ConfigDict, learner: Learner, sources: Sources
 ) -> Callable[[Params], float | None]:
-    """Return `params -> mean accuracy` on the validation tasks, or None without."""
+    """Return `params -> mean accuracy` on the validation tasks, None without tasks."""
     if not config.valid.tasks:
         return lambda params: None
     score = make_scorer(learner, build_gradient.checked_chunk_size(config))
@@ -237,16 +249,16 @@ def _make_validation(
     def validate(params: Params) -> float:
         tasks = split_tasks(config, settings, source, "valid", config.valid.tasks)
         mean = evaluate({"": (score, params)}, tasks)[""].mean
-        return float(np.float32(mean))  # as a checkpoint keeps the best one
+        return float(np.float32(mean))  # the checkpoint stores float32
 
     return validate
 
 
 def _check_settings(config: ConfigDict) -> None:
-    ones = "data.prefetch", "train.tasks_per_step", "train.valid_every", "test.tasks"
-    check_at_least(config, 1, *ones)
-    zeros = "data.workers", "train.steps", "valid.tasks", "optimizer.skip_not_finite"
-    check_at_least(config, 0, *zeros)
+    from_1 = "data.prefetch", "train.tasks_per_step", "train.valid_every", "test.tasks"
+    check_at_least(config, 1, *from_1)
+    from_0 = "data.workers", "train.steps", "valid.tasks", "optimizer.skip_not_finite"
+    check_at_least(config, 0, *from_0)
     width, devices = config.train.tasks_per_step, config.devices.tasks
     if devices > 0 and width % devices:
         raise UserError(
@@ -255,15 +267,15 @@ def _check_settings(config: ConfigDict) -> None:
         )
 
 
-def _announce(
+def _log_run(
     config: ConfigDict, sources: Sources, params: Params, frozen: Container[str]
 ) -> None:
-    """Say what is about to run, on what."""
+    """Log the device, the data, the episodes and the sizes of the parameters."""
     spec = build_data.make_spec(config.train.episode)
     sizes = {n: sum(x.size for x in jax.tree.leaves(p)) for n, p in params.items()}
-    idle = sum(size for name, size in sizes.items() if name in frozen)
+    num_frozen = sum(size for name, size in sizes.items() if name in frozen)
     settings = config.gradient
-    drawn = (
+    h_text = (
         ""
         if settings.estimator in ("exact", "plain")
         else f", H = {settings.num_backprop}"
@@ -280,9 +292,10 @@ def _announce(
         _logger.info(
             "episodes: %s, N ≤ %d support, M ≤ %d query; gradient: %s%s, chunks of %d",
             spec.describe(), spec.support_size, spec.query_size,
-            settings.estimator, drawn, build_gradient.checked_chunk_size(config),
+            settings.estimator, h_text, build_gradient.checked_chunk_size(config),
         )  # fmt: skip
     _logger.info(
         "%s on %s: %s parameters, %s of them frozen",
-        config.learner, config.backbone.name, f"{sum(sizes.values()):,}", f"{idle:,}",
+        config.learner, config.backbone.name, f"{sum(sizes.values()):,}",
+        f"{num_frozen:,}",
     )  # fmt: skip

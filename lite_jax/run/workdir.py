@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, told by the `config.json` inside."""
+"""A run's folder: its lock, and the `config.json` of the run it belongs to."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @contextlib.contextmanager
 def occupied(workdir: Path, config: ConfigDict) -> Iterator[None]:
-    """Claim the folder, and keep other runs out of it for the time inside.
+    """Claim a folder and lock it against other runs while inside.
 
-    The lock is the operating system's, so it goes with the process, however that ends.
+    The operating system releases the lock when the process ends, however it ends.
+
+    Args:
+        workdir: The folder; made if it does not exist.
+        config: The settings of the run.
 
     Raises:
-        UserError: The folder belongs to another configuration, another run is at work
-            in it, or it cannot be written, also if that turns out inside.
+        UserError: The folder belongs to another configuration, another run works in
+            it, or it cannot be written, at the start or inside.
     """
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
     claim(workdir, config)
@@ -54,7 +58,7 @@ def occupied(workdir: Path, config: ConfigDict) -> Iterator[None]:
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
-    """Make the folder the run's own, or check that it already is.
+    """Write the config into the folder, or check that the folder has the same config.
 
     Raises:
         UserError: The folder belongs to another configuration, or cannot be written.
@@ -63,7 +67,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     if saved is None:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            write_atomically(workdir / "config.json", _as_text(config))
+            write_atomically(workdir / "config.json", _json_text(config))
         except OSError as error:
             raise UserError(f"workdir={workdir} cannot be written: {error}") from error
     else:
@@ -71,7 +75,11 @@ def claim(workdir: Path, config: ConfigDict) -> None:
 
 
 def read_config(workdir: Path) -> dict[str, Any] | None:
-    """Return the configuration that a folder belongs to, or None."""
+    """Return the configuration in a folder's `config.json`, or None without that file.
+
+    Raises:
+        UserError: The file is not JSON.
+    """
     path = workdir / "config.json"
     if not path.is_file():
         return None
@@ -84,12 +92,12 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
 
 
 def load_config(workdir: Path) -> ConfigDict:
-    """Return the settings of a meta-learning run, as the run had them.
+    """Return the settings of a meta-learning run.
 
-    Settings that it was saved without, by an older version, have their defaults.
+    Settings that did not exist when the run was saved have their defaults.
 
     Raises:
-        UserError: No run's folder, or the run of another program.
+        UserError: The folder holds no `config.json` of a meta-learning run.
     """
     saved = read_config(workdir)
     if not isinstance(saved, dict):
@@ -109,7 +117,7 @@ def load_config(workdir: Path) -> ConfigDict:
         (config.valid, "episode"),
         (config.test, "episodes"),
     ):
-        section[name] = ConfigDict()  # kinds of episodes have settings of their own
+        section[name] = ConfigDict()  # episodes of different kinds have other settings
     try:
         with config.unlocked():
             config.update(saved)
@@ -124,9 +132,19 @@ def load_config(workdir: Path) -> ConfigDict:
 def check_same(
     workdir: Path, saved: dict[str, Any], config: ConfigDict, sections: list[str]
 ) -> None:
-    """Raise, naming every difference, unless the sections of both are equal."""
-    wanted = json.loads(_as_text(config))
-    old, new = ({k: x.get(k) for k in sections} for x in (saved, wanted))
+    """Raise unless two configurations are equal in some sections.
+
+    Args:
+        workdir: The folder, for the message.
+        saved: The configuration in the folder.
+        config: The settings of this run.
+        sections: Names of the sections that are compared.
+
+    Raises:
+        UserError: They differ; the message lists every setting that does.
+    """
+    current = json.loads(_json_text(config))
+    old, new = ({k: x.get(k) for k in sections} for x in (saved, current))
     changed = _differences(old, new, "there", "here")
     if changed:
         raise UserError(
@@ -136,7 +154,14 @@ def check_same(
 
 
 def check_hosts_agree(configs: Sequence[dict[str, Any]]) -> None:
-    """Raise, naming every difference, unless all hosts have the same configuration."""
+    """Raise unless all hosts have the same configuration.
+
+    Args:
+        configs: The configuration of each host, in the order of hosts.
+
+    Raises:
+        UserError: They differ; the message lists every setting that does.
+    """
     for index, config in enumerate(configs):
         changed = _differences(configs[0], config, "on host 0", f"on host {index}")
         if changed:
@@ -146,18 +171,18 @@ def check_hosts_agree(configs: Sequence[dict[str, Any]]) -> None:
             )
 
 
-def _as_text(config: ConfigDict) -> str:
+def _json_text(config: ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json()), indent=2) + "\n"
 
 
 def _differences(
-    first: dict[str, Any], second: dict[str, Any], where: str, other: str
+    first: dict[str, Any], second: dict[str, Any], first_place: str, second_place: str
 ) -> list[str]:
-    """Return a phrase for each setting that differs."""
+    """Return a phrase for each setting that differs between two configurations."""
     old, new = _flatten(first), _flatten(second)
     return [
-        f"{key} is {json.dumps(old.get(key))} {where} and "
-        f"{json.dumps(new.get(key))} {other}"
+        f"{key} is {json.dumps(old.get(key))} {first_place} and "
+        f"{json.dumps(new.get(key))} {second_place}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
