@@ -1,1 +1,1 @@
-"""Programs on top: evaluations, reweighting, policies."""
+"""Programs built on runs: meta-learning, evaluations, reweighting, policies."""

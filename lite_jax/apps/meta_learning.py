@@ -1,4 +1,4 @@
-"""The program that meta-learns: train, evaluate, export."""
+"""The modes of the program `meta_learning`: train, evaluate, export."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lite_jax.run.train import train_and_evaluate
 
 
 def train(config: ConfigDict, workdir: Path) -> str:
-    """Train, test, and return the table of results."""
+    """Train a learner, test it, and return the table of results."""
     return format_results(config, train_and_evaluate(config, workdir))
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> str:
-    """Test a trained workdir on the benchmark that is named, or on test episodes."""
+    """Test a trained workdir on `benchmark.name`, or on test episodes without one."""
     if config.benchmark.name:
         from lite_jax.apps.evaluations.run import run_benchmark
 
@@ -26,7 +26,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> str:
 
 
 def export(config: ConfigDict, workdir: Path) -> str:
-    """Export the plan that a run's inner rule learned, and return its costs."""
+    """Export the plan that a run's inner rule learned, and return a table of costs."""
     from lite_jax.run.export import export_run
 
     return export_run(config, workdir)

@@ -1,6 +1,7 @@
-"""The table of programs: what a configuration can ask `lite_jax.main` for.
+"""The table of the programs that `lite_jax.main` can run.
 
-A program's modules are imported when it runs, so that mistakes are told at once.
+The modules of a program are imported when it runs, so errors in the command line are
+reported without delay.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from lite_jax.errors import UserError, pick
 
 
 class Program(NamedTuple):
-    """A row of the table.
+    """A row of the table `PROGRAMS`.
 
     Attributes:
-        schema: `() -> settings` with their defaults, as MODULE:FUNCTION.
+        schema: Returns all settings with their defaults; as MODULE:FUNCTION.
         modes: Mode → `(config, workdir) -> text`, as MODULE:FUNCTION.
         hosts: Whether several hosts can share a run.
     """
@@ -57,11 +58,16 @@ MODES = ("train", "eval", "export")
 def find_run(
     config: ConfigDict, mode: str, *, hosts: str | None
 ) -> Callable[[ConfigDict, Path], str]:
-    """Return what runs a configuration's program in a mode.
+    """Return the function that runs a mode of a configuration's program.
+
+    Args:
+        config: All settings.
+        mode: One of `MODES`.
+        hosts: The flag `--hosts`; None for one process.
 
     Raises:
         UserError: An unknown program, a mode that it does not have, or several hosts
-            where it is of one process.
+            for a program of one process.
     """
     program = pick("program", config.get("program", ""), PROGRAMS)
     if mode not in program.modes:

@@ -1,1 +1,1 @@
-"""Benchmarks of many data sets: VTAB+MD, Meta-Dataset and ORBIT, one command each."""
+"""Evaluations on benchmarks of many data sets: Meta-Dataset, VTAB+MD and ORBIT."""

@@ -1,4 +1,4 @@
-"""What a benchmark is made of: data sets, each with settings and a way to be scored."""
+"""The jobs of a benchmark, one for each data set, and the rows that they write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ OVER_IMAGES = "1.96 √(p(1-p)/n) over test images, of one support set"
 
 
 class Job(NamedTuple):
-    """One data set: its name, the settings that its row records, and its scores."""
+    """The evaluation on one data set.
+
+    Attributes:
+        dataset: Name of the data set.
+        settings: The settings that its row records.
+        run: Computes the scores of its row.
+    """
 
     dataset: str
     settings: Row
@@ -28,38 +34,42 @@ class Job(NamedTuple):
 
 
 def run_jobs(jobs: Sequence[Job], path: Path) -> list[Row]:
-    """Run the jobs whose rows a file lacks, append theirs, and return all.
+    """Run the jobs without a row in a file, append their rows, and return all rows.
+
+    Args:
+        jobs: The jobs; their rows are returned in this order.
+        path: A file of JSON lines; made if it does not exist.
 
     Raises:
-        UserError: The file has a row of one of them under other settings.
+        UserError: The file has a row of a job with other settings.
     """
-    done = _rows_of(jobs, path)
+    rows = _rows_of(jobs, path)
     bar = tqdm(jobs, path.stem, unit="data set")
     for job in bar:
         bar.set_postfix_str(job.dataset)
-        if job.dataset not in done:
-            done[job.dataset] = job.settings | job.run()
-            append_row(path, done[job.dataset])
-    return [done[job.dataset] for job in jobs]
+        if job.dataset not in rows:
+            rows[job.dataset] = job.settings | job.run()
+            append_row(path, rows[job.dataset])
+    return [rows[job.dataset] for job in jobs]
 
 
 def _rows_of(jobs: Sequence[Job], path: Path) -> dict[str, Row]:
-    """Return the rows that are there already, by data set."""
-    found = {row["dataset"]: row for row in read_rows(path)}
+    """Return the rows of a file, by data set; raise if settings of a job differ."""
+    rows = {row["dataset"]: row for row in read_rows(path)}
     for job in jobs:
-        row = found.get(job.dataset, job.settings)
-        there = {k: row.get(k) for k, v in job.settings.items() if row.get(k) != v}
-        if there:
-            here = {name: job.settings[name] for name in there}
+        row = rows.get(job.dataset, job.settings)
+        saved = {k: row.get(k) for k, v in job.settings.items() if row.get(k) != v}
+        if saved:
+            current = {name: job.settings[name] for name in saved}
             raise UserError(
-                f"{path} has results of {job.dataset} under {there}, and this run has "
-                f"{here}: restore those settings, or move the file away"
+                f"{path} has results of {job.dataset} under {saved}, and this run has "
+                f"{current}: restore those settings, or move the file away"
             )
-    return found
+    return rows
 
 
 def settings_row(config: ConfigDict, dataset: str, protocol: str, resize: str) -> Row:
-    """Return what every row of a benchmark records."""
+    """Return the settings that every row of a benchmark records."""
     return {
         "benchmark": config.benchmark.name,
         "dataset": dataset,
@@ -73,10 +83,10 @@ def settings_row(config: ConfigDict, dataset: str, protocol: str, resize: str) -
 
 
 def chosen(config: ConfigDict, known: Iterable[str]) -> list[str]:
-    """Return the data sets that `benchmark.only` leaves.
+    """Return those of the known data sets that `benchmark.only` names; all if empty.
 
     Raises:
-        UserError: It names one that the benchmark lacks.
+        UserError: It names a data set that the benchmark does not have.
     """
     known = list(known)
     only = [x.strip() for x in config.benchmark.only.split(",") if x.strip()]

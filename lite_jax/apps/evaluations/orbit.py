@@ -1,4 +1,4 @@
-"""ORBIT's test users: frame accuracy, frames to recognition, video accuracy."""
+"""Evaluation on ORBIT's test users: frame accuracy and two other scores of videos."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _TITLES = {
 
 
 def plan_orbit(config: ConfigDict, params: Params) -> list[Job]:
-    """Return one job a test task of each user.
+    """Return a job for each test task of each user.
 
     Raises:
-        UserError: Another data set than ORBIT, or one that cannot be read.
+        UserError: `data.dataset` is not ORBIT, or cannot be read.
     """
     if config.data.dataset != "orbit":
         raise UserError(
@@ -58,12 +58,12 @@ def plan_orbit(config: ConfigDict, params: Params) -> list[Job]:
     for name in chosen(config, users):
         for number in range(count):
             title = f"{name}, task {number}"
-            own = settings_row(config, title, protocol, source.spec.resize)
-            own |= {"user": name, "filter": sorted(source.protocol.frame_filter)}
+            row = settings_row(config, title, protocol, source.spec.resize)
+            row |= {"user": name, "filter": sorted(source.protocol.frame_filter)}
             run = functools.partial(
                 _run_task, config, params, source, predictor, users[name], number
             )
-            jobs.append(Job(title, own, run))
+            jobs.append(Job(title, row, run))
     return jobs
 
 
@@ -75,7 +75,7 @@ def _run_task(
     user: User,
     number: int,
 ) -> Row:
-    """Adapt to a user's context clips; return the scores of every target video."""
+    """Adapt to the context clips of a task, and return scores of its target videos."""
     rng = episode_rng(config.seed, f"benchmark.{user.name}", number)
     task = draw_task(user, source.protocol, rng)
     context = open_clips(task.context, source.spec)
@@ -87,13 +87,13 @@ def _run_task(
     )
     scores = {}
     for video, clips in zip(task.videos, videos, strict=True):
-        found = score_video(predictor.predict(adapted, clips), video.label)
-        scores[video.name] = found._asdict()
+        video_scores = score_video(predictor.predict(adapted, clips), video.label)
+        scores[video.name] = video_scores._asdict()
     return {"objects": task.things, "clips": len(task.context), "videos": scores}
 
 
 def report_orbit(config: ConfigDict, rows: Sequence[Row]) -> str:
-    """Return the table of scores, with the published interval and the right one."""
+    """Return the table of scores, with intervals over videos and over users."""
     flat = [(row["user"], video) for row in rows for video in row["videos"].values()]
     users = [user for user, _ in flat]
     settings = config.data

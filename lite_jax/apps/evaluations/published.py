@@ -1,8 +1,7 @@
-"""Figures that papers report, and how far each was checked.
+"""Accuracies that papers report, and how each was checked.
 
-"verified" figures were read in the authors' own results files; "secondary" ones on
-pages that quote the paper. Figures of neither kind are left out, and tables say
-"not verified" in their place.
+A "verified" figure was read in the authors' results files, a "secondary" one on a page
+that quotes the paper. Other figures are left out; tables show "not verified" instead.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from typing import NamedTuple
 
 
 class Figure(NamedTuple):
-    """A published accuracy in %, and "verified" or "secondary"."""
+    """A reported accuracy in %, and its status, "verified" or "secondary"."""
 
     percent: float
     status: str
 
     def __str__(self) -> str:
-        """Return the figure as tables show it; one from a secondary source has a *."""
+        """Return the figure with one decimal, and a * after it if it is secondary."""
         return f"{self.percent:.1f}" + ("*" if self.status == "secondary" else "")
 
 

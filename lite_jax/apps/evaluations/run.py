@@ -1,7 +1,7 @@
-"""From a configuration and a workdir to the table of a benchmark.
+"""Evaluation of a trained workdir on a benchmark.
 
-Every data set's row is appended to `<workdir>/<benchmark>.jsonl` when it is known, so a
-run that was stopped goes on with the next data set.
+The row of a data set is appended to `<workdir>/<benchmark>.jsonl` when it is computed,
+so a stopped run resumes with the next data set.
 """
 
 from __future__ import annotations
@@ -28,26 +28,25 @@ from lite_jax.types import Examples, Params, Task
 
 
 def run_benchmark(config: ConfigDict, folder: Path) -> str:
-    """Test the best parameters of a workdir on the benchmark that the config names.
+    """Test the best parameters of a workdir on the benchmark `benchmark.name`.
 
     Returns:
-        The table of results beside published ones.
+        The table of results beside reported ones.
 
     Raises:
-        UserError: An unknown benchmark, data that are not there (all are looked for
-            before anything is computed), no checkpoint, or results of other settings
-            in the workdir.
+        UserError: An unknown benchmark, missing data (all data are opened before any
+            computation), no checkpoint, or rows of other settings in the workdir.
     """
     name = config.benchmark.name
     plan, report = errors.pick("benchmark.name", name, _BENCHMARKS)
     run = open_run(folder, config)
     config, params = run.config, run.params
-    learner, spec = learner_of(config, _WAY), _image(config, ())
+    learner, spec = learner_of(config, _WAY), _images_spec(config, ())
     run.check_fits(
         jax.eval_shape(lambda key: learner.init(key, spec), jax.random.key(0))
     )
     with memory_budget.out_of_memory_explained(config):
-        config = _fitted(config, params)
+        config = _config_with_chunk(config, params)
         with settings_named(names_of("data")):
             jobs = plan(config, params)
         rows = run_jobs(jobs, folder / f"{name}.jsonl")
@@ -61,25 +60,26 @@ _BENCHMARKS = {
 }
 
 
-def _fitted(config: ConfigDict, params: Params) -> ConfigDict:
-    """Return the config, with the largest chunk that fits if it is to be found."""
+def _config_with_chunk(config: ConfigDict, params: Params) -> ConfigDict:
+    """Return the config; "auto" is replaced by the largest chunk size that fits."""
     if config.gradient.chunk_size != build_gradient.AUTO:
         return config
-    count = jnp.int32
+    label_dtype = jnp.int32
     examples = Examples(
-        _image(config, (_MOST,)),
-        jax.ShapeDtypeStruct((_MOST,), count),
+        _images_spec(config, (_MOST,)),
+        jax.ShapeDtypeStruct((_MOST,), label_dtype),
         jax.ShapeDtypeStruct((_MOST,), jnp.bool_),
     )
     learner = learner_of(config, _WAY)
     return with_fitting_chunk(config, learner, params, [Task(examples, examples)])
 
 
-def _image(config: ConfigDict, lead: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+def _images_spec(config: ConfigDict, lead: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """Return the spec of images or clips with leading axes `lead`."""
     side, length = config.data.image_size, build_learner.clip_length(config)
     clip = () if length is None else (length,)
     return jax.ShapeDtypeStruct((*lead, *clip, side, side, 3), jnp.uint8)
 
 
 _WAY = 50  # of Meta-Dataset's largest tasks
-_MOST = 512
+_MOST = 512  # images of the sets that the chunk size is fitted to

@@ -1,4 +1,4 @@
-"""Meta-Dataset's test sources and VTAB's 18 tasks, beside published figures."""
+"""Evaluation on Meta-Dataset's test sources and VTAB's 18 tasks."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ _PARTS = {"MD-v2": 8, "VTAB natural": 6, "VTAB specialized": 4, "VTAB structured
 
 
 def plan_meta_dataset(config: ConfigDict, params: Params) -> list[Job]:
-    """Return one job a test source of Meta-Dataset."""
+    """Return a job for each test source of Meta-Dataset."""
     names = chosen(config, find_protocol(config.data.protocol).test)
     return _meta_dataset_jobs(config, params, names)
 
 
 def plan_vtab_md(config: ConfigDict, params: Params) -> list[Job]:
-    """Return one job a test source of Meta-Dataset, and one a task of VTAB.
+    """Return a job for each test source of Meta-Dataset and each task of VTAB.
 
     Raises:
-        UserError: Data that are not there, all of VTAB's named at once.
+        UserError: Data are missing; all missing tasks of VTAB are named at once.
     """
     names = chosen(config, [*find_protocol(config.data.protocol).test, *VTAB])
     sources = [name for name in names if name not in VTAB]
@@ -73,12 +73,12 @@ def _meta_dataset_jobs(
 
         tasks = data.run_ahead(load, range(count), depth=settings.prefetch)
         bar = tqdm(tasks, name, count, unit="task", leave=False)
-        found = evaluate({"": (scorer, params)}, bar)[""]
+        result = evaluate({"": (scorer, params)}, bar)[""]
         return {
-            "accuracy": found.mean,
-            "half_width": found.half_width,
+            "accuracy": result.mean,
+            "half_width": result.half_width,
             "interval": OVER_TASKS,
-            "count": found.num_tasks,
+            "count": result.num_tasks,
         }
 
     jobs = []
@@ -86,9 +86,9 @@ def _meta_dataset_jobs(
         hierarchy = find_protocol(settings.protocol).hierarchy
         source = read_source(settings.root, name, "test", image, hierarchy)
         check_spec("benchmark", spec, source)
-        own = settings_row(config, name, settings.protocol, image.resize)
-        own |= {"part": "MD-v2", "episodes": count}
-        jobs.append(Job(name, own, functools.partial(run, source, name)))
+        row = settings_row(config, name, settings.protocol, image.resize)
+        row |= {"part": "MD-v2", "episodes": count}
+        jobs.append(Job(name, row, functools.partial(run, source, name)))
     return jobs
 
 
@@ -101,22 +101,23 @@ def _vtab_jobs(config: ConfigDict, params: Params, names: Sequence[str]) -> list
 
     jobs = []
     for task in _vtab_tasks(config, names):
-        way = _room_for(task.num_classes)
-        own = settings_row(config, task.name, settings.vtab_protocol, task.resize)
-        own |= {
+        way = _padded_way(task.num_classes)
+        row = settings_row(config, task.name, settings.vtab_protocol, task.resize)
+        row |= {
             "part": f"VTAB {GROUPS[task.name]}",
             "support": settings.vtab_support,
             "most_test_images": settings.most_test_images,
         }
         run = functools.partial(_run_vtab_task, config, params, task, predictor(way))
-        jobs.append(Job(task.name, own, run))
+        jobs.append(Job(task.name, row, run))
     return jobs
 
 
-def _room_for(num_classes: int) -> int:
-    """Return the way that tasks of so many classes are computed with.
+def _padded_way(num_classes: int) -> int:
+    """Return the way that a task of `num_classes` is padded to.
 
-    A power of two for few classes, for fewer compilations; those in between are absent.
+    Up to 64 classes it is the next power of two, which limits the number of compiled
+    programs.
     """
     return num_classes if num_classes > 64 else 1 << (num_classes - 1).bit_length()
 
@@ -128,7 +129,7 @@ def _vtab_tasks(config: ConfigDict, names: Sequence[str]) -> list[VtabTask]:
             "benchmark.vtab_root is empty: set --config.benchmark.vtab_root=FOLDER, "
             "the data_dir of tfds or the folder of VTAB's data sets"
         )
-    found, missing = [], {}
+    tasks, missing = [], {}
     for name in names:
         try:
             with settings_named(_VTAB_SETTINGS):
@@ -140,7 +141,7 @@ def _vtab_tasks(config: ConfigDict, names: Sequence[str]) -> list[VtabTask]:
                     resize=settings.vtab_resize,
                     num_support=settings.vtab_support,
                 )
-            found.append(task)
+            tasks.append(task)
         except UserError as error:
             missing[name] = error
     if missing:
@@ -149,7 +150,7 @@ def _vtab_tasks(config: ConfigDict, names: Sequence[str]) -> list[VtabTask]:
             f"({', '.join(missing)}); the first: {next(iter(missing.values()))}. Or "
             "name the data sets to run in --config.benchmark.only"
         )
-    return found
+    return tasks
 
 
 _VTAB_SETTINGS = {  # argument of `vtab_task` → setting
@@ -162,7 +163,7 @@ _VTAB_SETTINGS = {  # argument of `vtab_task` → setting
 def _run_vtab_task(
     config: ConfigDict, params: Params, task: VtabTask, predictor: Predictor
 ) -> Row:
-    """Adapt to the support once, and return the accuracy on the test set."""
+    """Adapt to the support set once, and return the accuracy on the test set."""
     images, labels = task.support.read(range(len(task.support)))
     absent = task.num_classes - len(np.unique(labels))
     if absent:
@@ -180,11 +181,11 @@ def _run_vtab_task(
     starts = range(0, count, size)
     batches = data.run_ahead(read, starts, depth=config.data.prefetch)
     bar = tqdm(batches, task.name, len(starts), unit="batch", leave=False)
-    right = sum(int((predictor.predict(adapted, x) == y).sum()) for x, y in bar)
-    share = right / count
+    num_right = sum(int((predictor.predict(adapted, x) == y).sum()) for x, y in bar)
+    accuracy = num_right / count
     return {
-        "accuracy": share,
-        "half_width": 1.96 * float(np.sqrt(share * (1 - share) / count)),
+        "accuracy": accuracy,
+        "half_width": 1.96 * float(np.sqrt(accuracy * (1 - accuracy) / count)),
         "interval": OVER_IMAGES,
         "count": count,
         "absent_classes": absent,
@@ -196,7 +197,7 @@ def _run_vtab_task(
 
 
 def report_vtab_md(config: ConfigDict, rows: Sequence[Row]) -> str:
-    """Return the table of results beside published ones, and what it means."""
+    """Return the table of results beside reported ones, with notes on its columns."""
     del config
     lines = []
     for row in rows:
@@ -227,11 +228,12 @@ def report_vtab_md(config: ConfigDict, rows: Sequence[Row]) -> str:
 
 
 def means(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each unweighted mean that papers report, where all are there.
+    """Return the rows of each unweighted mean that papers report, by the mean's name.
 
-    The mean of all of VTAB is over its 18 tasks, not over its three groups.
+    A mean is left out unless all its rows are present. The mean over VTAB is over its
+    18 tasks, not over its three groups.
     """
     parts = {name: [row for row in rows if row["part"] == name] for name in _PARTS}
-    complete = {name: own for name, own in parts.items() if len(own) == _PARTS[name]}
+    complete = {name: x for name, x in parts.items() if len(x) == _PARTS[name]}
     vtab = [row for row in rows if row["part"] != "MD-v2"]
     return complete | ({"VTAB all": vtab} if len(vtab) == len(VTAB) else {})

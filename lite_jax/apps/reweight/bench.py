@@ -1,4 +1,4 @@
-"""What the jobs work with: the sets, the classifier, its training and the weighting."""
+"""The context of reweighting jobs: sets, classifier, training and weighting."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from lite_jax.types import Network, Params
 
 
 class Bench(NamedTuple):
-    """The sets, and what is trained on them.
+    """The sets, the classifier, its optimiser and the weighting of examples.
 
     Attributes:
-        config: The run's.
+        config: The settings of the run.
         sets: The three sets, on the host.
-        train: The training set on the device, and
-        meta: the clean one.
+        train: The training set, on the device.
+        meta: The clean set, on the device.
         init: `key -> params` of the classifier.
         logits: The compiled classifier, `(params, inputs) -> [n, classes]`.
-        optimizer: Of the classifier.
-        weighting: Of its examples.
-        estimator: Of the weighting's gradient.
+        optimizer: The optimiser of the classifier.
+        weighting: The weights of training examples.
+        estimator: The estimator of the hypergradient.
     """
 
     config: ConfigDict
@@ -49,12 +49,16 @@ class Bench(NamedTuple):
     estimator: Estimator
 
     def key(self, use: str, index: int = 0) -> Any:
-        """Return the seed's key for one use, and for one of its networks."""
+        """Return the key of a use, one of `_USES`, and of one of its networks."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), _USES.index(use))
         return jax.random.fold_in(key, index)
 
     def plain(self, share: float = 1.0) -> Callable[..., Params]:
-        """Return ordinary training, of a share of the steps that reweighting takes."""
+        """Return training with equal weights, `(params, train, key) -> params`.
+
+        Args:
+            share: Number of steps, as a share of the classifier's steps in reweighting.
+        """
         steps = self.config.train.steps * self.config.inner.steps
         return make_plain_training(
             self.logits,
@@ -64,19 +68,19 @@ class Bench(NamedTuple):
         )
 
     def accuracy(self, params: Params) -> Interval:
-        """Return the accuracy on the test set, with the interval over its examples."""
-        found = self.logits(params, self.sets.test.inputs).argmax(1)
-        return interval(np.asarray(found) == self.sets.test.labels)
+        """Return the accuracy on the test set, with its interval over examples."""
+        predicted = self.logits(params, self.sets.test.inputs).argmax(1)
+        return interval(np.asarray(predicted) == self.sets.test.labels)
 
 
 _USES = ("classifier", "weighting", "batches", "plain", "scores", "early")
 
 
 def make_bench(config: ConfigDict, sets: Sets) -> Bench:
-    """Return what the configuration chooses, for these sets.
+    """Return the context of a configuration and its sets.
 
     Raises:
-        UserError: An unknown name, or a network that does not read what the sets hold.
+        UserError: An unknown name, or a network for other inputs than the sets have.
     """
     network = _make_network(config, sets)
     example = sets.train.inputs[0]
@@ -129,14 +133,14 @@ def _make_estimator(
 def _make_network(config: ConfigDict, sets: Sets) -> Network:
     settings, dataset = config.reweight, config.data.dataset
     size = {"width": settings.width, "depth": settings.depth}
-    readers = {"mlp": "vectors", "transformer": "texts"}
-    reads = errors.pick("reweight.network", settings.network, readers)
+    input_kinds = {"mlp": "vectors", "transformer": "texts"}
+    reads = errors.pick("reweight.network", settings.network, input_kinds)
     given = "vectors" if sets.vocabulary is None else "texts"
     if reads != given:
-        wanted = next(name for name, kind in readers.items() if kind == given)
+        fitting = next(name for name, kind in input_kinds.items() if kind == given)
         raise UserError(
             f"reweight.network={settings.network} reads {reads}, and "
-            f"data.dataset={dataset} gives {given}: set reweight.network={wanted}"
+            f"data.dataset={dataset} gives {given}: set reweight.network={fitting}"
         )
     if sets.vocabulary is None:
         return nn.mlp(**size)

@@ -1,4 +1,4 @@
-"""The bilevel loop of a run: rounds, checkpoints, metrics."""
+"""The rounds of a reweighting run, with checkpoints and metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lite_jax.run.progress import Reporter
 
 
 def first_state(bench: Bench) -> State:
-    """Return the state before the first round."""
+    """Return the state before the first round, a function of the seed."""
     params = bench.init(bench.key("classifier"))
     count = len(bench.sets.train.labels)
     meta_params = bench.weighting.init(bench.key("weighting"), count)
@@ -29,10 +29,10 @@ def first_state(bench: Bench) -> State:
 
 
 def learn_weights(bench: Bench, folder: Folder) -> State:
-    """Run the rounds of the bilevel loop that are left, and return the last state.
+    """Run the rounds left, and return the last state.
 
-    Leaves `metrics.jsonl`, `tensorboard/` and `checkpoints/last` in the folder, and at
-    the end `weights.npy`, `[n]`, each training example's mean weight.
+    Writes `metrics.jsonl`, `tensorboard/` and `checkpoints/last` to the folder, and at
+    the end `weights.npy`, `[n]`, the mean weight of each training example.
     """
     config = bench.config
     run = make_round(

@@ -1,4 +1,4 @@
-"""The job that trains on noisy labels, with learned weights and without."""
+"""The job `reweight`: training on noisy labels, with and without learned weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from lite_jax.run.loop import Folder
 
 
 def compare_training(bench: Bench, folder: Folder) -> str:
-    """Train with learned weights and without, and on the clean examples; compare."""
+    """Compare training with learned weights, with equal weights, and on clean examples.
+
+    Returns:
+        A table of test accuracies, and the mean weights of right and wrong labels.
+    """
     state = learn_weights(bench, folder)
     steps, weights = bench.config.train.steps, np.asarray(state.importance())
     start, train = bench.init(bench.key("classifier")), bench.plain()
@@ -27,24 +31,33 @@ def compare_training(bench: Bench, folder: Folder) -> str:
     for name, result in results.items():
         row = {"learner": name, **result._asdict()}
         folder.writer.write("test", steps, row)
-    told = _told_apart(weights, bench.sets.wrong)
-    folder.writer.write("test", steps, {"learner": "weights", **told})
+    summary = _label_separation(weights, bench.sets.wrong)
+    folder.writer.write("test", steps, {"learner": "weights", **summary})
     table = format_table(
         ["training", "test accuracy"],
         [[name, result.percent()] for name, result in results.items()],
     )
-    if not told:
+    if not summary:
         return table
     return (
-        f"{table}\nmean weight of right labels {told['right']:.3f}, of wrong ones "
-        f"{told['wrong']:.3f}; of the {told['count']} least weighted "
-        f"{100 * told['share_wrong']:.1f} % are wrong, of all "
-        f"{100 * told['share_wrong_of_all']:.1f} %"
+        f"{table}\nmean weight of right labels {summary['right']:.3f}, of wrong ones "
+        f"{summary['wrong']:.3f}; of the {summary['count']} least weighted "
+        f"{100 * summary['share_wrong']:.1f} % are wrong, of all "
+        f"{100 * summary['share_wrong_of_all']:.1f} %"
     )
 
 
-def _told_apart(weights: np.ndarray, wrong: np.ndarray | None) -> dict[str, Any]:
-    """Return how well weights tell wrong labels, where it is known which are."""
+def _label_separation(weights: np.ndarray, wrong: np.ndarray | None) -> dict[str, Any]:
+    """Return how well weights separate right labels from wrong ones.
+
+    Args:
+        weights: `[n]`.
+        wrong: `[n]` bool, which labels are wrong; None if this is not known.
+
+    Returns:
+        Mean weights, the number of examples with the lowest weights, and the share of
+        wrong labels among them and among all; empty where no label is known as wrong.
+    """
     if wrong is None or not wrong.any():
         return {}
     lowest = kept_rows(weights, wrong.mean(), highest=False)

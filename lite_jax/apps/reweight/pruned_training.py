@@ -1,4 +1,4 @@
-"""The job that trains on what each rule keeps of a training set."""
+"""The job `prune`: training on the examples that each pruning rule keeps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVERYTHING = "everything"
 
 
 class _Training(NamedTuple):
-    """One network to train: the rule that chooses its examples, the share, the seed."""
+    """One network: the rule that selects its examples, the share kept, the seed."""
 
     rule: str
     keep: float
@@ -30,41 +30,44 @@ class _Training(NamedTuple):
 
 
 def compare_rules(bench: Bench, folder: Folder) -> str:
-    """Train on what each rule keeps, from the same seeds, and compare.
+    """Compare networks trained, from the same seeds, on the examples of each rule.
 
-    Leaves what `learn_weights` does, and `pruning.jsonl`, a row a network; those that
-    have one already are not trained again.
+    Writes the files of `learn_weights`, and `pruning.jsonl`, a row for each network.
+    Networks that have a row are not trained again.
+
+    Returns:
+        A table of test accuracies, a row for each rule and a column for each share.
     """
     keep, seeds = shares_kept(bench.config), bench.config.reweight.seeds
     weights = np.asarray(learn_weights(bench, folder).importance())
     path, train = folder.path / "pruning.jsonl", bench.plain()
-    done = {_Training(r["rule"], r["keep"], r["seed"]): r for r in read_rows(path)}
+    row_of = {_Training(r["rule"], r["keep"], r["seed"]): r for r in read_rows(path)}
     rules = _rules(bench, weights)
-    for wanted in _trainings(keep, rules, seeds):
-        if wanted in done:
+    for training in _trainings(keep, rules, seeds):
+        if training in row_of:
             continue
-        kept = np.arange(len(weights))
-        if wanted.rule != EVERYTHING:
-            kept = rules[wanted.rule](wanted.keep, wanted.seed)
+        rows = np.arange(len(weights))
+        if training.rule != EVERYTHING:
+            rows = rules[training.rule](training.keep, training.seed)
         params = train(
-            bench.init(bench.key("classifier", wanted.seed)),
-            jax.tree.map(lambda x, kept=kept: x[kept], bench.train),
-            bench.key("plain", wanted.seed),
+            bench.init(bench.key("classifier", training.seed)),
+            jax.tree.map(lambda x, rows=rows: x[rows], bench.train),
+            bench.key("plain", training.seed),
         )
-        row: dict[str, Any] = wanted._asdict()
-        row |= {"kept": len(kept), "accuracy": bench.accuracy(params).mean}
+        row: dict[str, Any] = training._asdict()
+        row |= {"kept": len(rows), "accuracy": bench.accuracy(params).mean}
         if bench.sets.wrong is not None:
-            row["share_wrong"] = float(bench.sets.wrong[kept].mean())
+            row["share_wrong"] = float(bench.sets.wrong[rows].mean())
         append_row(path, row)
-        done[wanted] = row
-    return _table(keep, rules, seeds, done)
+        row_of[training] = row
+    return _table(keep, rules, seeds, row_of)
 
 
 def shares_kept(config: ConfigDict) -> list[float]:
-    """Return the shares of `reweight.keep`.
+    """Return the shares in `reweight.keep`, each in (0, 1].
 
     Raises:
-        UserError: What is no list of shares.
+        UserError: It is no list of such shares.
     """
     text = str(config.reweight.keep)
     try:
@@ -83,10 +86,10 @@ Rules = dict[str, Callable[[float, int], np.ndarray]]
 
 
 def _rules(bench: Bench, weights: np.ndarray) -> Rules:
-    """Return the ways of choosing what is kept.
+    """Return the pruning rules.
 
-    Difficulty scores are those of `seeds` networks after a tenth of the training, which
-    are not trained before a score is asked for.
+    Scores of difficulty are means over `seeds` networks after a tenth of the training.
+    These networks are trained on the first use of a score.
     """
     config, train = bench.config, bench.plain(share=0.1)
 
@@ -112,15 +115,15 @@ def _rules(bench: Bench, weights: np.ndarray) -> Rules:
     def by(score: str, highest: bool) -> Callable[[float, int], np.ndarray]:
         return lambda share, seed: kept_rows(scores()[score], share, highest=highest)
 
-    found: Rules = {"learned weights": learned, "random": random}
+    rules: Rules = {"learned weights": learned, "random": random}
     for name in SCORES:
-        found[f"{name}, hardest"] = by(name, True)
-        found[f"{name}, easiest"] = by(name, False)
-    return found
+        rules[f"{name}, hardest"] = by(name, True)
+        rules[f"{name}, easiest"] = by(name, False)
+    return rules
 
 
 def _trainings(keep: list[float], rules: Rules, seeds: int) -> Iterator[_Training]:
-    """Yield every network, those of one share together: they are compiled once."""
+    """Yield all networks, grouped by share: each share is compiled once."""
     yield from (_Training(EVERYTHING, 1.0, seed) for seed in range(seeds))
     for share in keep:
         for rule in rules:
@@ -128,10 +131,10 @@ def _trainings(keep: list[float], rules: Rules, seeds: int) -> Iterator[_Trainin
 
 
 def _table(
-    keep: list[float], rules: Rules, seeds: int, done: dict[_Training, dict[str, Any]]
+    keep: list[float], rules: Rules, seeds: int, row_of: dict[_Training, dict[str, Any]]
 ) -> str:
     def cell(rule: str, share: float) -> str:
-        rows = [done[_Training(rule, share, seed)] for seed in range(seeds)]
+        rows = [row_of[_Training(rule, share, seed)] for seed in range(seeds)]
         values = [100 * row["accuracy"] for row in rows]
         return f"{np.mean(values):.1f} ± {np.std(values):.1f}"
 

@@ -1,4 +1,4 @@
-"""A reweighting run: settings looked at, sets made, the job done."""
+"""The program `reweighting`: checks of settings, and the job of a run."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _JOBS = {"prune": compare_rules, "reweight": compare_training}
 
 
 def run_reweighting(config: ConfigDict, workdir: Path) -> str:
-    """Do the job that `config.reweight.job` names, and return its table.
+    """Run the job `config.reweight.job`, and return its table of results.
 
-    Leaves `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/last` in the
-    folder, and `weights.npy`, each training example's mean weight; pruning adds
-    `pruning.jsonl`, a row a network. A run that was stopped goes on.
+    Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/last` and
+    `weights.npy`, the mean weight of each training example, to the workdir. The job
+    "prune" adds `pruning.jsonl`, a row for each network. A stopped run resumes.
 
     Raises:
-        UserError: Settings or data that cannot serve the job, or a workdir of another
-            run; all are looked at before anything is written.
+        UserError: A setting out of range, data that do not fit the settings, or a
+            workdir of another run; all are checked before anything is written.
     """
     job = errors.pick("reweight.job", config.reweight.job, _JOBS)
     _check_settings(config)

@@ -1,4 +1,4 @@
-"""The sets of a reweighting run: noisy training examples, a clean few, and a test."""
+"""The data of a reweighting run: a noisy training set, a clean set, a test set."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TEXT_CLASSES, TEXT_TEST = 4, 1000
 
 
 class LabelledSet(NamedTuple):
-    """Examples.
+    """Examples with labels.
 
     Attributes:
-        inputs: `[n, …]`.
+        inputs: `[n, …]`: vectors or features (float32), or tokens (int32).
         labels: `[n]` int32.
     """
 
@@ -35,15 +35,15 @@ class LabelledSet(NamedTuple):
 
 
 class Sets(NamedTuple):
-    """What a reweighting run is given.
+    """The three sets of a reweighting run.
 
     Attributes:
-        train: With noisy labels.
-        meta: Clean; what the weights are learned on.
-        test: Clean.
+        train: Training examples, with noisy labels.
+        meta: Clean examples, on which the weights are learned.
+        test: Clean examples for the test.
         wrong: `[n]` bool, which labels of `train` were changed; None where not known.
         num_classes: Number of classes.
-        vocabulary: Number of tokens of texts; None where inputs are vectors.
+        vocabulary: Number of different tokens; None where inputs are vectors.
     """
 
     train: LabelledSet
@@ -55,16 +55,18 @@ class Sets(NamedTuple):
 
 
 def make_sets(config: ConfigDict) -> Sets:
-    """Return the sets of `config.data.dataset`, noisy as `config.reweight` says.
+    """Return the sets of `config.data.dataset`, with noise in the training labels.
 
-    - "digits": scikit-learn's, all ten classes, as 64 numbers.
-    - "text": generated, of four classes (`lite_jax.apps.reweight.text`).
-    - "tsv": files of `data.root`; noise is added only if asked for.
-    - any other: images of the test classes, as features of the (frozen) backbone, which
-      are computed once.
+    A label becomes another class with probability `config.reweight.noise`.
+
+    - "digits": scikit-learn's, all ten classes, as 64 numbers in [0, 1].
+    - "text": generated texts of four classes (`lite_jax.apps.reweight.text`).
+    - "tsv": texts of the files in `data.root`.
+    - any other: features of the images of the test classes, computed once by the
+      backbone.
 
     Raises:
-        UserError: Sizes that the data cannot serve, a share of noise outside [0, 1).
+        UserError: Sizes that leave no test examples, or noise outside [0, 1).
     """
     settings = config.reweight
     if not 0 <= settings.noise < 1:
@@ -82,10 +84,10 @@ def make_sets(config: ConfigDict) -> Sets:
     else:
         if config.data.dataset == "digits":
             digits = load_digits()
-            found = LabelledSet(digits.data.astype(np.float32) / 16, digits.target)
+            examples = LabelledSet(digits.data.astype(np.float32) / 16, digits.target)
         elif config.data.dataset == "text":
             count = settings.train_size + settings.meta_size + TEXT_TEST
-            found = LabelledSet(
+            examples = LabelledSet(
                 *generated_texts(
                     count, TEXT_CLASSES, config.seed,
                     vocabulary=settings.vocabulary, length=settings.length,
@@ -93,25 +95,27 @@ def make_sets(config: ConfigDict) -> Sets:
             )  # fmt: skip
             vocabulary = FIRST_WORD + settings.vocabulary
         else:
-            found = _features(config)
-        train, meta, test = _split(found, settings.train_size, settings.meta_size, rng)
-        num_classes = int(found.labels.max()) + 1
+            examples = _image_features(config)
+        train, meta, test = _split(
+            examples, settings.train_size, settings.meta_size, rng
+        )
+        num_classes = int(examples.labels.max()) + 1
     wrong = rng.random(len(train.labels)) < settings.noise
-    moved = rng.integers(1, num_classes, len(train.labels))
-    labels = np.where(wrong, (train.labels + moved) % num_classes, train.labels)
+    offsets = rng.integers(1, num_classes, len(train.labels))
+    labels = np.where(wrong, (train.labels + offsets) % num_classes, train.labels)
     known = None if config.data.dataset == "tsv" and not settings.noise else wrong
     train = train._replace(labels=labels.astype(np.int32))
     return Sets(train, meta, test, known, num_classes, vocabulary)
 
 
-_STREAM = 7  # apart from the seed's other uses
+_STREAM = 7  # keeps this use of the seed apart from others
 
 
 def _split(
-    found: LabelledSet, train_size: int, meta_size: int, rng: np.random.Generator
+    examples: LabelledSet, train_size: int, meta_size: int, rng: np.random.Generator
 ) -> tuple[LabelledSet, LabelledSet, LabelledSet]:
-    """Return three disjoint parts in random order; the third is what is left."""
-    count = len(found.labels)
+    """Return three disjoint parts in random order; the third has all other examples."""
+    count = len(examples.labels)
     if train_size + meta_size >= count:
         raise UserError(
             f"reweight.train_size={train_size} and reweight.meta_size={meta_size} "
@@ -120,14 +124,14 @@ def _split(
     order = rng.permutation(count)
     parts = np.split(order, [train_size, train_size + meta_size])
     train, meta, test = (
-        LabelledSet(found.inputs[rows], found.labels[rows].astype(np.int32))
+        LabelledSet(examples.inputs[rows], examples.labels[rows].astype(np.int32))
         for rows in parts
     )
     return train, meta, test
 
 
-def _features(config: ConfigDict) -> LabelledSet:
-    """Return features of all images of the test classes, each of mean 0 and sd 1."""
+def _image_features(config: ConfigDict) -> LabelledSet:
+    """Return all images of the test classes as features of mean 0 and deviation 1."""
     source = build_data.make_sources(config)("test")
     backbone = build_backbone.make_backbone(config.backbone)
     if not config.backbone.weights:
@@ -140,21 +144,23 @@ def _features(config: ConfigDict) -> LabelledSet:
     apply = jax.jit(functools.partial(backbone.apply, params))
     features, labels = [], []
     for label, count in enumerate(source.class_sizes):
-        features.append(_of_class(source, label, count, apply))
+        features.append(_class_features(source, label, count, apply))
         labels.append(np.full(count, label))
     rows = np.concatenate(features)
     rows = (rows - rows.mean(0)) / np.maximum(rows.std(0), 1e-6)
     return LabelledSet(rows.astype(np.float32), np.concatenate(labels))
 
 
-def _of_class(source: ClassSource, label: int, count: int, apply: object) -> np.ndarray:
-    """Return the features `[count, d]` of a class, in batches of one shape."""
+def _class_features(
+    source: ClassSource, label: int, count: int, apply: object
+) -> np.ndarray:
+    """Return the features `[count, d]` of a class, computed in batches of one shape."""
     assert callable(apply)
-    found = []
+    features = []
     for start in range(0, count, _BATCH):
         rows = np.arange(start, start + _BATCH) % count
-        found.append(np.asarray(apply(source.read(label, rows)), np.float32))
-    return np.concatenate(found)[:count]
+        features.append(np.asarray(apply(source.read(label, rows)), np.float32))
+    return np.concatenate(features)[:count]
 
 
 _BATCH = 20

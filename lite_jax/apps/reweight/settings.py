@@ -1,4 +1,4 @@
-"""Settings of reweighting runs, and what `configs/sama_*` choose from."""
+"""Settings of reweighting runs, and the variants of `configs/sama_*`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lite_jax.run.settings import selected
 
 
 def reweighting_config() -> ConfigDict:
-    """Return the complete, unlocked settings: weights by SAMA, rounds of 2 steps."""
+    """Return all settings, unlocked: Meta-Weight-Net by SAMA, rounds of 2 steps."""
     config = selected(
         data=(
             "dataset", "root", "image_size", "resize", "channels", "class_list",
@@ -29,18 +29,18 @@ def reweighting_config() -> ConfigDict:
             "job": "reweight",  # reweight | prune
             "weighting": "per_example",  # per_example | meta_weight_net
             "hidden": 100,  # units of Meta-Weight-Net
-            "noise": 0.0,  # share of the training labels moved to another class
-            "train_size": 1000,  # examples; data.dataset=tsv has its own sizes
-            "meta_size": 400,  # clean examples that the weights are learned on
-            "meta_batch_size": 100,
-            "network": "mlp",  # mlp | transformer (of texts)
-            "width": 128,
-            "depth": 1,  # layers, or blocks of the transformer
-            "heads": 4,  # of the transformer
-            "vocabulary": 500,  # words of texts known by name
+            "noise": 0.0,  # share of training labels changed to another class, [0, 1)
+            "train_size": 1000,  # training examples; unused by data.dataset=tsv
+            "meta_size": 400,  # clean examples; unused by data.dataset=tsv
+            "meta_batch_size": 100,  # clean examples in a step of the weights
+            "network": "mlp",  # mlp (vectors) | transformer (texts)
+            "width": 128,  # units of a layer
+            "depth": 1,  # layers of the mlp, or blocks of the transformer
+            "heads": 4,  # attention heads of the transformer; must divide the width
+            "vocabulary": 500,  # words with a token of their own
             "length": 24,  # most words of a text
-            "keep": "0.9,0.7,0.5",  # of prune: shares kept
-            "seeds": 3,  # of prune: networks trained on what a rule keeps
+            "keep": "0.9,0.7,0.5",  # prune: shares of the examples kept
+            "seeds": 3,  # prune: networks for each rule and share
         }
     )
     config.reweight.weighting = "meta_weight_net"
@@ -64,14 +64,14 @@ def per_example_weights(config: ConfigDict) -> None:
 def text(config: ConfigDict) -> None:
     """Use generated texts, and a transformer small enough for a CPU."""
     config.data.dataset = "text"
-    config.train.steps = 200  # ten times through the training texts
+    config.train.steps = 200  # ten epochs of the training texts
     config.reweight.train_size, config.reweight.meta_size = 4000, 100
     config.reweight.network = "transformer"
     config.reweight.width, config.reweight.depth = 32, 2
 
 
 def tsv(config: ConfigDict) -> None:
-    """Use texts of TSV files, labels as they are, and the same transformer."""
+    """Use texts of TSV files, without added noise, and the same transformer."""
     text(config)
     config.data.dataset = "tsv"
     config.reweight.noise = 0.0
@@ -79,7 +79,7 @@ def tsv(config: ConfigDict) -> None:
 
 
 def bert_base(config: ConfigDict) -> None:
-    """Take a transformer of BERT-base's size, 110 million parameters, for a GPU."""
+    """Use a transformer of BERT-base's size, 110 million parameters, for a GPU."""
     config.reweight.width, config.reweight.depth, config.reweight.heads = 768, 12, 12
     config.reweight.vocabulary, config.reweight.length = 30_000, 128
     config.train.batch_size, config.reweight.meta_batch_size = 32, 32
@@ -105,13 +105,13 @@ def folder_features(config: ConfigDict) -> None:
 
 
 def _slow_weight_net(config: ConfigDict) -> None:
-    """Slow Meta-Weight-Net down: at 1e-3 it ends by trusting what fits badly."""
+    """Lower Meta-Weight-Net's learning rate; 1e-3 ends with weight on large losses."""
     if config.reweight.weighting == "meta_weight_net":
         config.optimizer.learning_rate = 3e-4
 
 
 def shrink(config: ConfigDict) -> None:
-    """Shrink whatever was chosen to seconds: the `smoke` variant."""
+    """Shorten a run of any other variants to seconds: the `smoke` variant."""
     config.train.steps, config.train.valid_every = min(config.train.steps, 4), 2
     config.reweight.train_size = min(config.reweight.train_size, 200)
     config.reweight.meta_size = min(config.reweight.meta_size, 50)

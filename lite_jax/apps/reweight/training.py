@@ -1,4 +1,4 @@
-"""The bilevel loop: steps on weighted examples, and steps on the weights."""
+"""Bilevel training: steps of a classifier on weighted examples, and of the weights."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Logits = Callable[[Params, Any], jax.Array]
 
 
 class State(NamedTuple):
-    """All that the next round depends on, besides the seed.
+    """The state of training; with the seed it determines the next round.
 
     Attributes:
-        step: int32, rounds taken.
-        params: Of the classifier.
-        opt_state: Of its optimiser.
-        meta_params: Of the weighting.
-        meta_opt_state: Of its optimiser.
-        estimator_state: Of the hypergradient's estimator.
-        weight_sums: `[n]`, the weights that each training example was given, summed.
-        counts: `[n]`, how often it was given one.
+        step: int32 scalar, the number of rounds so far.
+        params: Parameters of the classifier.
+        opt_state: State of the classifier's optimiser.
+        meta_params: Parameters of the weighting.
+        meta_opt_state: State of the weighting's optimiser.
+        estimator_state: State of the estimator of hypergradients.
+        weight_sums: `[n]`, the sum of the weights of each training example.
+        counts: `[n]`, the number of weights in each of these sums.
     """
 
     step: jax.Array
@@ -44,28 +44,33 @@ class State(NamedTuple):
     counts: jax.Array
 
     def importance(self) -> jax.Array:
-        """Return each example's mean weight in training; of those not met, the mean."""
-        met = self.counts > 0
+        """Return each example's mean weight, `[n]`.
+
+        Examples that were in no batch have the mean over all others.
+        """
+        drawn = self.counts > 0
         means = self.weight_sums / jnp.maximum(self.counts, 1)
-        overall = jnp.where(met, means, 0).sum() / jnp.maximum(met.sum(), 1)
-        return jnp.where(met, means, overall)
+        overall = jnp.where(drawn, means, 0).sum() / jnp.maximum(drawn.sum(), 1)
+        return jnp.where(drawn, means, overall)
 
 
 def cross_entropies(
     logits: Logits, params: Params, inputs: Any, labels: jax.Array
 ) -> jax.Array:
-    """Return the loss of each example, `[n]`."""
-    found = logits(params, inputs)
-    return optax.softmax_cross_entropy_with_integer_labels(found, labels)
+    """Return the cross-entropy of each example, `[n]`."""
+    outputs = logits(params, inputs)
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
 
 
 def reweighting_problem(logits: Logits, weighting: Weighting) -> Problem:
     """Return the problem: weighted training loss inside, clean loss outside.
 
-    Inner batches are `(inputs, labels, rows)`, outer ones `(inputs, labels)`. A batch's
-    weights are divided by their sum: otherwise all of them first grow, since early on
-    a longer step on anything lowers the clean loss, and they stay where they saturate.
-    They act on losses, after the network, so that mixed products take one forward pass.
+    Inner batches are `(inputs, labels, rows)`, outer ones `(inputs, labels)`. Weights
+    multiply losses, after the network, so mixed products take one forward pass.
+
+    The weights of a batch are divided by their sum. Without this all weights grow
+    early in training, when longer steps on any example lower the clean loss, and then
+    stay saturated.
     """
 
     def outputs(params: Params, batch: Any) -> jax.Array:
@@ -101,9 +106,10 @@ def make_round(
 ) -> Callable[[State, LabelledSet, LabelledSet, Key], tuple[State, dict[str, Any]]]:
     """Return the compiled round `(state, train, meta, seed_key) -> (state, metrics)`.
 
-    `unroll` steps of the classifier on weighted batches, then one of the weights, by
-    the hypergradient at the last of these batches and one clean batch. Batches are
-    drawn without replacement, by the seed's key and the round. `state` is donated.
+    A round takes `unroll` steps of the classifier on weighted batches, then one step of
+    the weights by the hypergradient at the last of these batches and a clean batch.
+    The examples of a batch are drawn without replacement, by the seed's key and the
+    round. `state` is donated.
     """
     problem = reweighting_problem(logits, weighting)
 
@@ -124,34 +130,35 @@ def make_round(
             last = InnerStep(grads, opt_state, params)
             return (optax.apply_updates(params, updates), after), (loss, last, batch)
 
-        def loss_alone(carry: Any, key: Key) -> Any:
+        def step_loss(carry: Any, key: Key) -> Any:
             carry, (loss, _, _) = step(carry, key)
             return carry, loss
 
         keys = jax.random.split(key, unroll - 1)
-        carry, losses = lax.scan(loss_alone, state[1:3], keys)
+        carry, losses = lax.scan(step_loss, state[1:3], keys)
         (params, opt_state), (loss, last, batch) = step(carry, last_key)
         rows = _rows(meta_key, meta, meta_batch_size)
         clean = meta.inputs[rows], meta.labels[rows]
-        found = estimator.hypergrad(
+        hypergradient = estimator.hypergrad(
             problem, params, state.meta_params, (batch, clean), state.estimator_state,
             inner_step=last,
         )  # fmt: skip
         updates, meta_opt_state = meta_optimizer.update(
-            found.grads, state.meta_opt_state, state.meta_params
+            hypergradient.grads, state.meta_opt_state, state.meta_params
         )
         meta_params = optax.apply_updates(state.meta_params, updates)
-        own = problem.outputs(params, batch)  # type: ignore[misc]
-        weights = weighting.weights(meta_params, own, batch[2])
+        outputs = problem.outputs(params, batch)  # type: ignore[misc]
+        weights = weighting.weights(meta_params, outputs, batch[2])
         predicted = logits(params, clean[0]).argmax(1)
         metrics = {
             "loss": (losses.sum() + loss) / unroll,
             "accuracy": (predicted == clean[1]).mean(),
             "weight": weights.mean(),
-            "hypergrad_norm": optax.tree.norm(found.grads),
+            "hypergrad_norm": optax.tree.norm(hypergradient.grads),
         }
         state = State(
-            state.step + 1, params, opt_state, meta_params, meta_opt_state, found.state,
+            state.step + 1, params, opt_state, meta_params, meta_opt_state,
+            hypergradient.state,
             state.weight_sums.at[batch[2]].add(weights),
             state.counts.at[batch[2]].add(1.0),
         )  # fmt: skip
@@ -167,7 +174,7 @@ def make_plain_training(
     steps: int,
     batch_size: int,
 ) -> Callable[[Params, LabelledSet, Key], Params]:
-    """Return the compiled ordinary training `(params, train, key) -> params`."""
+    """Return compiled training with equal weights, `(params, train, key) -> params`."""
 
     @jax.jit
     def run(params: Params, train: LabelledSet, key: Key) -> Params:
@@ -192,7 +199,7 @@ def make_plain_training(
 
 
 def _rows(key: Key, examples: LabelledSet, batch_size: int) -> jax.Array:
-    """Return the rows of a batch, all different; a small set is a batch itself."""
+    """Return the rows of a batch, all different; all rows if there are fewer."""
     count = examples.labels.shape[0]
     rows = jax.random.permutation(key, jnp.arange(count, dtype=jnp.int32))
     return rows[: min(batch_size, count)]

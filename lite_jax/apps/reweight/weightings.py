@@ -1,4 +1,4 @@
-"""How much a training example counts, as a function of what is learned about it."""
+"""Weights of training examples, as functions of learned parameters."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Weighting(NamedTuple):
 
     Attributes:
         init: `(key, num_train) -> meta_params`.
-        weights: `(meta_params, losses [n], rows [n]) -> [n]` in (0, 1); `rows` are the
-            examples' places in the training set.
+        weights: `(meta_params, losses [n], rows [n]) -> [n]` in (0, 1); `rows` are
+            indices of the examples in the training set.
     """
 
     init: Callable[[Key, int], PyTree]
@@ -26,7 +26,7 @@ class Weighting(NamedTuple):
 
 
 def per_example() -> Weighting:
-    """Return a weight sigmoid(λ_n) for each example, 1/2 at the start."""
+    """Return the weighting by a sigmoid(λ_n) for each example, 1/2 at the start."""
     return Weighting(
         lambda key, num_train: jnp.zeros(num_train),
         lambda meta_params, losses, rows: jax.nn.sigmoid(meta_params[rows]),
@@ -36,9 +36,12 @@ def per_example() -> Weighting:
 def meta_weight_net(hidden: int = 100) -> Weighting:
     """Return Meta-Weight-Net: a small network from an example's loss to its weight.
 
-    The loss is taken as a constant there, so that a step does not lower a weight
-    by raising a loss. All weights are 1/2 at the start: from a random last layer, which
-    gives large losses more weight as often as less, learning may never turn round.
+    No gradient passes through the loss, so a step cannot lower a weight by raising a
+    loss. The last layer is 0 at the start, so all weights are 1/2. A random last layer
+    may give large losses large weights, which learning may never reverse.
+
+    Args:
+        hidden: Units of the hidden layer.
 
     References:
         Shu et al., "Meta-Weight-Net: Learning an Explicit Mapping For Sample

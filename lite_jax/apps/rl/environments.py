@@ -1,4 +1,4 @@
-"""What a policy acts in: the interface, and 2D navigation in pure JAX."""
+"""Environments of policies: the interface, and 2D navigation in pure JAX."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from lite_jax.apps.rl.policy import Policy
 from lite_jax.types import Key, Params, PyTree
 
 Play = Callable[[Policy, Params, PyTree, Key, int, int], Episodes]
-"""`(policy, params, tasks, key, episodes, horizon) -> Episodes`: a number of episodes
-of each task; all arrays, those of `params` too, begin with an axis of tasks."""
+"""`(policy, params, tasks, key, episodes, horizon) -> Episodes`.
+
+Returns `episodes` episodes of each task. All arrays, also those of `params`, have a
+leading axis of tasks."""
 
 
 class Environment(NamedTuple):
-    """A family of tasks that differ in what is rewarded.
+    """A family of tasks that differ in their rewards.
 
     Attributes:
-        observation_size: o.
-        action_size: a.
-        draw_tasks: `(key, count) -> tasks`, arrays that begin with an axis of `count`.
-        play: See `Play`. What it leaves is data: nothing is differentiated through it.
+        observation_size: o, numbers in an observation.
+        action_size: a, numbers in an action.
+        draw_tasks: `(key, count) -> tasks`, arrays with a leading axis of `count`.
+        play: See `Play`; never differentiated.
     """
 
     observation_size: int
@@ -35,16 +37,17 @@ class Environment(NamedTuple):
     play: Play
 
 
-_STEP = 0.1  # the longest way in each direction
-_NEAR = 0.01  # an episode ends as near as this in both directions
+_STEP = 0.1  # largest move of an action along each axis
+_NEAR = 0.01  # an episode ends at this distance from the goal along both axes
 
 
 def navigation() -> Environment:
-    """Return 2D navigation: a point walks to a goal that it does not see.
+    """Return 2D navigation: a point moves to a goal that is not observed.
 
-    It starts at the origin and observes its position; an action in [−1, 1]² moves it by
-    up to 0.1 in each direction; the reward is minus the distance to the goal, which is
-    uniform in [−0.5, 0.5]². An episode ends within 0.01 of the goal in both directions.
+    The point starts at the origin. An observation is its position. An action, clipped
+    to [−1, 1]², moves it by up to 0.1 along each axis. The reward is minus the distance
+    to the goal, which is uniform in [−0.5, 0.5]². An episode ends within 0.01 of the
+    goal along both axes.
 
     References:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
@@ -70,15 +73,15 @@ def _navigate(
         def step(carry: tuple[jax.Array, jax.Array], noise: jax.Array) -> Any:
             position, alive = carry
             action = policy.distribution(params, position).draw(noise)
-            moved = position + _STEP * jnp.clip(action, -1, 1)
-            way = moved - goal[None]
-            reward = -jnp.sqrt((way**2).sum(-1)) * alive
-            met = Episodes(position, action, reward, alive)
-            return (moved, alive & ~(jnp.abs(way) < _NEAR).all(-1)), met
+            next_position = position + _STEP * jnp.clip(action, -1, 1)
+            offset = next_position - goal[None]
+            reward = -jnp.sqrt((offset**2).sum(-1)) * alive
+            steps = Episodes(position, action, reward, alive)
+            return (next_position, alive & ~(jnp.abs(offset) < _NEAR).all(-1)), steps
 
         start = jnp.zeros((episodes, 2)), jnp.ones(episodes, bool)
         noise = jax.random.normal(key, (horizon, episodes, 2))
-        _, met = lax.scan(step, start, noise)
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), met)
+        _, steps = lax.scan(step, start, noise)
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps)
 
     return jax.vmap(play)(params, goals, jax.random.split(key, len(goals)))

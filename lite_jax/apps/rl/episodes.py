@@ -1,4 +1,4 @@
-"""What a policy met and did, and how much better than expected each action was."""
+"""Episodes of a policy, and the generalised advantages of its actions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _RIDGE = 1e-5
 
 
 class Episodes(NamedTuple):
-    """Episodes of one task, of equal static length; several tasks have an axis more.
+    """Episodes of a task, of equal static length; episodes of tasks have one more axis.
 
     Attributes:
-        observations: `[e, t, o]`, each the one that an action was chosen at.
+        observations: `[e, t, o]`, each observed before the action of its step.
         actions: `[e, t, a]`, as the policy drew them.
         rewards: `[e, t]`, 0 after an episode's end.
         mask: `[e, t]` bool, False after an episode's end.
@@ -27,7 +27,7 @@ class Episodes(NamedTuple):
     mask: Any
 
     def returns(self) -> jax.Array:
-        """Return each episode's sum of rewards, not discounted, `[…, e]`."""
+        """Return the sum of rewards of each episode, not discounted, `[…, e]`."""
         return self.rewards.sum(-1)
 
 
@@ -36,12 +36,12 @@ def advantages(
 ) -> jax.Array:
     """Return generalised advantages `[e, t]`, of mean 0 and variance 1 over all steps.
 
-    What is expected is a linear function of observation and time, fitted to these very
-    episodes' discounted returns (Duan et al. 2016). 0 after an episode's end. At
-    `gae_lambda=1` an advantage is the discounted return less what was expected.
+    The baseline is a linear function of observation and time, fitted to the discounted
+    returns of these episodes (Duan et al. 2016). With `gae_lambda=1` an advantage is
+    the discounted return minus the baseline. Advantages after an episode's end are 0.
 
     Args:
-        episodes: Of one task.
+        episodes: Episodes of one task.
         discount: γ, from 0 to 1.
         gae_lambda: λ, from 0 to 1.
 
@@ -50,17 +50,17 @@ def advantages(
         Advantage Estimation", ICLR 2016, eq. 16.
     """
     rewards, mask = episodes.rewards, episodes.mask.astype(episodes.rewards.dtype)
-    values = _expected(episodes, _discounted(rewards, discount)) * mask
-    following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
-    surprises = (rewards + discount * following - values) * mask
-    found = _discounted(surprises, discount * gae_lambda)
-    mean = masked_mean(found, mask)
-    deviation = jnp.sqrt(masked_mean((found - mean) ** 2, mask))
-    return (found - mean) / (deviation + 1e-8) * mask
+    values = _baseline(episodes, _discounted(rewards, discount)) * mask
+    next_values = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
+    residuals = (rewards + discount * next_values - values) * mask
+    sums = _discounted(residuals, discount * gae_lambda)
+    mean = masked_mean(sums, mask)
+    deviation = jnp.sqrt(masked_mean((sums - mean) ** 2, mask))
+    return (sums - mean) / (deviation + 1e-8) * mask
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return the mean over the steps that took place."""
+    """Return the mean of the values where the mask is True; 0 where it never is."""
     weights = mask.astype(values.dtype)
     return (values * weights).sum() / jnp.maximum(weights.sum(), 1)
 
@@ -68,26 +68,26 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
 def _discounted(values: jax.Array, discount: float) -> jax.Array:
     """Return Σ_k γᵏ v[t + k], `[e, t]`."""
 
-    def back(later: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
-        total = own + jnp.asarray(discount, own.dtype) * later
+    def back(later: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        total = value + jnp.asarray(discount, value.dtype) * later
         return total, total
 
     start = jnp.zeros_like(values[:, 0])
     return lax.scan(back, start, values.T, reverse=True)[1].T
 
 
-def _expected(episodes: Episodes, returns: jax.Array) -> jax.Array:
-    """Return returns `[e, t]` as a linear baseline fitted to them predicts them.
+def _baseline(episodes: Episodes, returns: jax.Array) -> jax.Array:
+    """Return the linear baseline `[e, t]` fitted to the returns, by ridge regression.
 
-    The ridge is relative to the number of steps, so that float32 can solve it however
-    many there are.
+    Normal equations are divided by the number of steps, so that the ridge keeps them
+    solvable in float32 for any number of steps.
     """
     count, horizon = returns.shape
     dtype = returns.dtype
-    seen = jnp.clip(episodes.observations, -10, 10).astype(dtype)
+    clipped = jnp.clip(episodes.observations, -10, 10).astype(dtype)
     time = jnp.broadcast_to(jnp.arange(horizon, dtype=dtype) / 100, (count, horizon))
     powers = jnp.stack([time, time**2, time**3, jnp.ones_like(time)], -1)
-    features = jnp.concatenate([seen, seen**2, powers], -1)
+    features = jnp.concatenate([clipped, clipped**2, powers], -1)
     features = features.reshape(count * horizon, -1)
     mask = episodes.mask.reshape(-1).astype(dtype)
     total = jnp.maximum(mask.sum(), 1)

@@ -1,4 +1,4 @@
-"""Half-Cheetah at a wanted velocity, simulated by MuJoCo; the extra `rl`."""
+"""Half-Cheetah with a target velocity, simulated by MuJoCo; needs the extra `rl`."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from lite_jax.errors import UserError
 from lite_jax.types import Key, Params
 
 _COST_OF_CONTROL = 0.05
-_FASTEST = 2.0  # metres a second
+_FASTEST = 2.0  # largest target velocity, metres a second
 
 
 def half_cheetah(frame_skip: int = 5) -> Environment:
-    """Return a planar cheetah that is to run at a velocity it is not told.
+    """Return the environment of a planar cheetah, rewarded for running at a velocity.
 
-    An observation is 20 numbers: positions but the way gone (8), velocities (9) and the
-    centre of mass (3). Six torques in [−1, 1]; the reward is −|v − v*| − 0.05 ‖a‖², v
-    the torso's mean velocity over a step, v* uniform in [0, 2] m/s. Episodes begin near
-    rest and never end early.
+    The target velocity v* is not observed. An observation is 20 numbers: positions
+    without the horizontal one (8), velocities (9) and the centre of mass (3). An action
+    is six torques, clipped to [−1, 1]. The reward is −|v − v*| − 0.05 ‖a‖², v the mean
+    velocity of the torso over the action and v* uniform in [0, 2] m/s. Episodes begin
+    near rest and have full length.
 
     Args:
-        frame_skip: Steps of simulation, of 0.01 s each, for an action: 5 as in gym, 1
-            as in rllab; returns under one do not compare with those under the other.
+        frame_skip: Steps of simulation, of 0.01 s each, in an action: 5 as in gym, 1
+            as in rllab. Returns under different values cannot be compared.
 
     Raises:
         UserError: `frame_skip` under 1, or the extra `rl` is not installed.
@@ -51,7 +52,7 @@ def half_cheetah(frame_skip: int = 5) -> Environment:
 
 
 class _Simulation:
-    """MuJoCo, many cheetahs at once."""
+    """MuJoCo's simulation of many cheetahs at once."""
 
     def __init__(self, frame_skip: int):
         for name in ("mujoco", "gymnasium"):
@@ -81,7 +82,7 @@ class _Simulation:
         self.seconds = frame_skip * self._model.opt.timestep
 
     def begin(self, count: int, seed: int) -> np.ndarray:
-        """Return states near rest, `[count, s]`."""
+        """Return random states near rest, `[count, s]`."""
         rng = np.random.default_rng(seed)
         model, sizes = self._model, (self._model.nq, self._model.nv)
         states = np.zeros((count, 1 + sum(sizes) + model.na))
@@ -93,16 +94,16 @@ class _Simulation:
     def advance(
         self, states: np.ndarray, torques: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the states after an action each, and centres of mass `[count, 3]`.
+        """Return states `[count, s]` and centres of mass `[count, 3]` after an action.
 
-        MuJoCo computes these before a step moves the bodies, so they are those of the
-        last step of simulation but one.
+        MuJoCo computes the centres before a step moves the bodies, so they are one step
+        of simulation behind the states.
         """
-        found, seen = self._simulate(states, torques, self._frame_skip)
-        return found[:, -1], seen[:, -1]
+        paths, centres = self._simulate(states, torques, self._frame_skip)
+        return paths[:, -1], centres[:, -1]
 
     def way(self, states: np.ndarray) -> np.ndarray:
-        """Return how far each has gone, in metres."""
+        """Return the horizontal position of each cheetah, `[count]`, in metres."""
         return states[:, 1]
 
     def observe(self, states: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -111,57 +112,63 @@ class _Simulation:
         return np.concatenate([states[:, 2:last], centres], 1).astype(np.float32)
 
     def centres(self, states: np.ndarray) -> np.ndarray:
-        """Return the centres of mass of states that no action has led to."""
-        still = np.zeros((len(states), self._model.nu))
-        return self._simulate(states, still, 1)[1][:, 0]
+        """Return the centres of mass `[count, 3]` of states, without an action."""
+        no_torques = np.zeros((len(states), self._model.nu))
+        return self._simulate(states, no_torques, 1)[1][:, 0]
 
     def _simulate(
         self, states: np.ndarray, torques: np.ndarray, steps: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return states and centres of mass after each step, `[count, steps, …]`."""
-        held = np.repeat(torques[:, None], steps, axis=1)
-        found, seen = self._rollout.rollout(self._model, self._data, states, held)
-        return found, seen[..., -3:]
+        repeated = np.repeat(torques[:, None], steps, axis=1)
+        paths, sensors = self._rollout.rollout(
+            self._model, self._data, states, repeated
+        )
+        return paths, sensors[..., -3:]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _act(policy: Policy, params: Params, observations: Any, noise: Any) -> jax.Array:
-    def own(params: Params, observations: jax.Array, noise: jax.Array) -> jax.Array:
+def _actions(
+    policy: Policy, params: Params, observations: Any, noise: Any
+) -> jax.Array:
+    def act_in_task(
+        params: Params, observations: jax.Array, noise: jax.Array
+    ) -> jax.Array:
         return policy.distribution(params, observations).draw(noise)
 
-    return jax.vmap(own)(params, observations, noise)
+    return jax.vmap(act_in_task)(params, observations, noise)
 
 
 def _play(
     simulation: _Simulation,
     policy: Policy,
     params: Params,
-    wanted: jax.Array,
+    velocities: jax.Array,
     key: Key,
     episodes: int,
     horizon: int,
 ) -> Episodes:
-    count = len(wanted)
+    count = len(velocities)
     shape = (count, episodes)
     start_key, noise_key = jax.random.split(key)
     seed = int(jax.random.randint(start_key, (), 0, 2**31 - 1))
     states = simulation.begin(count * episodes, seed)
-    seen = simulation.observe(states, simulation.centres(states))
-    aim = np.repeat(np.asarray(wanted), episodes)
-    met = []
+    observed = simulation.observe(states, simulation.centres(states))
+    targets = np.repeat(np.asarray(velocities), episodes)
+    steps = []
     for noise in jax.random.normal(noise_key, (horizon, *shape, policy.action_size)):
-        observations = seen.reshape(*shape, -1)
-        actions = np.asarray(_act(policy, params, observations, noise))
+        observations = observed.reshape(*shape, -1)
+        actions = np.asarray(_actions(policy, params, observations, noise))
         torques = np.clip(actions, -1, 1).reshape(count * episodes, -1)
         before = simulation.way(states)
         states, centres = simulation.advance(states, torques.astype(np.float64))
         velocity = (simulation.way(states) - before) / simulation.seconds
         cost = _COST_OF_CONTROL * (torques**2).sum(1)
-        rewards = (-np.abs(velocity - aim) - cost).astype(np.float32)
-        met.append((observations, actions, rewards.reshape(shape)))
-        seen = simulation.observe(states, centres)
-    met_observations, met_actions, met_rewards = (
-        jnp.asarray(np.stack(x, axis=2)) for x in zip(*met, strict=True)
+        rewards = (-np.abs(velocity - targets) - cost).astype(np.float32)
+        steps.append((observations, actions, rewards.reshape(shape)))
+        observed = simulation.observe(states, centres)
+    all_observations, all_actions, all_rewards = (
+        jnp.asarray(np.stack(x, axis=2)) for x in zip(*steps, strict=True)
     )
-    mask = jnp.ones(met_rewards.shape, bool)
-    return Episodes(met_observations, met_actions, met_rewards, mask)
+    mask = jnp.ones(all_rewards.shape, bool)
+    return Episodes(all_observations, all_actions, all_rewards, mask)

@@ -1,4 +1,4 @@
-"""A policy's learned start, and the steps by which it adapts to a task."""
+"""MAML's policy gradient: adaptation to a task, outer loss and divergence."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lite_jax.types import Key, Params, PyTree
 
 
 class Played(NamedTuple):
-    """What the outer loss of one task, or of several, is computed from.
+    """The data of the outer loss, of a task or of several.
 
     Attributes:
-        inner: The episodes of every inner step, in order.
-        outer: The episodes that the adapted policy played.
-        actions: What it drew their actions from, when it did.
+        inner: The episodes of each inner step, in order.
+        outer: The episodes of the adapted policy.
+        actions: The distributions from which the actions of `outer` were drawn.
     """
 
     inner: tuple[Episodes, ...]
@@ -35,16 +35,16 @@ class Played(NamedTuple):
 class MetaPolicy(NamedTuple):
     """MAML's policy gradient, with any inner rule.
 
-    θ_{k+1} = θ_k − α_k γ ⊙ ∇ −E[log π_θ(a | o) A], over the episodes that θ_k played
+    θ_{k+1} = θ_k − α_k γ ⊙ ∇ −E[log π_θ(a | o) A], over the episodes played with θ_k
 
-    The policy's deviation is learned by the outer loop alone: what an inner step may
-    change are the network and its head, layer by layer, as in classification.
+    Inner steps change the network and its head, layer by layer, as in classification.
+    The deviation of actions is learned in the outer loop only.
 
     Attributes:
         policy: The policy.
-        rule: What an inner step does, from `lite_jax.learners.inner_rules`. Where it
-            has features of its own for each example, an example is an episode.
-        steps: K, inner steps.
+        rule: The update of an inner step, from `lite_jax.learners.inner_rules`. Where
+            the rule computes features for each example, an example is an episode.
+        steps: K, the number of inner steps.
         discount: γ of advantages.
         gae_lambda: λ of advantages.
     """
@@ -56,11 +56,11 @@ class MetaPolicy(NamedTuple):
     gae_lambda: float = 1.0
 
     def check(self) -> MetaPolicy:
-        """Return it if it can adapt.
+        """Return the learner itself if its arguments are valid.
 
         Raises:
-            UserError: No step, or a rule that goes by layers and a network that does
-                not describe its own.
+            UserError: Steps under 1, or a rule that needs the layers of the network
+                with a network that does not describe them.
         """
         if self.steps < 1:
             raise UserError(f"inner.steps={self.steps}: expected 1 or more")
@@ -68,19 +68,19 @@ class MetaPolicy(NamedTuple):
         return self
 
     def init(self, key: Key) -> Params:
-        """Return the policy's parameters and what is learned of the rule."""
+        """Return the initial parameters of the policy and of the rule."""
         return init_with_rule(
             self.rule,
             key,
             init=self.policy.init,
-            inner=_inner,
+            inner=_adapted_params,
             steps=self.steps,
             describe=lambda: self.architecture,
         )
 
     def adapt(self, params: Params, inner: Sequence[Episodes]) -> Params:
-        """Return the policy after as many inner steps as episodes are given of."""
-        adapted, fixed = split(_inner(params), self.rule.adapts)
+        """Return the policy's parameters after an inner step on each of `inner`."""
+        adapted, fixed = split(_adapted_params(params), self.rule.adapts)
         state = self.rule.begin(adapted)
         for k, episodes in enumerate(inner):
             gradient = self._gradient(params, adapted, fixed, episodes)
@@ -89,23 +89,23 @@ class MetaPolicy(NamedTuple):
         return merge(adapted, fixed) | {"log_std": params["log_std"]}
 
     def loss(self, params: Params, played: Played) -> jax.Array:
-        """Return −E[A π / π_played] of the adapted policy, and the rule's penalty."""
+        """Return −E[A π / π_played] of the adapted policy, plus the rule's penalty."""
         episodes, before = played.outer, played.actions
         now, actions = self._distribution(params, played), episodes.actions
         ratio = jnp.exp(now.log_density(actions) - before.log_density(actions))
-        better = self._advantages(episodes)
-        loss = -masked_mean(ratio * better, episodes.mask)
+        advantage = self._advantages(episodes)
+        loss = -masked_mean(ratio * advantage, episodes.mask)
         if self.rule.penalty is None:
             return loss
         return loss + self.rule.penalty(params["inner_rule"], self.architecture)
 
     def divergence(self, params: Params, played: Played) -> jax.Array:
-        """Return the mean KL divergence of the adapted policy from the one played."""
+        """Return the mean of KL(played ‖ adapted) over the steps of `outer`."""
         now = self._distribution(params, played)
         return masked_mean(played.actions.divergence(now), played.outer.mask)
 
     def _distribution(self, params: Params, played: Played) -> Gaussian:
-        """Return what the adapted policy would draw the outer actions from."""
+        """Return the adapted policy's distributions at the outer observations."""
         adapted = self.adapt(params, played.inner)
         return self.policy.distribution(adapted, played.outer.observations)
 
@@ -113,11 +113,13 @@ class MetaPolicy(NamedTuple):
         self, params: Params, adapted: PyTree, fixed: PyTree, episodes: Episodes
     ) -> PyTree:
         """Return the gradient of the mean policy-gradient loss over the episodes."""
-        better = self._advantages(episodes)
-        weights = episodes.mask.astype(better.dtype)
+        advantage = self._advantages(episodes)
+        weights = episodes.mask.astype(advantage.dtype)
         weights = weights / jnp.maximum(weights.sum(), 1)
 
-        def loss(adapted: PyTree, own: Episodes, better: Any, weights: Any) -> Any:
+        def loss(
+            adapted: PyTree, episodes: Episodes, advantage: Any, weights: Any
+        ) -> Any:
             policy = merge(adapted, fixed) | {"log_std": params["log_std"]}
 
             def masked(backbone: Params, observations: jax.Array) -> jax.Array:
@@ -128,13 +130,19 @@ class MetaPolicy(NamedTuple):
                 )
 
             apply = None if self.rule.features is None else masked
-            drawn = self.policy.distribution(policy, own.observations, apply)
-            return -(drawn.log_density(own.actions) * better * weights).sum()
+            distribution = self.policy.distribution(
+                policy, episodes.observations, apply
+            )
+            return -(
+                distribution.log_density(episodes.actions) * advantage * weights
+            ).sum()
 
         gradient = jax.grad(loss)
         if not self.rule.each:
-            return gradient(adapted, episodes, better, weights)
-        each = jax.vmap(gradient, (None, 0, 0, 0))(adapted, episodes, better, weights)
+            return gradient(adapted, episodes, advantage, weights)
+        each = jax.vmap(gradient, (None, 0, 0, 0))(
+            adapted, episodes, advantage, weights
+        )
         return jax.tree.map(lambda x: x.sum(0), each)
 
     def _advantages(self, episodes: Episodes) -> jax.Array:
@@ -142,11 +150,11 @@ class MetaPolicy(NamedTuple):
 
     @property
     def architecture(self) -> Architecture:
-        """The policy's network and head."""
+        """The description of the policy's network and head."""
         assert self.policy.network.describe is not None
         shape = (self.policy.observation_size,)
         return self.policy.network.describe(shape, self.policy.action_size)
 
 
-def _inner(params: Params) -> PyTree:
+def _adapted_params(params: Params) -> PyTree:
     return {name: params[name] for name in ("backbone", "head")}

@@ -1,4 +1,4 @@
-"""Gaussian policies: a network, a linear head, one deviation for each action."""
+"""Gaussian policies: a network, a linear head, and a deviation for each action."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _LEAST_LOG_DEVIATION = math.log(1e-6)
 
 
 class Gaussian(NamedTuple):
-    """Independent normal distributions of actions.
+    """Normal distributions of actions with independent components.
 
     Attributes:
         mean: `[…, a]`.
-        log_deviation: `[a]`.
+        log_deviation: `[a]`, the logarithms of the standard deviations.
     """
 
     mean: Any
     log_deviation: Any
 
     def draw(self, noise: jax.Array) -> jax.Array:
-        """Return actions `[…, a]`, from standard normal numbers of that shape."""
-        return self.mean + self._along(jnp.exp(self.log_deviation)) * noise
+        """Return actions `[…, a]`, from standard normal noise of the same shape."""
+        return self.mean + self._broadcast(jnp.exp(self.log_deviation)) * noise
 
     def log_density(self, actions: jax.Array) -> jax.Array:
         """Return log π(a), `[…]`."""
-        scaled = (actions - self.mean) * self._along(jnp.exp(-self.log_deviation))
+        scaled = (actions - self.mean) * self._broadcast(jnp.exp(-self.log_deviation))
         constant = self.log_deviation.sum() + 0.5 * math.log(2 * math.pi) * len(
             self.log_deviation
         )
@@ -42,11 +42,14 @@ class Gaussian(NamedTuple):
     def divergence(self, other: Gaussian) -> jax.Array:
         """Return KL(self ‖ other), `[…]`, in nats."""
         ratio = jnp.exp(2 * (self.log_deviation - other.log_deviation))
-        moved = (self.mean - other.mean) * self._along(jnp.exp(-other.log_deviation))
+        shift = (self.mean - other.mean) * self._broadcast(
+            jnp.exp(-other.log_deviation)
+        )
         spread = (0.5 * (ratio - 1) + other.log_deviation - self.log_deviation).sum()
-        return 0.5 * (moved**2).sum(-1) + spread
+        return 0.5 * (shift**2).sum(-1) + spread
 
-    def _along(self, vector: jax.Array) -> jax.Array:
+    def _broadcast(self, vector: jax.Array) -> jax.Array:
+        """Return a vector with leading axes of size 1, for the shape of the mean."""
         return vector.reshape((1,) * (self.mean.ndim - 1) + vector.shape)
 
 
@@ -54,9 +57,9 @@ class Policy(NamedTuple):
     """A policy as a function of its parameters `{"backbone", "head", "log_std"}`.
 
     Attributes:
-        network: From observations to features.
-        observation_size: o.
-        action_size: a.
+        network: Maps observations `[n, o]` to features.
+        observation_size: o, numbers in an observation.
+        action_size: a, numbers in an action.
     """
 
     network: Network
@@ -64,7 +67,7 @@ class Policy(NamedTuple):
     action_size: int
 
     def init(self, key: Key) -> Params:
-        """Return parameters of which the deviation is 1."""
+        """Return initial parameters; the deviation of each action is 1."""
         backbone_key, head_key = jax.random.split(key)
         spec = jax.ShapeDtypeStruct((self.observation_size,), jnp.float32)
         backbone = self.network.init(backbone_key, spec)
@@ -81,9 +84,12 @@ class Policy(NamedTuple):
         observations: jax.Array,
         apply: Callable[..., jax.Array] | None = None,
     ) -> Gaussian:
-        """Return what actions are drawn from at `[…, o]`.
+        """Return the distribution of actions at observations `[…, o]`.
 
-        `apply` computes features in the place of the network's own.
+        Args:
+            params: Parameters of the policy.
+            observations: `[…, o]`.
+            apply: Computes features in place of `network.apply`.
         """
         flat = observations.reshape(-1, self.observation_size)
         features = (apply or self.network.apply)(params["backbone"], flat)

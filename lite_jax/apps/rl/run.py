@@ -1,4 +1,4 @@
-"""A run: a policy's start learned by trust-region steps, then tested on new tasks."""
+"""The program `policies`: meta-training by trust-region steps, and tests."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _logger = logging.getLogger(__name__)
 
 
 class Setting(NamedTuple):
-    """What a run is made of.
+    """The environment and the learner of a run.
 
     Attributes:
-        config: The run's.
-        environment: What is acted in.
-        learner: The policy and how it adapts.
+        config: All settings.
+        environment: The environment.
+        learner: The policy and its adaptation.
     """
 
     config: ConfigDict
@@ -49,7 +49,7 @@ class Setting(NamedTuple):
     learner: MetaPolicy
 
     def key(self, use: str, index: int = 0) -> Key:
-        """Return the seed's key for one use, and for one step or batch of it."""
+        """Return the key of a use, one of `_USES`, and of a step or batch."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), _USES.index(use))
         return jax.random.fold_in(key, index)
 
@@ -58,15 +58,15 @@ _USES = ("init", "train", "test")
 
 
 class State(NamedTuple):
-    """All that the next step depends on, besides the seed.
+    """The state of training; with the seed it determines the next step.
 
     Attributes:
-        step: int32 scalar, steps taken so far.
-        params: Of the learner.
-        best: The best mean return after adaptation, over the steps between two
-            checkpoints.
-        returns: `[train.valid_every]`, the return after adaptation of each step since
-            the last checkpoint that was due.
+        step: int32 scalar, the number of steps so far.
+        params: Parameters of the learner.
+        best: The highest mean return after adaptation, over the steps between two
+            regular checkpoints.
+        returns: `[train.valid_every]`, the mean return after adaptation of each step
+            since the last regular checkpoint.
     """
 
     step: Any
@@ -76,15 +76,15 @@ class State(NamedTuple):
 
 
 def run_policy(config: ConfigDict, workdir: Path) -> str:
-    """Meta-train the policy, or go on doing so; test the best; return the table.
+    """Meta-train a policy, or resume it; test the best parameters; return the table.
 
-    Leaves `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/{last,best}`
-    in the folder. Best is what had the highest return after adaptation in training,
-    over the `train.valid_every` steps that end with its checkpoint.
+    Writes `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/{last,best}`
+    to the workdir. The best parameters are those of the checkpoint with the highest
+    mean return after adaptation, over the `train.valid_every` steps before it.
 
     Raises:
-        UserError: Settings that cannot serve the run, or a workdir of another run.
-        Preempted: SIGTERM came during training, and the step it came in is saved.
+        UserError: A setting out of range, or a workdir of another run.
+        Preempted: SIGTERM came in training, and a checkpoint of that step is saved.
     """
     setting = make_setting(config)
     params = setting.learner.init(setting.key("init"))
@@ -100,19 +100,19 @@ def run_policy(config: ConfigDict, workdir: Path) -> str:
 
 
 def evaluate_policy(config: ConfigDict, folder: Path) -> str:
-    """Test the best policy of a workdir, by test settings that may be new ones.
+    """Test the best policy of a workdir; test settings may differ from the run's.
 
     Raises:
-        UserError: No checkpoint there, or one of another policy.
+        UserError: The workdir has no checkpoint, or a run of other settings.
     """
     return _table(_test(*restore_policy(config, folder)))
 
 
 def restore_policy(config: ConfigDict, folder: Path) -> tuple[Setting, Params]:
-    """Return what a workdir's run is made of, and its best parameters.
+    """Return the environment and learner of a workdir, and its best parameters.
 
     Raises:
-        UserError: No checkpoint there, or one of another policy.
+        UserError: The workdir has no checkpoint, or a run of other settings.
     """
     setting = make_setting(config)
     run = open_run(folder, config)
@@ -121,10 +121,10 @@ def restore_policy(config: ConfigDict, folder: Path) -> tuple[Setting, Params]:
 
 
 def make_setting(config: ConfigDict) -> Setting:
-    """Return what the configuration chooses.
+    """Return the environment and learner of a configuration.
 
     Raises:
-        UserError: An unknown name, or a number out of its range.
+        UserError: An unknown name, or a setting out of range.
     """
     check_at_least(
         config,
@@ -166,7 +166,14 @@ def make_setting(config: ConfigDict) -> Setting:
 
 
 def play(setting: Setting, params: Params, tasks: PyTree, key: Key) -> Played:
-    """Return what is played before and after adaptation, of every task."""
+    """Return the episodes of every task, before and after adaptation.
+
+    Args:
+        setting: The environment and the learner.
+        params: Parameters of the learner.
+        tasks: Arrays with a leading axis of tasks.
+        key: Key of the episodes.
+    """
     learner, settings = setting.learner, setting.config.rl
     count = len(jax.tree.leaves(tasks)[0])
 
@@ -175,24 +182,24 @@ def play(setting: Setting, params: Params, tasks: PyTree, key: Key) -> Played:
         return setting.environment.play(learner.policy, policies, tasks, key, *sizes)
 
     policies = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (count, *x.shape)), _start(params)
+        lambda x: jnp.broadcast_to(x, (count, *x.shape)), _policy_params(params)
     )
     inner: tuple[Episodes, ...] = ()
     *keys, last_key = jax.random.split(key, learner.steps + 1)
-    for own in keys:
-        inner += (collect(policies, own),)
-        policies = _adapted(learner, params, inner)
+    for step_key in keys:
+        inner += (collect(policies, step_key),)
+        policies = _adapted_policies(learner, params, inner)
     outer = collect(policies, last_key)
     actions = _distributions(learner, policies, outer.observations)
     return Played(inner, outer, actions)
 
 
-def _start(params: Params) -> Params:
+def _policy_params(params: Params) -> Params:
     return {name: params[name] for name in ("backbone", "head", "log_std")}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _adapted(learner: MetaPolicy, params: Params, collected: Any) -> Params:
+def _adapted_policies(learner: MetaPolicy, params: Params, collected: Any) -> Params:
     return jax.vmap(learner.adapt, (None, 0))(params, collected)
 
 
@@ -202,7 +209,7 @@ def _distributions(learner: MetaPolicy, policies: Params, observations: Any) -> 
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _step(
+def _trust_region_step(
     learner: MetaPolicy, params: Params, played: Played, settings: TrustRegion
 ) -> Any:
     floor = jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), params)
@@ -218,7 +225,7 @@ def _step(
 
 
 def _train(setting: Setting, folder: Folder) -> None:
-    """Take the trust-region steps that are left."""
+    """Take the trust-region steps left."""
     config, every = setting.config, setting.config.train.valid_every
     width = config.train.tasks_per_step
     region = TrustRegion(
@@ -233,7 +240,7 @@ def _train(setting: Setting, folder: Folder) -> None:
         task_key, play_key = jax.random.split(setting.key("train", step))
         tasks = setting.environment.draw_tasks(task_key, width)
         played = play(setting, params, tasks, play_key)
-        params, outcome = _step(setting.learner, params, played, region)
+        params, outcome = _trust_region_step(setting.learner, params, played, region)
         after = played.outer.returns().mean()
         returns[(step - 1) % every] = after
         before = played.inner[0].returns().mean()
@@ -253,20 +260,22 @@ def _train(setting: Setting, folder: Folder) -> None:
 
 
 def _test(setting: Setting, params: Params) -> dict[str, Interval]:
-    """Return the returns of new tasks before and after adaptation."""
+    """Return the mean returns of new tasks, before and after adaptation."""
     config = setting.config
     params = jax.tree.map(jnp.asarray, params)
     width = config.train.tasks_per_step
-    found: dict[str, list[float]] = {"before adaptation": [], "after adaptation": []}
+    returns: dict[str, list[float]] = {"before adaptation": [], "after adaptation": []}
     batches = range(0, config.test.tasks, width)
     for index, first in enumerate(tqdm(batches, "testing", leave=False)):
         task_key, play_key = jax.random.split(setting.key("test", index))
         tasks = setting.environment.draw_tasks(task_key, width)
         played = play(setting, params, tasks, play_key)
-        wanted = min(width, config.test.tasks - first)
-        for name, episodes in zip(found, (played.inner[0], played.outer), strict=True):
-            found[name] += np.asarray(episodes.returns().mean(1))[:wanted].tolist()
-    return {name: interval(values) for name, values in found.items()}
+        count = min(width, config.test.tasks - first)
+        for name, episodes in zip(
+            returns, (played.inner[0], played.outer), strict=True
+        ):
+            returns[name] += np.asarray(episodes.returns().mean(1))[:count].tolist()
+    return {name: interval(values) for name, values in returns.items()}
 
 
 def _table(results: dict[str, Interval]) -> str:

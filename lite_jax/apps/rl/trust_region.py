@@ -1,4 +1,4 @@
-"""Trust region policy optimisation: the step that lowers a loss within a divergence."""
+"""Trust region policy optimisation: a step that lowers a loss, within a divergence."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PerTask = Callable[[Params, PyTree], jax.Array]
 
 
 class TrustRegion(NamedTuple):
-    """Settings of a step.
+    """The arguments of a trust region step.
 
     Attributes:
-        divergence: The most that the mean divergence may become, in nats.
+        divergence: Largest mean divergence of a step, in nats.
         solver_steps: Iterations of conjugate gradients.
-        damping: Added to the divergence's curvature.
-        trials: Steps tried, each shorter than the one before.
-        shrink: By what factor.
+        damping: Added to the diagonal of the divergence's Hessian.
+        trials: Most trials of the line search, each shorter than the one before.
+        shrink: Ratio of the lengths of successive trials, below 1.
     """
 
     divergence: float = 0.01
@@ -36,14 +36,14 @@ class TrustRegion(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a step.
+    """The outcome of a step; all fields are scalars.
 
     Attributes:
-        loss: Mean over the tasks, before the step.
-        change: Of the loss; 0 where no trial was accepted.
-        divergence: Of the accepted step.
-        trials: Trials made; one more than allowed where none was accepted.
-        gradient_norm: Of the loss, before the step.
+        loss: Mean loss over the tasks, before the step.
+        change: Change of the mean loss; 0 if no trial was accepted.
+        divergence: Mean divergence of the accepted trial; 0 if none was.
+        trials: Number of trials; one more than the limit if none was accepted.
+        gradient_norm: Norm of the loss's gradient, before the step.
     """
 
     loss: jax.Array
@@ -69,24 +69,25 @@ def trust_region_step(
     settings: TrustRegion,
     floor: Params | None = None,
 ) -> tuple[Params, Outcome]:
-    """Return the parameters after a step, or as they were if no trial is any better.
+    """Return the parameters loss_after a step, and its outcome.
 
-    The direction is H⁻¹ g, g the loss's gradient and H the divergence's Hessian at
-    `params`, both means over the tasks, which are gone through one after another so
-    that memory is that of one. The first trial is as long as the divergence's quadratic
-    model allows; a trial is accepted that lowers the loss within the divergence.
+    The direction is H⁻¹ g. Here g is the gradient of the loss and H the Hessian of the
+    divergence at `params`, both means over the tasks. Tasks are computed one loss_after
+    another, so memory is that of one task. The first trial is as long as the quadratic
+    model of the divergence allows. A trial is accepted if it lowers the loss and its
+    divergence is within the limit. If none is accepted, the parameters do not change.
 
-    Parameters at their floor whose gradient would take them below stay there, and the
-    direction is that of the others; what a trial takes below is put on the floor.
+    Parameters at their floor that the step would lower stay there, and the direction is
+    computed for the others. A trial that goes below the floor is clipped to it.
 
     Args:
-        loss: What is lowered.
-        divergence: 0 and at its minimum at `params`, and twice differentiable in
-            reverse mode there.
-        params: Where the step starts.
-        tasks: Arrays that begin with an axis of tasks.
-        settings: How far, and how thoroughly.
-        floor: The least that each parameter may be, −∞ for no bound; None for none.
+        loss: The loss that the step lowers.
+        divergence: Has its minimum, 0, at `params`; twice differentiable in reverse
+            mode there.
+        params: The start of the step.
+        tasks: Arrays with a leading axis of tasks.
+        settings: The arguments of the step.
+        floor: The lower bound of each parameter, −∞ for none; None for no bounds.
 
     References:
         Schulman et al., "Trust Region Policy Optimization", ICML 2015, appendix C.
@@ -105,40 +106,40 @@ def trust_region_step(
 
             return jax.grad(slope)(params)
 
-        return freely(trees.add(mean(of_task), vector, settings.damping))
+        return on_free(trees.add(mean(of_task), vector, settings.damping))
 
     def both(params: Params) -> Any:
         return mean(lambda task: (loss(params, task), divergence(params, task)))
 
-    before, slope = mean(lambda task: jax.value_and_grad(loss)(params, task))
+    loss_before, slope = mean(lambda task: jax.value_and_grad(loss)(params, task))
     free = jax.tree.map(lambda x, low, g: (x > low) | (g < 0), params, floor, slope)
 
-    def freely(vector: Params) -> Params:
+    def on_free(vector: Params) -> Params:
         return jax.tree.map(lambda x, f: jnp.where(f, x, 0), vector, free)
 
-    gradient = freely(slope)
-    found = solve_by_conjugate_gradient(
-        product, gradient, None, settings.solver_steps, 1e-10
+    gradient = on_free(slope)
+    solution = conjugate_gradient(product, gradient, None, settings.solver_steps, 1e-10)
+    direction = solution.vector
+    curvature = trees.dot(direction, gradient)  # = dᵀHd: residuals are orthogonal to d
+    length = jnp.sqrt(
+        2 * settings.divergence / jnp.where(curvature > 0, curvature, jnp.inf)
     )
-    direction = found.vector
-    bend = trees.dot(direction, gradient)  # dᵀHd too: residuals are orthogonal to d
-    length = jnp.sqrt(2 * settings.divergence / jnp.where(bend > 0, bend, jnp.inf))
 
     def attempt(search: _Search) -> _Search:
         scale = -length * settings.shrink ** search.tried.astype(length.dtype)
         trial = jax.tree.map(jnp.maximum, trees.add(params, direction, scale), floor)
-        after, moved = both(trial)
-        fits = (after < before) & (moved <= settings.divergence)
+        loss_after, divergence_after = both(trial)
+        fits = (loss_after < loss_before) & (divergence_after <= settings.divergence)
         return _Search(
             search.tried + 1,
             fits,
             trees.where(fits, trial, params),
-            jnp.where(fits, after, before),
-            jnp.where(fits, moved, 0),
+            jnp.where(fits, loss_after, loss_before),
+            jnp.where(fits, divergence_after, 0),
         )
 
     start = _Search(
-        jnp.int32(0), jnp.array(False), params, before, jnp.zeros_like(before)
+        jnp.int32(0), jnp.array(False), params, loss_before, jnp.zeros_like(loss_before)
     )
     end = lax.while_loop(
         lambda search: ~search.accepted & (search.tried < settings.trials),
@@ -147,5 +148,9 @@ def trust_region_step(
     )
     trials = end.tried + (~end.accepted).astype(jnp.int32)
     return end.params, Outcome(
-        before, end.loss - before, end.divergence, trials, trees.norm(gradient)
+        loss_before,
+        end.loss - loss_before,
+        end.divergence,
+        trials,
+        trees.norm(gradient),
     )
