@@ -1,4 +1,4 @@
-"""Classifiers of people's own images, adapted from a trained run in one pass."""
+"""Classifiers of user-supplied images, adapted from a trained run in one pass."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return `FewShotClassifier`: scikit-learn takes a second to import."""
+    """Import `FewShotClassifier` on first use; scikit-learn takes a second."""
     if name != "FewShotClassifier":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from lite_jax.classify.estimator import FewShotClassifier

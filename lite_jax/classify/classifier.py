@@ -14,13 +14,13 @@ from lite_jax.data.supports import Image, read_images
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """What a learner made of a support set.
+    """A classifier adapted to a support set.
 
     Attributes:
-        class_names: Of the columns of its probabilities.
-        spec: What is made of each image before it is looked at.
-        held_out: How it did on support images that it had not seen.
-        temperature: By which logits were divided for calibration.
+        class_names: Names of the columns of probabilities.
+        spec: How images are resized before classification.
+        held_out: Accuracy on held-out support images.
+        temperature: Divides logits, for calibration.
         log_probabilities: `images [n, height, width, channels] uint8 -> [n, classes]`.
     """
 
@@ -31,7 +31,7 @@ class Classifier:
     log_probabilities: Callable[[np.ndarray], np.ndarray]
 
     def predict(self, images: Sequence[Image]) -> np.ndarray:
-        """Return the most probable class's name for each image.
+        """Return the name of the most probable class of each image.
 
         Args:
             images: Paths, encoded bytes, or pixels `[h, w]`, `[h, w, 1]`, `[h, w, 3]`
@@ -43,8 +43,8 @@ class Classifier:
         Raises:
             UserError: An image that cannot be read.
         """
-        chosen = self.predict_proba(images).argmax(1)
-        return np.array(self.class_names)[chosen]
+        best = self.predict_proba(images).argmax(1)
+        return np.array(self.class_names)[best]
 
     def predict_proba(self, images: Sequence[Image]) -> np.ndarray:
         """Return probabilities `[n, classes]`, calibrated on the support.
@@ -55,5 +55,9 @@ class Classifier:
         return self.probabilities(read_images(images, self.spec))
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Return the same for images that are already as `spec` makes them."""
+        """Return probabilities `[n, classes]` of images that `spec` has resized.
+
+        Args:
+            images: `[n, height, width, channels]` uint8.
+        """
         return np.exp(self.log_probabilities(images))

@@ -1,4 +1,4 @@
-"""Few-shot adaptation with scikit-learn's `fit` and `predict`."""
+"""A few-shot classifier with scikit-learn's `fit` and `predict`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """A trained run as a scikit-learn classifier of images.
 
     Args:
-        run: A workdir, or what `lite_jax.load` returned; the latter keeps compiled
-            programs between fits, as in cross-validation.
-        folds: As of `TrainedLearner.adapt`; 0, the quickest, leaves probabilities
+        run: A workdir, or the result of `lite_jax.load`, which keeps compiled programs
+            between fits, as in cross-validation.
+        folds: See `TrainedLearner.adapt`; 0 is fastest, and leaves probabilities
             uncalibrated.
 
     Attributes:
-        classes_: The labels that `fit` was given, sorted.
+        classes_: The different labels given to `fit`, sorted.
         classifier_: The adapted classifier.
 
     >>> from lite_jax.data import ImageSpec
@@ -53,11 +53,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
             X: Paths, encoded bytes, or uint8 pixels of any size.
-            y: A label an image.
+            y: A label for each image.
 
         Raises:
-            UserError: Another number of labels, fewer than two classes, or a class
-                without readable images.
+            UserError: More or fewer labels than images, fewer than two classes, or a
+                class without readable images.
         """
         if len(X) != len(y):
             raise UserError(f"y: {len(y)} labels for {len(X)} images: give one each")
@@ -72,7 +72,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict(self, X: Sequence[Image]) -> np.ndarray:  # noqa: N803
-        """Return a label `[n]` for each image."""
+        """Return the labels `[n]` of images."""
         return self.classes_[self.predict_proba(X).argmax(1)]
 
     def predict_proba(self, X: Sequence[Image]) -> np.ndarray:  # noqa: N803

@@ -1,4 +1,4 @@
-"""What a classifier makes of support images that it was not adapted on."""
+"""Accuracy on held-out support images, and calibration of probabilities by them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class HeldOut(NamedTuple):
-    """Accuracy on support images, each predicted without it.
+    """Accuracy on support images, each predicted by a classifier adapted without it.
 
     Attributes:
-        correct: How many were predicted right.
-        counted: How many were held out; a class's only image cannot be.
-        folds: In how many parts; as many as images if they were left out one by one.
-        total: Images of the support.
+        correct: Number of images predicted right.
+        counted: Number of images held out; the only image of a class is not.
+        folds: Number of parts held out in turn; `counted` for leave-one-out.
+        total: Number of images of the support.
     """
 
     correct: int
@@ -32,30 +32,30 @@ class HeldOut(NamedTuple):
 
     @property
     def accuracy(self) -> float | None:
-        """In [0, 1]; None where nothing could be held out."""
+        """The accuracy in [0, 1]; None if no image was held out."""
         return self.correct / self.counted if self.counted else None
 
     def describe(self) -> str:
-        """Return a phrase such as `leave-one-out: 22 of 24 right (91.7 %)`."""
+        """Return text such as `leave-one-out: 22 of 24 right (91.7 %)`."""
         if not self.counted:
             return "leave-one-out: not possible, it takes two images of a class"
-        how = f"{self.folds} parts held out in turn"
-        name = "leave-one-out" if self.folds >= self.counted else how
-        share = f"{name}: {self.correct} of {self.counted} right"
+        parts = f"{self.folds} parts held out in turn"
+        method = "leave-one-out" if self.folds >= self.counted else parts
+        text = f"{method}: {self.correct} of {self.counted} right"
         rest = self.total - self.counted
-        alone = f"; {rest} left aside, the only one of a class" if rest else ""
-        return f"{share} ({100 * self.correct / self.counted:.1f} %){alone}"
+        note = f"; {rest} left aside, the only one of a class" if rest else ""
+        return f"{text} ({100 * self.correct / self.counted:.1f} %){note}"
 
 
 def assign_folds(labels: np.ndarray, folds: int) -> np.ndarray:
-    """Return the part `[n]` in which each example is held out; −1 for in none.
+    """Return the part in which each example is held out, `[n]`; −1 for none.
 
-    A class is spread over the parts, so that some of it is always left; an example
-    that is the only one of its class is never held out.
+    The examples of a class are spread over the parts, so each part leaves some of the
+    class to adapt to. The only example of a class is never held out.
 
     Args:
         labels: `[n]` integers.
-        folds: Parts, 2 or more; no more than examples are used.
+        folds: Number of parts, 2 or more; parts beyond the examples stay empty.
 
     >>> print(assign_folds(np.array([0, 0, 0, 1, 1, 2]), 2))
     [ 0  1  0  1  0 -1]
@@ -64,47 +64,53 @@ def assign_folds(labels: np.ndarray, folds: int) -> np.ndarray:
         raise UserError(f"folds={folds}: expected 2 or more, or 0 for none")
     parts = np.full(len(labels), -1)
     counts = np.bincount(labels)
-    countable = np.flatnonzero(counts[labels] > 1)
-    in_order = countable[np.argsort(labels[countable], kind="stable")]
-    parts[in_order] = np.arange(len(in_order)) % folds
+    rows = np.flatnonzero(counts[labels] > 1)
+    by_class = rows[np.argsort(labels[rows], kind="stable")]
+    parts[by_class] = np.arange(len(by_class)) % folds
     return parts
 
 
 def hold_out(
     score: Score, labels: np.ndarray, folds: int
 ) -> tuple[HeldOut, np.ndarray, np.ndarray]:
-    """Return the accuracy, and the logits and labels it is from.
+    """Predict each part of a support set from all other parts.
 
     Args:
-        score: Adapts on some examples and returns the logits of others.
+        score: Adapts to some examples, and returns the logits of others.
         labels: `[n]` integers.
-        folds: Parts; 0 holds nothing out.
+        folds: Number of parts; 0 to hold nothing out.
 
     Returns:
-        The accuracy, logits `[m, way]` and labels `[m]` of what was held out.
+        The accuracy, logits `[m, way]` and labels `[m]` of the held-out examples.
     """
-    found, truth = [], []
+    logits_of_parts, labels_of_parts = [], []
     parts = assign_folds(labels, folds) if folds else np.full(len(labels), -1)
     for part in range(parts.max(initial=-1) + 1):
-        held = np.flatnonzero(parts == part)
-        found.append(score(np.flatnonzero(parts != part), held))
-        truth.append(labels[held])
-    logits = np.concatenate(found) if found else np.zeros((0, 2))
-    wanted = np.concatenate(truth) if truth else np.zeros(0, int)
-    correct = int((logits.argmax(1) == wanted).sum()) if len(wanted) else 0
-    return HeldOut(correct, len(wanted), len(found), len(labels)), logits, wanted
+        held_out = np.flatnonzero(parts == part)
+        logits_of_parts.append(score(np.flatnonzero(parts != part), held_out))
+        labels_of_parts.append(labels[held_out])
+    logits = np.concatenate(logits_of_parts) if logits_of_parts else np.zeros((0, 2))
+    true_labels = (
+        np.concatenate(labels_of_parts) if labels_of_parts else np.zeros(0, int)
+    )
+    correct = int((logits.argmax(1) == true_labels).sum()) if len(true_labels) else 0
+    return (
+        HeldOut(correct, len(true_labels), len(logits_of_parts), len(labels)),
+        logits,
+        true_labels,
+    )
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return T > 0 by which logits are divided to become calibrated.
+    """Return the temperature T > 0 that calibrates softmax(logits / T).
 
-    Minimises the mean cross-entropy of softmax(logits / T) on held-out examples, with
-    targets (n + 1) / (n + K) for the true class and 1 / (n + K) for the K − 1 others: a
-    few examples that are all predicted right do not make for certainty.
+    T minimises the mean cross-entropy on held-out examples. Targets are
+    (n + 1) / (n + K) for the true class and 1 / (n + K) for the K − 1 others, so that T
+    does not go to 0 when all of a few examples are predicted right.
 
     Args:
-        logits: `[n, K]`; −∞ for a class that could not be chosen.
-        labels: `[n]`.
+        logits: `[n, K]`; −∞ for a class that cannot be predicted.
+        labels: `[n]` integers.
 
     Returns:
         The temperature; 1 without examples.

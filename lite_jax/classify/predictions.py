@@ -1,4 +1,4 @@
-"""What a classifier says of files: tables, CSV, JSON and a sheet of thumbnails."""
+"""Predictions for image files, as a table, CSV, JSON or a sheet of thumbnails."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _COLUMNS = 10  # of the sheet
 
 
 class Predictions(NamedTuple):
-    """Probabilities of some files.
+    """The class probabilities of image files.
 
     Attributes:
-        files: Those that could be read.
-        images: As the classifier saw them.
-        class_names: Of the columns.
+        files: Paths of the n files that could be read.
+        images: `[n, height, width, channels]` uint8, as the classifier reads them.
+        class_names: Names of the columns of `probabilities`.
         probabilities: `[n, classes]`.
     """
 
@@ -37,18 +37,19 @@ class Predictions(NamedTuple):
 
 
 def predict_files(classifier: Classifier, paths: Iterable[str | Path]) -> Predictions:
-    """Return the predictions for files, and for all images in folders.
+    """Return the predictions for image files, and for all images in folders.
 
-    Files that are no readable images are named in a warning, with a count.
+    A warning names files that are no readable images.
 
     Raises:
-        UserError: A path where nothing is, a folder without images, or none readable.
+        UserError: A path that does not exist, a folder without images, or no readable
+            image.
     """
     files = [str(file) for path in paths for file in _files(Path(path).expanduser())]
     images, readable = read_readable(files, classifier.spec)
-    found = classifier.probabilities(images)
+    probabilities = classifier.probabilities(images)
     return Predictions(
-        [str(x) for x in readable], images, classifier.class_names, found
+        [str(x) for x in readable], images, classifier.class_names, probabilities
     )
 
 
@@ -58,10 +59,10 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")
-    found = _images_below(path)
-    if not found:
+    files = _images_below(path)
+    if not files:
         raise UserError(f"{path} holds no images")
-    return found
+    return files
 
 
 def _images_below(path: Path) -> list[Path]:
@@ -70,7 +71,7 @@ def _images_below(path: Path) -> list[Path]:
 
 
 def as_table(found: Predictions) -> str:
-    """Return lines of file, class and probability."""
+    """Return a text table: file, class and its probability."""
     width = max(len(file) for file in found.files)
     names = max(len(name) for name in found.class_names)
     return "\n".join(
@@ -80,7 +81,7 @@ def as_table(found: Predictions) -> str:
 
 
 def as_csv(found: Predictions) -> str:
-    """Return a header and rows: file, class, probability, then every class's own."""
+    """Return CSV with a header: file, class, its probability, those of all classes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "class", "probability", *found.class_names])
@@ -90,7 +91,7 @@ def as_csv(found: Predictions) -> str:
 
 
 def as_json(found: Predictions) -> str:
-    """Return a list of objects: file, class, probability, probabilities."""
+    """Return a JSON list of objects: file, class, probability, probabilities."""
     rows = [
         {
             "file": file,
@@ -111,6 +112,7 @@ FORMATS = {"csv": as_csv, "json": as_json, "table": as_table}
 
 
 def _best(found: Predictions) -> list[tuple[str, str, float]]:
+    """Return `(file, most probable class, its probability)` of each file."""
     best = found.probabilities.argmax(1)
     shares = found.probabilities.max(1)
     names = [found.class_names[i] for i in best]
@@ -118,25 +120,29 @@ def _best(found: Predictions) -> list[tuple[str, str, float]]:
 
 
 def check_sheet(path: Path) -> None:
-    """Raise where `draw_predictions` would find that it cannot save its picture."""
+    """Raise unless `draw_predictions` can save a picture at the path.
+
+    Raises:
+        UserError: The path is no .png file in a folder that exists.
+    """
     if path.suffix != ".png" or not path.parent.is_dir():
         raise UserError(f"sheet={path}: expected a .png file in a folder that exists")
 
 
 def draw_predictions(found: Predictions, path: Path) -> None:
-    """Save a picture of the images by predicted class, the surest first.
+    """Save a picture of the images by predicted class, the most probable first.
 
     Raises:
-        UserError: A path that is no PNG in a folder that exists.
+        UserError: The path is no .png file in a folder that exists.
     """
     check_sheet(path)
     best, shares = found.probabilities.argmax(1), found.probabilities.max(1)
     rows, names = [], []
     for label, name in enumerate(found.class_names):
-        own = np.flatnonzero(best == label)
-        own = own[np.argsort(-shares[own], kind="stable")]
-        for first in range(0, len(own), _COLUMNS):
-            part = own[first : first + _COLUMNS]
+        rows_of_class = np.flatnonzero(best == label)
+        rows_of_class = rows_of_class[np.argsort(-shares[rows_of_class], kind="stable")]
+        for first in range(0, len(rows_of_class), _COLUMNS):
+            part = rows_of_class[first : first + _COLUMNS]
             rows.append(found.images[part])
             least, most = (round(100 * shares[i]) for i in (part[-1], part[0]))
             spread = f"{most}" if least == most else f"{most} to {least}"

@@ -1,4 +1,4 @@
-"""Classifiers in files, which predict without the run they come from."""
+"""Saving of classifiers to files, and loading them without the trained run."""
 
 from __future__ import annotations
 
@@ -31,10 +31,20 @@ def save_classifier(
     weights: PyTree,
     platforms: Sequence[str] | None = None,
 ) -> None:
-    """Write a classifier, whole or not at all, with the weights that it looks at.
+    """Write a classifier to a file, whole or not at all.
+
+    The file holds only the leaves of `weights` that the program uses.
+
+    Args:
+        path: The file.
+        classifier: Its class names, image spec, temperature and held-out accuracy are
+            saved.
+        program: Computes log-probabilities; compiled for any number of images.
+        weights: The first argument of the program.
+        platforms: Of `PLATFORMS`; None for that of this machine.
 
     Raises:
-        UserError: An unknown platform, or a place that cannot be written.
+        UserError: An unknown platform, or a path that cannot be written.
     """
     for platform in platforms or ():
         if platform not in PLATFORMS:
@@ -42,18 +52,18 @@ def save_classifier(
     named, structure = named_leaves(weights)
     shape = classifier.spec.shape
     sample = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
-    used = _used(program, weights, sample)
-    kept = {k: x for (k, x), keep in zip(named.items(), used, strict=True) if keep}
-    empty = {k: jnp.zeros(x.shape, x.dtype) for k, x in named.items() if k not in kept}
+    are_used = _are_used(program, weights, sample)
+    used = {k: x for (k, x), keep in zip(named.items(), are_used, strict=True) if keep}
+    zeros = {k: jnp.zeros(x.shape, x.dtype) for k, x in named.items() if k not in used}
 
-    def predict(kept: dict[str, Any], images: jax.Array) -> jax.Array:
-        everything = kept | empty
-        tree = jax.tree.unflatten(structure, [everything[name] for name in named])
+    def predict(used: dict[str, Any], images: jax.Array) -> jax.Array:
+        leaves = used | zeros
+        tree = jax.tree.unflatten(structure, [leaves[name] for name in named])
         return program(tree, images)
 
     (count,) = export.symbolic_shape("n", constraints=("n >= 1",))
     images = jax.ShapeDtypeStruct((count, *shape), jnp.uint8)
-    code = exported(predict, shapes_of(kept), images, platforms=platforms)
+    code = exported(predict, shapes_of(used), images, platforms=platforms)
     manifest = {
         "kind": standalone.KIND,
         "format": standalone.FORMAT,
@@ -63,13 +73,13 @@ def save_classifier(
         "held_out": classifier.held_out._asdict(),
     }
     try:
-        write_artefact(path, {"predict": code}, kept, manifest)
+        write_artefact(path, {"predict": code}, used, manifest)
     except OSError as error:
         raise UserError(f"out={path} cannot be written: {error}") from error
 
 
-def _used(program: Program, weights: PyTree, images: Any) -> list[bool]:
-    """Return whether each leaf of the weights has a part in the program."""
+def _are_used(program: Program, weights: PyTree, images: Any) -> list[bool]:
+    """Return, for each leaf of the weights, whether the program uses it."""
     traced = jax.make_jaxpr(program)(weights, images).jaxpr
     wanted = {id(x) for equation in traced.eqns for x in equation.invars}
     wanted |= {id(x) for x in traced.outvars}
@@ -77,21 +87,21 @@ def _used(program: Program, weights: PyTree, images: Any) -> list[bool]:
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """Return a classifier that was saved.
+    """Return the classifier in a file that `save_classifier` wrote.
 
     Raises:
-        UserError: A file that holds none, or one that this version or this device
+        UserError: The file holds no classifier, or one that this version or this device
             cannot run.
     """
     try:
-        found = standalone.load(Path(path).expanduser())
-        manifest = found.manifest
+        loaded = standalone.load(Path(path).expanduser())
+        manifest = loaded.manifest
         return Classifier(
             tuple(manifest["class_names"]),
             ImageSpec(**manifest["image"]),
             HeldOut(**manifest["held_out"]),
             manifest["temperature"],
-            lambda images: in_batches(found.log_probabilities, images),
+            lambda images: in_batches(loaded.log_probabilities, images),
         )
     except MALFORMED as error:
         raise UserError(f"classifier={path} cannot be loaded: {error}") from error

@@ -1,6 +1,6 @@
-"""Load a saved classifier and predict: all that it takes besides JAX.
+"""Loader of saved classifiers, which needs JAX and NumPy only.
 
-This file imports nothing of lite_jax, so it can be copied beside a classifier:
+This file imports nothing from lite_jax, so it can be copied beside a classifier:
 
     from standalone import load
 
@@ -10,9 +10,9 @@ This file imports nothing of lite_jax, so it can be copied beside a classifier:
     names = [classifier.class_names[i] for i in probabilities.argmax(1)]
 
 A classifier is a zip of a compiled program in StableHLO (`jax.export`), weights without
-pickles (`.npz`) and a manifest in JSON, which tells in "image" the size and channels
-that images have to have, and how the run that it comes from resized its own. Nothing in
-it is evaluated as Python.
+pickles (`.npz`) and a manifest in JSON. "image" in the manifest holds the size and the
+channels of images, and how the trained run resized images. Nothing in the file is
+evaluated as Python.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jax import export
 
 FORMAT = 1
 KIND = "classifier"
-_MALFORMED = (  # what comes of a zip, or of JSON, that is not as it should be
+_MALFORMED = (  # raised by readers of zip files and JSON on malformed input
     EOFError, LookupError, NotImplementedError, OSError, RecursionError, RuntimeError,
     TypeError, ValueError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
@@ -57,7 +57,7 @@ class SavedClassifier(NamedTuple):
         return self.manifest["class_names"]
 
     def probabilities(self, images: Any) -> np.ndarray:
-        """Return `[n, classes]`, calibrated on the support.
+        """Return probabilities `[n, classes]`, calibrated on the support.
 
         Args:
             images: `[n, size, size, channels]` uint8.
@@ -68,7 +68,10 @@ class SavedClassifier(NamedTuple):
         return np.exp(self.log_probabilities(images))
 
     def log_probabilities(self, images: Any) -> np.ndarray:
-        """Return the logarithms of the same."""
+        """Return the logarithms of probabilities, `[n, classes]`.
+
+        Args and errors are those of `probabilities`.
+        """
         images = np.asarray(images)
         size, channels = (self.manifest["image"][k] for k in ("size", "channels"))
         if images.shape[1:] != (size, size, channels) or images.dtype != np.uint8:
@@ -83,8 +86,8 @@ def load(path: str | Path) -> SavedClassifier:
     """Return the classifier in a file.
 
     Raises:
-        ValueError: A file that is none, of a format that this loader does not know, or
-            made for other devices than there are here.
+        ValueError: The file is no classifier, has a format that this loader does not
+            know, or was made for other devices than this machine has.
     """
     try:
         size = Path(path).stat().st_size
@@ -92,14 +95,14 @@ def load(path: str | Path) -> SavedClassifier:
             if any(member.compress_size > size for member in file.infolist()):
                 raise ValueError("a part of it is said to be larger than the file")
             manifest = json.loads(file.read("manifest.json"))
-            found = manifest["kind"], manifest["format"]
-            if found == (KIND, FORMAT):
+            header = manifest["kind"], manifest["format"]
+            if header == (KIND, FORMAT):
                 stored, program = file.read("weights.npz"), file.read("predict")
     except _MALFORMED as error:
         raise ValueError(f"{path}: not a saved classifier ({error})") from error
-    if found != (KIND, FORMAT):
+    if header != (KIND, FORMAT):
         raise ValueError(
-            f"{path}: a {found[0]} of format {found[1]}, made by lite_jax "
+            f"{path}: a {header[0]} of format {header[1]}, made by lite_jax "
             f"{manifest.get('lite_jax')}, and this loader reads {KIND}s of format "
             f"{FORMAT}: save it anew, or use its own loader"
         )
@@ -107,7 +110,7 @@ def load(path: str | Path) -> SavedClassifier:
         with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
             weights = {name: arrays[name] for name in arrays.files}
         code = export.deserialize(bytearray(program))
-    except Exception as error:  # whatever the readers of arrays and StableHLO raise
+    except Exception as error:  # the readers of arrays and StableHLO raise many kinds
         raise ValueError(f"{path}: its program is broken ({error})") from error
     here = jax.default_backend()
     known = {"cuda", "rocm"} if here == "gpu" else {here}

@@ -1,4 +1,4 @@
-"""From a trained run and a few images of each class to a classifier, in a pass."""
+"""Adaptation of a trained run to a few images of each class."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def load(run: str | Path) -> TrainedLearner:
     """Return the learner of a trained run, ready to adapt to new classes.
 
     Args:
-        run: The workdir of `lite_jax.main`: its `config.json` and best checkpoint are
-            read, and nothing else; the data it was trained on may be gone.
+        run: A workdir of `lite_jax.main`. Only `config.json` and the best checkpoint
+            are read; the training data are not needed.
 
     Raises:
-        UserError: No run there, one without a checkpoint, or one that learns from
-            something else than images.
+        UserError: The folder holds no run, no checkpoint, or a run on other data than
+            images.
 
     >>> import tempfile
     >>> from lite_jax.run.settings import base_config
@@ -82,7 +82,7 @@ def load(run: str | Path) -> TrainedLearner:
     return TrainedLearner(config, spec, jax.device_put(params))
 
 
-_CHUNK = 16
+_CHUNK = 16  # images at once, for runs with gradient.chunk_size=auto
 
 
 def _shapes(params: Params) -> PyTree:
@@ -94,9 +94,9 @@ class TrainedLearner:
     """A meta-learner with its learned parameters.
 
     Attributes:
-        config: The run's.
-        spec: How images become what it has learned to see.
-        params: Its parameters.
+        config: The settings of the run.
+        spec: How images are resized before the learner reads them.
+        params: The learned parameters.
     """
 
     config: ConfigDict
@@ -114,14 +114,14 @@ class TrainedLearner:
         Args:
             support: A folder with a sub-folder of images for each class, or class →
                 images (paths, encoded bytes, or uint8 pixels of any size).
-            folds: In how many parts support images are held out, to tell the accuracy
-                and to calibrate probabilities; 0 for not at all. By default one by one
-                where features do not depend on the task (ProtoNets, MRML, a fine-tuned
-                head: that costs little), and in 10 parts otherwise.
+            folds: Number of parts of the support that are held out in turn, to measure
+                the accuracy and to calibrate probabilities; 0 to hold nothing out. By
+                default as many as images where features do not depend on the task
+                (ProtoNets, MRML, a fine-tuned head), which is cheap; else at most 10.
 
         Raises:
-            UserError: No folder, fewer than two classes, a class without readable
-                images, or more classes than the run has a head for.
+            UserError: A folder that does not exist, fewer than two classes, a class
+                without readable images, or more classes than the run's head has.
         """
         if not isinstance(support, Mapping):
             support = folder_support(support)
@@ -130,15 +130,15 @@ class TrainedLearner:
     def adapt_to(
         self, support: Support, *, folds: int | None = None
     ) -> AdaptedClassifier:
-        """Return a classifier of a support that is read already."""
-        begun = time.perf_counter()
+        """Return a classifier of a support whose images are already read."""
+        start = time.perf_counter()
         with out_of_memory_explained(self.config):
-            programs = self._programs(self._way(len(support.class_names)))
-            inputs = programs.see(support.images)
+            programs = self._programs(self._padded_way(len(support.class_names)))
+            inputs = programs.inputs(support.images)
             task = _Task(programs.predictor, self.params, inputs, support.labels)
-            everything = np.arange(len(inputs))
-            adapted = jax.block_until_ready(task.adapt(everything))
-            seconds = time.perf_counter() - begun
+            all_rows = np.arange(len(inputs))
+            adapted = jax.block_until_ready(task.adapt(all_rows))
+            seconds = time.perf_counter() - start
             if folds is None:
                 fixed = self.has_fixed_features
                 folds = len(inputs) if fixed else min(10, len(inputs))
@@ -151,15 +151,15 @@ class TrainedLearner:
         temperature = fit_temperature(logits, labels)
 
         def log_probabilities(images: np.ndarray) -> np.ndarray:
-            seen = programs.see(images)
-            logits = programs.predictor.logits(adapted, seen)[:, :columns]
+            inputs = programs.inputs(images)
+            logits = programs.predictor.logits(adapted, inputs)[:, :columns]
             return np.asarray(jax.nn.log_softmax(logits / temperature))
 
         def program(weights: PyTree, images: jax.Array) -> jax.Array:
             params, state = weights
-            seen = self._backbone(params, images) if programs.features else images
+            inputs = self._backbone(params, images) if programs.features else images
             learner = programs.predictor.learner
-            logits = learner.predict(params, state, seen)[:, :columns]
+            logits = learner.predict(params, state, inputs)[:, :columns]
             return jax.nn.log_softmax(logits / temperature)
 
         return AdaptedClassifier(
@@ -168,12 +168,12 @@ class TrainedLearner:
         )  # fmt: skip
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Return `[n, d]`, the backbone's features before any adaptation."""
+        """Return the backbone's features `[n, d]` of images, without adaptation."""
         return in_batches(lambda x: self._jitted_backbone(self.params, x), images)
 
     @functools.cached_property
     def has_fixed_features(self) -> bool:
-        """Whether the features of an image are the same for every task."""
+        """Whether the features of an image do not depend on the task."""
         way = build_learner.most_ways(self.config)
         return build_learner.make_tested_learner(self.config, way).fixed_features
 
@@ -186,15 +186,19 @@ class TrainedLearner:
         backbone = build_backbone.make_backbone(self.config.backbone)
         return lambda params, images: backbone.apply(params["backbone"], images)
 
-    def _way(self, classes: int) -> int:
-        """Return the classes that there is to be room for."""
+    def _padded_way(self, classes: int) -> int:
+        """Return the padded number of classes, at least the largest way of the run.
+
+        Raises:
+            UserError: The run has a learned head for fewer classes.
+        """
         most = build_learner.most_ways(self.config)
         if classes <= most:
             return most
         way = padded_size(classes)
         learner = build_learner.make_tested_learner(self.config, way)
-        wanted = build_learner.params_shape(learner, self.spec.shape)
-        if _shapes(wanted) != _shapes(self.params):
+        expected = build_learner.params_shape(learner, self.spec.shape)
+        if _shapes(expected) != _shapes(self.params):
             raise UserError(
                 f"support: {classes} classes, and the learned head of this run has "
                 f"room for {most}: give fewer classes, or train with "
@@ -203,7 +207,7 @@ class TrainedLearner:
         return way
 
     def _programs(self, way: int) -> _Programs:
-        """Return what is compiled for a way, once."""
+        """Return the programs of a way, made on its first use."""
         if way not in self._compiled:
             self._compiled[way] = self._make_programs(way)
         return self._compiled[way]
@@ -223,48 +227,54 @@ class TrainedLearner:
 
 
 class _Programs(NamedTuple):
-    """What is compiled for a way; inputs are features where those are fixed."""
+    """The compiled functions of a way.
+
+    Attributes:
+        predictor: Adapts and predicts.
+        features: Computes the predictor's inputs from images; None if the inputs are
+            images.
+    """
 
     predictor: Predictor
     features: Any
 
-    def see(self, images: np.ndarray) -> np.ndarray:
-        """Return what the learner is given in place of images."""
+    def inputs(self, images: np.ndarray) -> np.ndarray:
+        """Return the inputs of the predictor, features or the images themselves."""
         return images if self.features is None else self.features(images)
 
 
 class _Task(NamedTuple):
-    """A support whose parts are adapted to, and predicted."""
+    """A support set, to adapt to some of its rows and predict others."""
 
     predictor: Predictor
     params: Params
     inputs: np.ndarray
     labels: np.ndarray
 
-    def adapt(self, chosen: np.ndarray) -> Adapted:
-        """Return the task state of the chosen examples."""
+    def adapt(self, rows: np.ndarray) -> Adapted:
+        """Return the task state of some rows, given by their indices."""
         size = padded_size(len(self.inputs))
         mask = np.zeros(size, bool)
-        mask[chosen] = True
+        mask[rows] = True
         inputs, labels = padded(self.inputs, size), padded(self.labels, size)
         support = Examples(inputs, labels, mask)
         return Adapted(self.params, self.predictor.adapt_padded(self.params, support))
 
-    def score(self, adapted: Adapted, chosen: np.ndarray) -> np.ndarray:
-        """Return the logits `[m, way]` of the chosen examples."""
-        return self.predictor.logits(adapted, self.inputs[chosen])
+    def score(self, adapted: Adapted, rows: np.ndarray) -> np.ndarray:
+        """Return the logits `[m, way]` of some rows, given by their indices."""
+        return self.predictor.logits(adapted, self.inputs[rows])
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptedClassifier(Classifier):
-    """A classifier with the support it was made of.
+    """A classifier together with its learner and its support set.
 
     Attributes:
-        program: `(weights, images) -> log-probabilities`, as JAX traces it.
-        weights: The learner's parameters, and the task state.
-        learner: What was adapted.
-        support: To what.
-        seconds: What adapting took, compilation included where it was the first time.
+        program: `(weights, images) -> log-probabilities`; can be traced by JAX.
+        weights: The learner's parameters and the task state.
+        learner: The learner that was adapted.
+        support: The support set.
+        seconds: Time of the adaptation; the first one includes compilation.
     """
 
     program: Program
@@ -276,39 +286,39 @@ class AdaptedClassifier(Classifier):
     def save(self, path: str | Path, platforms: Sequence[str] | None = None) -> None:
         """Write a file that predicts with JAX alone (`lite_jax.classify.standalone`).
 
-        `load_classifier` reads it, too. It holds the weights that predicting takes, a
-        program for any number of images, and what `spec`, `held_out` and `temperature`
-        tell; no image.
+        `load_classifier` reads it too. The file holds the weights used in prediction, a
+        program for any number of images, and `class_names`, `spec`, `held_out` and
+        `temperature`. It holds no image.
 
         Args:
             path: The file; written whole or not at all.
-            platforms: Such as `("cpu", "cuda")`; by default that which this runs on.
+            platforms: Such as `("cpu", "cuda")`; by default that of this machine.
 
         Raises:
-            UserError: An unknown platform, or a place that cannot be written.
+            UserError: An unknown platform, or a path that cannot be written.
         """
         save_classifier(
             Path(path).expanduser(), self, self.program, self.weights, platforms
         )
 
     def nearest(self, images: np.ndarray, count: int = 3) -> np.ndarray:
-        """Return the indices `[n, count]` of the support images most like each image.
+        """Return the indices `[n, count]` of the support images nearest to each image.
 
-        By the cosine of the backbone's centred features.
+        Similarity is the cosine of the backbone's centred features.
 
         Args:
-            images: As `spec` makes them, `[n, height, width, channels]` uint8.
-            count: How many; no more than there are.
+            images: `[n, height, width, channels]` uint8, resized by `spec`.
+            count: Number of support images; fewer if the support has fewer.
         """
         centre = self._features.mean(0)
-        seen = self.learner.features(images)
-        own, others = (_unit(x - centre) for x in (self._features, seen))
-        return np.argsort(-others @ own.T, axis=1, kind="stable")[:, :count]
+        features = self.learner.features(images)
+        support, queries = (_unit_rows(x - centre) for x in (self._features, features))
+        return np.argsort(-queries @ support.T, axis=1, kind="stable")[:, :count]
 
     @functools.cached_property
     def _features(self) -> np.ndarray:
         return self.learner.features(self.support.images)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

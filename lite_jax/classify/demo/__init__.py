@@ -1,1 +1,1 @@
-"""A local web page on which a person teaches classes by dropping photographs."""
+"""A local web page that learns classes from dropped photographs."""

@@ -1,4 +1,4 @@
-"""The page's server: this machine alone, uploads in memory, nothing from elsewhere."""
+"""The server of the demo page, on this machine only; uploads stay in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HOSTS = ["127.0.0.1", "localhost"]
 MOST_BYTES = 64 * 2**20  # of a request
 MOST_FILES = 100  # of a request
 _STATIC = Path(__file__).with_name("static")
-_OWN_PAGE = "x-lite-jax"  # no other site's page can send it without asking first
+_OWN_PAGE = "x-lite-jax"  # pages of other sites cannot send this without permission
 _HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob:; "
     "frame-ancestors 'none'; form-action 'self'",
@@ -40,32 +40,32 @@ _HEADERS = {
 
 
 def serve(run: str | Path, port: int) -> None:
-    """Serve the page of a run until interrupted; say where.
+    """Print the address of the demo page of a run, and serve it until interrupted.
 
     Args:
         run: A workdir of `lite_jax.main`.
-        port: Of this machine; 0 for any that is free.
+        port: A port of this machine; 0 for any free one.
 
     Raises:
-        UserError: No such run, or a port in use.
+        UserError: The folder holds no run, or the port cannot be used.
     """
     session = Session(load(run))
-    with socket.socket() as own:
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            own.bind((HOSTS[0], port))
+            listener.bind((HOSTS[0], port))
         except (OSError, OverflowError) as error:
             raise UserError(
                 f"port={port} cannot be used ({error}): choose another, or 0 for any"
             ) from error
         threading.Thread(target=session.warm, daemon=True).start()
-        print(f"http://{HOSTS[0]}:{own.getsockname()[1]}", flush=True)
+        print(f"http://{HOSTS[0]}:{listener.getsockname()[1]}", flush=True)
         config = uvicorn.Config(make_app(session), log_level="warning")
-        uvicorn.Server(config).run(sockets=[own])
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def make_app(session: Session) -> Starlette:
-    """Return the application of a session."""
+    """Return the web application of a session."""
 
     async def state(request: Request) -> Response:
         del request
@@ -79,8 +79,8 @@ def make_app(session: Session) -> Starlette:
                     await run_in_threadpool(session.add, class_name, name, content)
                 except UserError as error:
                     problems.append(str(error))
-        found = await run_in_threadpool(session.describe)
-        return JSONResponse(found | {"problems": problems})
+        description = await run_in_threadpool(session.describe)
+        return JSONResponse(description | {"problems": problems})
 
     async def remove(request: Request) -> Response:
         await run_in_threadpool(session.remove, request.path_params["number"])
@@ -98,9 +98,9 @@ def make_app(session: Session) -> Starlette:
         return JSONResponse(await run_in_threadpool(session.predict, *files[0]))
 
     async def thumbnail(request: Request) -> Response:
-        number = request.path_params["number"]  # in a thread: it may have to wait
-        found = await run_in_threadpool(session.thumbnail, number)
-        return Response(found, media_type="image/png")
+        number = request.path_params["number"]
+        picture = await run_in_threadpool(session.thumbnail, number)  # may wait
+        return Response(picture, media_type="image/png")
 
     async def page(request: Request) -> Response:
         del request
@@ -122,17 +122,17 @@ def make_app(session: Session) -> Starlette:
             Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS),
             Middleware(_Guard),
         ],
-        exception_handlers={UserError: _refused, HTTPException: _refused},
+        exception_handlers={UserError: _error_response, HTTPException: _error_response},
     )
 
 
 async def _files(form: FormData) -> list[tuple[str, bytes]]:
-    """Return name and content of the uploaded files."""
-    found = [x for x in form.getlist("files") if isinstance(x, UploadFile)]
-    return [(x.filename or "a photograph", await x.read()) for x in found]
+    """Return the names and contents of uploaded files."""
+    uploads = [x for x in form.getlist("files") if isinstance(x, UploadFile)]
+    return [(x.filename or "a photograph", await x.read()) for x in uploads]
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _error_response(request: Request, error: Exception) -> Response:
     del request
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code)
@@ -140,7 +140,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 class _Guard:
-    """Refuse what is too large, and changes that another site's page asks for."""
+    """Refuse large uploads, and changes requested by pages of other sites."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -149,8 +149,8 @@ class _Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        problem = _problem(Request(scope))
-        inner: Callable[..., Awaitable[Any]] = problem or self.app
+        refusal = _refusal(Request(scope))
+        inner: Callable[..., Awaitable[Any]] = refusal or self.app
 
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -161,8 +161,8 @@ class _Guard:
         await inner(scope, receive, send_with_headers)
 
 
-def _problem(request: Request) -> Response | None:
-    """Return the answer to what is not to be taken, or None."""
+def _refusal(request: Request) -> Response | None:
+    """Return the response to a request that is refused; None if it is accepted."""
     if request.method in ("GET", "HEAD"):
         return None
     if _OWN_PAGE not in request.headers:

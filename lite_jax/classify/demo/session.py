@@ -1,4 +1,4 @@
-"""What the page shows: named classes of photographs, and the classifier of them."""
+"""The state of the demo page: named classes of photographs, and their classifier."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lite_jax.errors import UserError
 
 MOST_PHOTOGRAPHS = 500
 MOST_CLASSES = 50
-MOST_LETTERS = 60  # of a class's name
+MOST_LETTERS = 60  # of the name of a class
 _THUMBNAIL = 160  # pixels of the longer side
 
 
@@ -25,10 +25,10 @@ class Photograph(NamedTuple):
     """An example of a class.
 
     Attributes:
-        number: Its own for as long as the page is served.
-        name: Of the file, as the browser tells it; shown, and used for nothing else.
-        image: As the learner sees it.
-        thumbnail: A PNG.
+        number: Identifies the photograph in this session.
+        name: Name of the file, as the browser gives it; used for display only.
+        image: `[height, width, channels]` uint8, as the learner reads it.
+        thumbnail: A small picture, as PNG.
     """
 
     number: int
@@ -38,16 +38,16 @@ class Photograph(NamedTuple):
 
 
 class Session:
-    """The photographs of one page, in memory alone, and the classifier they make.
+    """The photographs of a page, in memory, and the classifier adapted to them.
 
-    Every method may be called from any thread. The classifier is made anew when it is
-    asked for after a change.
+    All methods can be called from any thread. The classifier is adapted again on its
+    first use after a change of the photographs.
     """
 
     def __init__(self, learner: TrainedLearner):
-        """Begin without classes."""
+        """Start without classes."""
         self.learner = learner
-        # A learner that adapts anew for each part would keep the page waiting.
+        # Other learners adapt again for each part, which takes time.
         self._folds = None if learner.has_fixed_features else 2
         self._classes: dict[str, list[Photograph]] = {}
         self._count = 0
@@ -55,11 +55,16 @@ class Session:
         self._lock = threading.RLock()
 
     def add(self, class_name: str, name: str, content: bytes) -> None:
-        """Add an example to a class, which is made if there is none of that name.
+        """Add a photograph to a class; add the class if it is new.
+
+        Args:
+            class_name: Name of the class, 1 to `MOST_LETTERS` letters.
+            name: Name of the file.
+            content: Bytes of the file.
 
         Raises:
-            UserError: No name, one too long, too many classes or photographs, or a file
-                that is no readable image.
+            UserError: A name that is empty or too long, too many classes or
+                photographs, or a file that is no readable image.
         """
         class_name = " ".join(class_name.split())
         if not 1 <= len(class_name) <= MOST_LETTERS:
@@ -71,23 +76,27 @@ class Session:
             if sum(map(len, self._classes.values())) >= MOST_PHOTOGRAPHS:
                 raise UserError(f"no more than {MOST_PHOTOGRAPHS} photographs fit")
             self._count += 1
-            found = Photograph(self._count, name, image, thumbnail)
-            self._classes.setdefault(class_name, []).append(found)
+            photograph = Photograph(self._count, name, image, thumbnail)
+            self._classes.setdefault(class_name, []).append(photograph)
             self._classifier = None
 
     def remove(self, number: int) -> None:
-        """Remove an example, and its class if it was the last one.
+        """Remove a photograph, and its class if no other is left in it.
 
         Raises:
-            UserError: None of that number.
+            UserError: There is no photograph of that number.
         """
         with self._lock:
             self._find(number)
-            kept = {
-                name: [x for x in own if x.number != number]
-                for name, own in self._classes.items()
+            remaining = {
+                name: [x for x in photographs if x.number != number]
+                for name, photographs in self._classes.items()
             }
-            self._classes = {name: own for name, own in kept.items() if own}
+            self._classes = {
+                name: photographs
+                for name, photographs in remaining.items()
+                if photographs
+            }
             self._classifier = None
 
     def clear(self) -> None:
@@ -96,16 +105,16 @@ class Session:
             self._classes, self._classifier = {}, None
 
     def thumbnail(self, number: int) -> bytes:
-        """Return an example's picture as a PNG.
+        """Return the thumbnail of a photograph, as PNG.
 
         Raises:
-            UserError: None of that number.
+            UserError: There is no photograph of that number.
         """
         with self._lock:
             return self._find(number).thumbnail
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page shows of the classes and the classifier, as JSON."""
+        """Return the state of the page, as a dictionary that JSON can hold."""
         with self._lock:
             classifier = self._adapted()
             config = self.learner.config
@@ -116,17 +125,17 @@ class Session:
                     {
                         "name": name,
                         "photographs": [
-                            {"number": x.number, "name": x.name} for x in own
+                            {"number": x.number, "name": x.name} for x in photographs
                         ],
                     }
-                    for name, own in self._classes.items()
+                    for name, photographs in self._classes.items()
                 ],
                 "held_out": classifier and classifier.held_out.describe(),
                 "seconds": classifier and classifier.seconds,
             }
 
     def predict(self, name: str, content: bytes) -> dict[str, Any]:
-        """Return the classes of a photograph by probability, and the nearest examples.
+        """Return the classes of a photograph by probability, and its nearest examples.
 
         Raises:
             UserError: Fewer than two classes, or a file that is no readable image.
@@ -138,7 +147,7 @@ class Session:
                 raise UserError("add photographs of two classes first")
             (shares,) = classifier.probabilities(image[None])
             (nearest,) = classifier.nearest(image[None])
-            photographs = [x for own in self._classes.values() for x in own]
+            photographs = [x for of_class in self._classes.values() for x in of_class]
             order = np.argsort(-shares, kind="stable")
             return {
                 "classes": [
@@ -152,20 +161,20 @@ class Session:
             }
 
     def warm(self) -> None:
-        """Compile what the first photographs will take, on noise."""
-        noise = np.zeros((2, *self.learner.spec.shape), np.uint8)
-        noise[1] = 255
+        """Compile the programs of small supports, on images without content."""
+        images = np.zeros((2, *self.learner.spec.shape), np.uint8)
+        images[1] = 255
         labels = np.arange(2, dtype=np.int32)
-        support = Support(("", " "), noise, labels, (b"", b""), 0)
-        found = self.learner.adapt_to(support, folds=self._folds)
-        found.probabilities(noise[:1])
-        found.nearest(noise[:1], 1)
+        support = Support(("", " "), images, labels, (b"", b""), 0)
+        classifier = self.learner.adapt_to(support, folds=self._folds)
+        classifier.probabilities(images[:1])
+        classifier.nearest(images[:1], 1)
 
     def _adapted(self) -> AdaptedClassifier | None:
-        """Return the classifier of what is there; None for fewer than two classes."""
+        """Return the classifier of the photographs; None for fewer than two classes."""
         if self._classifier is None and len(self._classes) > 1:
-            sizes = [len(own) for own in self._classes.values()]
-            photographs = [x for own in self._classes.values() for x in own]
+            sizes = [len(of_class) for of_class in self._classes.values()]
+            photographs = [x for of_class in self._classes.values() for x in of_class]
             support = Support(
                 tuple(self._classes),
                 np.stack([x.image for x in photographs]),
@@ -177,17 +186,18 @@ class Session:
         return self._classifier
 
     def _find(self, number: int) -> Photograph:
-        for own in self._classes.values():
-            for found in own:
-                if found.number == number:
-                    return found
+        """Return the photograph of a number."""
+        for photographs in self._classes.values():
+            for photograph in photographs:
+                if photograph.number == number:
+                    return photograph
         raise UserError(f"there is no photograph {number}")
 
     def _read(self, name: str, content: bytes) -> tuple[np.ndarray, bytes]:
-        """Return a photograph as the learner sees it, and its thumbnail.
+        """Return the resized pixels of a photograph, and its thumbnail.
 
         Raises:
-            UserError: It is no readable image.
+            UserError: The file is no readable image.
         """
         try:
             pixels = decode(content, upright=True)
