@@ -1,10 +1,11 @@
 """Memory-efficient meta-learning in JAX.
 
-Write a loss over a support set with one `set_sum` in it; `lite_grad` gives its
-unbiased gradient at the memory of one chunk of examples. See `lite_jax.lite`.
+Write a loss that sums over a support set with one `set_sum`. `lite_grad` returns an
+unbiased estimate of its gradient, in the memory of one chunk of examples. See
+`lite_jax.lite`.
 
-Names are loaded when they are asked for (PEP 562): `from lite_jax import lite_grad`
-imports the gradient's own modules, which need JAX and NumPy alone.
+Names are imported on first use (PEP 562): `from lite_jax import lite_grad` imports only
+the modules of the gradient, which need JAX and NumPy.
 """
 
 import importlib
@@ -90,7 +91,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name, or a module of the package, where it is first asked for."""
+    """Import a public name, or a module of the package, on its first use."""
     if name in _MODULE_OF:
         module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
         globals()[name] = getattr(module, name)
@@ -102,5 +103,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, loaded or not."""
+    """Return the public names, imported or not."""
     return sorted({*globals(), *__all__})

@@ -20,8 +20,8 @@ class Program(NamedTuple):
     """A row of the table `PROGRAMS`.
 
     Attributes:
-        schema: Returns all settings with their defaults; as MODULE:FUNCTION.
-        modes: Mode → `(config, workdir) -> text`, as MODULE:FUNCTION.
+        schema: MODULE:FUNCTION that returns all settings with their defaults.
+        modes: Mode → MODULE:FUNCTION, `(config, workdir) -> text`.
         hosts: Whether several hosts can share a run.
     """
 

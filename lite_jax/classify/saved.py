@@ -81,9 +81,9 @@ def save_classifier(
 def _are_used(program: Program, weights: PyTree, images: Any) -> list[bool]:
     """Return, for each leaf of the weights, whether the program uses it."""
     traced = jax.make_jaxpr(program)(weights, images).jaxpr
-    wanted = {id(x) for equation in traced.eqns for x in equation.invars}
-    wanted |= {id(x) for x in traced.outvars}
-    return [id(x) in wanted for x in traced.invars[: len(jax.tree.leaves(weights))]]
+    used_ids = {id(x) for equation in traced.eqns for x in equation.invars}
+    used_ids |= {id(x) for x in traced.outvars}
+    return [id(x) in used_ids for x in traced.invars[: len(jax.tree.leaves(weights))]]
 
 
 def load_classifier(path: str | Path) -> Classifier:

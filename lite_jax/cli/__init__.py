@@ -1,1 +1,1 @@
-"""The command `lite-jax`."""
+"""The command lines `lite-jax`, `lite_jax.main` and `lite_jax.data`."""

@@ -1,4 +1,4 @@
-"""`python -m lite_jax.cli`: the command `lite-jax`; see `lite_jax.cli.command`."""
+"""Entry point of `python -m lite_jax.cli`, the command `lite-jax`."""
 
 from lite_jax.cli.command import run
 

@@ -1,6 +1,6 @@
 """The command `lite-jax`: adapt to photographs and predict, train, look and report.
 
-A command imports what it runs, so that help and mistakes are told at once.
+A command imports its modules when it runs, so help and errors are printed quickly.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from lite_jax.errors import UserError
 
 
 def run() -> None:
-    """Run the command; a user's mistake is one line and exit code 1."""
+    """Run the command line of this process."""
     tell_on_stderr()
     try:
         main(sys.argv[1:])
-    except BrokenPipeError:  # whoever read along has seen enough
+    except BrokenPipeError:  # the reader of a pipe has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run a command line without its program's name."""
+    """Run a command; for a `UserError` print one line, and exit with code 1.
+
+    Args:
+        argv: The command line without the name of the program.
+    """
     if argv and argv[0] in _PASSED_ON:
         _PASSED_ON[argv[0]](list(argv[1:]))
         return
@@ -40,11 +44,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def tell_on_stderr() -> None:
-    """Write what the package logs, such as unreadable files, to stderr, a line each."""
+    """Write the messages that the package logs to stderr, such as unreadable files."""
     logger = logging.getLogger("lite_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    if not logger.handlers:  # a command may run another
+    if not logger.handlers:  # already set if a command runs another one
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
@@ -81,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--checkpoint", required=True, help="a run's workdir")
     demo.add_argument("--port", type=int, default=8421, help="0 for any that is free")
     add(_doctor, "say what this installation has, and test it")
-    for name, text in _TEXTS.items():  # listed here, and parsed where they are run
+    for name, text in _TEXTS.items():  # their modules parse their arguments
         commands.add_parser(name, help=text, add_help=False)
     return parser
 
@@ -92,31 +96,31 @@ def _adapt(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out).expanduser()
     _check_replaceable(out)
     learner = load(arguments.checkpoint)
-    found = learner.adapt(arguments.support, folds=arguments.folds)
-    support = found.support
+    classifier = learner.adapt(arguments.support, folds=arguments.folds)
+    support = classifier.support
     counts = f"{len(support.images)} images of {len(support.class_names)} classes"
     skipped = f", {support.skipped} unreadable" if support.skipped else ""
-    print(f"{counts}{skipped}: adapted in {found.seconds:.2f} s")
-    print(found.held_out.describe())
+    print(f"{counts}{skipped}: adapted in {classifier.seconds:.2f} s")
+    print(classifier.held_out.describe())
     platforms = [x.strip() for x in arguments.platforms.split(",") if x.strip()]
-    found.save(out, platforms or None)
+    classifier.save(out, platforms or None)
     print(
         f"{out}: {out.stat().st_size / 1e6:.2f} MB; lite-jax predict "
         f"--classifier={out} PHOTO …"
     )
 
 
-def _check_place(out: Path) -> None:
-    """Raise where no file can be."""
+def _check_out(out: Path) -> None:
+    """Raise unless a file can be written at the path."""
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out={out}: expected a file in a folder that exists")
 
 
 def _check_replaceable(out: Path) -> None:
-    """Raise where a file stands that no classifier is lost with."""
+    """Raise if the path exists and is no classifier, so that no other file is lost."""
     from lite_jax.classify import load_classifier
 
-    _check_place(out)
+    _check_out(out)
     if out.exists():
         try:
             load_classifier(out)
@@ -139,10 +143,10 @@ def _predict(arguments: argparse.Namespace) -> None:
     if arguments.sheet:
         check_sheet(Path(arguments.sheet))
     if arguments.out:
-        _check_place(Path(arguments.out))
+        _check_out(Path(arguments.out))
     classifier = load_classifier(arguments.classifier)
-    found = predict_files(classifier, arguments.paths)
-    text = FORMATS[arguments.format](found)
+    predictions = predict_files(classifier, arguments.paths)
+    text = FORMATS[arguments.format](predictions)
     if arguments.out:
         try:
             write_atomically(Path(arguments.out), text + "\n")
@@ -150,11 +154,11 @@ def _predict(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"--out={arguments.out} cannot be written: {error}"
             ) from error
-        print(f"{len(found.files)} images: {arguments.out}")
+        print(f"{len(predictions.files)} images: {arguments.out}")
     else:
         print(text)
     if arguments.sheet:
-        draw_predictions(found, Path(arguments.sheet))
+        draw_predictions(predictions, Path(arguments.sheet))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -197,7 +201,7 @@ def _report(argv: list[str]) -> None:
 
 
 def _run_module(name: str, argv: list[str]) -> None:
-    """Do what `python -m NAME` does."""
+    """Run a module as `python -m NAME` does."""
     sys.argv = [name, *argv]
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 

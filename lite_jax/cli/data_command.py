@@ -1,4 +1,4 @@
-"""Look at a data set, or cache it: `python -m lite_jax.data describe --source=PATH`."""
+"""The command `python -m lite_jax.data`: describe a data set, or cache it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lite_jax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; a user's mistake is one line and exit code 1."""
+    """Run a command; for a `UserError` print one line, and exit with code 1."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
@@ -70,11 +70,11 @@ def _describe(arguments: argparse.Namespace) -> None:
     if path.suffix != ".png" or not path.parent.is_dir():
         raise UserError(f"--out={path}: expected a .png file in a folder that exists")
     sources = _sources(arguments)
-    found = {
+    descriptions = {
         split: describe(source, everything=arguments.all)
         for split, source in sources.items()
     }
-    print(format_description(found))
+    print(format_description(descriptions))
     split, source = next(iter(sources.items()))
     check_spec("--", spec := _spec(arguments, source), source)
     contact_sheet(source, spec, path, seed=arguments.seed, index=arguments.episode)
@@ -110,30 +110,30 @@ def _sources(arguments: argparse.Namespace) -> dict[str, ClassSource]:
 
 
 def _settings(arguments: argparse.Namespace) -> DataSettings:
-    """Return the command's choices."""
+    """Return the data settings that the flags give."""
     dataset, root = arguments.source, ""
     if dataset not in DATASETS:
         path = Path(dataset).expanduser()
         dataset, root = detect(path), str(path)
     settings = DataSettings(dataset, root, arguments.image_size, cache_gb=0.0)
-    known = dataclasses.asdict(settings)
+    values = dataclasses.asdict(settings)
     for change in arguments.set:
         name, equals, value = change.partition("=")
-        if name not in known or not equals:
+        if name not in values or not equals:
             raise UserError(
-                f"--set={change}: expected KEY=VALUE with one of {', '.join(known)}"
+                f"--set={change}: expected KEY=VALUE with one of {', '.join(values)}"
             )
-        known[name] = _as_type_of(known[name], value, change)
-    return DataSettings(**known)
+        values[name] = _as_type_of(values[name], value, change)
+    return DataSettings(**values)
 
 
 def _as_type_of(old: Any, value: str, change: str) -> Any:
-    """Return the text as a value of the old one's type."""
+    """Return a text as a value of the type of `old`; `change` is for the message."""
     if isinstance(old, bool):
-        known = {"true": True, "1": True, "false": False, "0": False}
-        if value.lower() not in known:
+        booleans = {"true": True, "1": True, "false": False, "0": False}
+        if value.lower() not in booleans:
             raise UserError(f"--set={change}: expected true or false")
-        return known[value.lower()]
+        return booleans[value.lower()]
     try:
         return type(old)(value)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What this installation has: versions, devices, optional parts, and a self-test."""
+"""The command `lite-jax doctor`: versions, devices, optional parts, a self-test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lite_jax.lite import batched, exact_grad, lite_grad
 from lite_jax.run.memory_budget import GB, SHARE
 
 _PACKAGES = ("lite_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_OPTIONAL = {  # extra: what it brings, and the module that tells
+_OPTIONAL = {  # extra: (its use, a module that it installs)
     "demo": ("the web page of lite-jax demo", "starlette"),
     "hdf5": ("HDF5 data sets", "h5py"),
     "hub": ("weights from the hub", "huggingface_hub"),
@@ -24,7 +24,7 @@ _OPTIONAL = {  # extra: what it brings, and the module that tells
 
 
 def examine() -> str:
-    """Return the findings, a line each.
+    """Return a report of the installation, as lines of text.
 
     Raises:
         AssertionError: Gradients on this device are wrong.
@@ -34,9 +34,9 @@ def examine() -> str:
     lines += ["", *(_describe_device(device) for device in jax.local_devices())]
     lines += ["", "optional parts:"]
     for extra, (use, module) in _OPTIONAL.items():
-        here = importlib.util.find_spec(module) is not None
-        mend = "installed" if here else f"pip install 'lite_jax[{extra}]'"
-        lines.append(f"  {extra:<7} {use:<30} {mend}")
+        is_installed = importlib.util.find_spec(module) is not None
+        status = "installed" if is_installed else f"pip install 'lite_jax[{extra}]'"
+        lines.append(f"  {extra:<7} {use:<30} {status}")
     return "\n".join([*lines, "", _self_test()])
 
 
@@ -50,7 +50,7 @@ def _describe_device(device: jax.Device) -> str:
 
 
 def _self_test() -> str:
-    """Return that gradients with H = N are exact here, after seeing that they are."""
+    """Check that gradients with H = N are exact on this device; return their error."""
     images = jax.random.normal(jax.random.key(0), (24, 8))
     weights = jnp.ones((8, 4)) / 8
 
@@ -58,11 +58,11 @@ def _self_test() -> str:
         total = set_sum(batched(lambda w, x: jnp.tanh(x @ w)), weights, images, key)
         return jnp.sum((total / len(images) - 1) ** 2)
 
-    whole = exact_grad(loss)(weights, images, None)
-    drawn = lite_grad(loss, num_backprop=24, chunk_size=5)(
+    exact = exact_grad(loss)(weights, images, None)
+    estimate = lite_grad(loss, num_backprop=24, chunk_size=5)(
         weights, images, jax.random.key(1)
     )
-    error = float(jnp.abs(whole - drawn).max() / jnp.abs(whole).max())
+    error = float(jnp.abs(exact - estimate).max() / jnp.abs(exact).max())
     if not error < 1e-3:
         raise AssertionError(f"gradients are wrong on this device, by {error:.1e}")
     return f"self-test: lite_grad with H = N is exact to {error:.0e}"

@@ -1,6 +1,6 @@
-"""The command line: flags, and one call.
+"""The command `python -m lite_jax.main`: its flags, and the call of a program.
 
-A program is imported once the flags are right, so that mistakes are told at once.
+A program is imported after the flags are checked, so errors are printed quickly.
 
 python -m lite_jax.main --config=configs/protonets.py[:VARIANT,…] [--workdir=FOLDER]
     [--mode=train|eval|export] [--hosts=auto|ADDRESS:PORT,COUNT,INDEX]
@@ -44,7 +44,7 @@ _HOSTS = flags.DEFINE_string(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the chosen mode and print what it says."""
+    """Run the mode of the flags, and print its result and the workdir."""
     del argv
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
@@ -62,7 +62,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse flags; a mistake becomes one `UserError`."""
+    """Parse the flags, and return the arguments that are no flags.
+
+    Raises:
+        UserError: Any error in the command line or in the config file.
+    """
     if not any(argument.lstrip("-").startswith("help") for argument in argv):
         _check_config_path(argv)
     try:
@@ -102,14 +106,14 @@ def _config_values(argv: Sequence[str]) -> list[str]:
 
 
 def _explained(argv: list[str], error: Exception) -> UserError:
-    """Return the mistake behind an exception of the flags, in one line."""
+    """Return a `UserError` of one line for an exception raised by the flags."""
     cause: BaseException | None = error
-    mistakes = []
+    user_errors = []
     while cause is not None:
-        mistakes += [cause] if isinstance(cause, UserError) else []
+        user_errors += [cause] if isinstance(cause, UserError) else []
         cause = cause.__cause__ or cause.__context__
-    if mistakes:
-        return mistakes[-1]
+    if user_errors:
+        return user_errors[-1]
     unknown = _unknown_setting(argv)
     if unknown is not None:
         return unknown
@@ -120,12 +124,12 @@ def _unknown_setting(argv: list[str]) -> UserError | None:
     """Return the error for the first `--config.KEY` that the config lacks, if any.
 
     Raises:
-        UserError: The config's own file fails.
+        UserError: The config file raises an exception.
     """
     path = _config_values(argv)[-1]
     try:
         config = flags.FLAGS["config"].parser.parse(path)
-    except Exception as error:  # of any kind: the file is a program
+    except Exception as error:  # of any kind, since the file is a Python program
         kind = type(error).__name__
         raise UserError(f"--config={path} cannot be read: {kind}: {error}") from error
     known = _setting_names(config, "config")
@@ -137,19 +141,22 @@ def _unknown_setting(argv: list[str]) -> UserError | None:
 
 
 def _setting_names(config: ConfigDict, prefix: str) -> list[str]:
-    """Return the dotted names of all settings."""
+    """Return the names of all settings, with dots, as in `config.train.steps`."""
     names = []
     for key, value in config.items():
-        inner = isinstance(value, ConfigDict)
+        is_section = isinstance(value, ConfigDict)
         name = f"{prefix}.{key}"
-        names += _setting_names(value, name) if inner else [name]
+        names += _setting_names(value, name) if is_section else [name]
     return names
 
 
 def run() -> None:
-    """Run the program; a user's mistake is one line and exit code 1."""
+    """Run the command; for a `UserError` print one line, and exit with code 1.
+
+    After SIGTERM and a saved checkpoint the exit code is `EXIT_CODE`.
+    """
     tell_on_stderr()
-    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells of every file
+    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax logs every file
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:

@@ -80,7 +80,7 @@ def run_policy(config: ConfigDict, workdir: Path) -> str:
 
     Writes `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/{last,best}`
     to the workdir. The best parameters are those of the checkpoint with the highest
-    mean return after adaptation, over the `train.valid_every` steps before it.
+    mean return after adaptation, over the `train.valid_every` steps up to it.
 
     Raises:
         UserError: A setting out of range, or a workdir of another run.

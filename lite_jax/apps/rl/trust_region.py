@@ -69,16 +69,16 @@ def trust_region_step(
     settings: TrustRegion,
     floor: Params | None = None,
 ) -> tuple[Params, Outcome]:
-    """Return the parameters loss_after a step, and its outcome.
+    """Return the parameters after a step, and its outcome.
 
     The direction is H⁻¹ g. Here g is the gradient of the loss and H the Hessian of the
-    divergence at `params`, both means over the tasks. Tasks are computed one loss_after
+    divergence at `params`, both means over the tasks. Tasks are computed one after
     another, so memory is that of one task. The first trial is as long as the quadratic
     model of the divergence allows. A trial is accepted if it lowers the loss and its
     divergence is within the limit. If none is accepted, the parameters do not change.
 
-    Parameters at their floor that the step would lower stay there, and the direction is
-    computed for the others. A trial that goes below the floor is clipped to it.
+    Parameters at their floor whose gradient is not negative stay there, and the
+    direction is computed for the others. A trial below the floor is clipped to it.
 
     Args:
         loss: The loss that the step lowers.
@@ -118,7 +118,9 @@ def trust_region_step(
         return jax.tree.map(lambda x, f: jnp.where(f, x, 0), vector, free)
 
     gradient = on_free(slope)
-    solution = conjugate_gradient(product, gradient, None, settings.solver_steps, 1e-10)
+    solution = solve_by_conjugate_gradient(
+        product, gradient, None, settings.solver_steps, 1e-10
+    )
     direction = solution.vector
     curvature = trees.dot(direction, gradient)  # = dᵀHd: residuals are orthogonal to d
     length = jnp.sqrt(
