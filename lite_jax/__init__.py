@@ -97,7 +97,8 @@ def __getattr__(name: str) -> Any:
         globals()[name] = getattr(module, name)
         return globals()[name]
     full_name = f"{__name__}.{name}"
-    if name.startswith("_") or importlib.util.find_spec(full_name) is None:
+    known = name.isidentifier() and importlib.util.find_spec(full_name) is not None
+    if name.startswith("_") or not known:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module(full_name)
 

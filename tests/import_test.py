@@ -112,6 +112,7 @@ def test_every_public_name_is_loaded_when_asked_for():
     assert sorted(lite_jax._MODULE_OF) == sorted(lite_jax.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lite_gard'"):
         lite_jax.lite_gard  # noqa: B018
+    assert not hasattr(lite_jax, "no.module")
 
 
 def test_modules_are_attributes_and_names_are_listed_before_they_are_loaded():
