@@ -44,7 +44,7 @@ from experiments.sections import Row, Section, columns, mean_and_each
 from lite_jax import Network, hypergrad, nn
 from lite_jax.apps.reweight.run import run_reweighting
 from lite_jax.apps.reweight.training import reweighting_problem
-from lite_jax.apps.reweight.weightings import meta_weight_net, per_example
+from lite_jax.apps.reweight.weightings import meta_weight_net, per_example_weighting
 from lite_jax.files import read_rows
 from lite_jax.run import memory_budget
 
@@ -121,7 +121,7 @@ def scaled(arguments: argparse.Namespace) -> Iterator[Row]:
         chosen = {"sama": chosen["sama"]}
     for width, depth in sizes:
         network, step = text_encoder_step(width, depth)
-        problem = reweighting_problem(network.apply, per_example())
+        problem = reweighting_problem(network.apply, per_example_weighting())
         params, batches, compiled, runs = step.params, texts(BATCH), {}, {}
         for name, estimator in chosen.items():
             run = jax.jit(functools.partial(estimator.hypergrad, problem))

@@ -21,7 +21,7 @@ from PIL import Image
 from lite_jax import UserError
 from lite_jax.data import ImageSpec, VariableSpec, load_task, make_meta_dataset
 from lite_jax.data.meta_dataset.dumped import DumpedEpisodes
-from lite_jax.data.meta_dataset.source import PROTOCOLS, read_source
+from lite_jax.data.meta_dataset.source import META_DATASET_PROTOCOLS, read_source
 from lite_jax.data.meta_dataset.spec import parse_spec, read_spec
 from lite_jax.data.readers.tfrecord import (
     RecordFile,
@@ -189,7 +189,7 @@ def test_lite_flattens_imagenet_and_adds_mnist(tmp_path):
 
 
 def test_protocols_have_the_published_sources():
-    v2, lite = PROTOCOLS["md-v2"], PROTOCOLS["lite"]
+    v2, lite = META_DATASET_PROTOCOLS["md-v2"], META_DATASET_PROTOCOLS["lite"]
     assert len(v2.train) == 7 and set(lite.train) - set(v2.train) == {"mnist"}
     assert len(v2.valid) == 7 and len(v2.test) == 8 and v2.test == lite.test
     assert "vgg_flower" not in {*v2.train, *v2.valid, *v2.test}

@@ -11,7 +11,7 @@ from lite_jax.apps.evaluations.video_metrics import score_video, user_interval
 from lite_jax.data import EpisodeSpec, ImageSpec, load_task, synthetic
 from lite_jax.data.episodes import check_spec, episode_rng
 from lite_jax.data.orbit.protocol import (
-    PROTOCOLS,
+    ORBIT_PROTOCOLS,
     ClipRule,
     draw_task,
     open_clips,
@@ -21,7 +21,7 @@ from lite_jax.data.orbit.protocol import (
 from lite_jax.data.orbit.source import OrbitSource, OrbitSpec
 from lite_jax.run.metrics import interval
 
-NEW, OLD = PROTOCOLS["2022"], PROTOCOLS["2021"]
+NEW, OLD = ORBIT_PROTOCOLS["2022"], ORBIT_PROTOCOLS["2021"]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from lite_jax.apps.reweight.run import run_reweighting
 from lite_jax.apps.reweight.sets import LabelledSet, make_sets
 from lite_jax.apps.reweight.text import generated_texts, read_tsv
 from lite_jax.apps.reweight.training import reweighting_problem
-from lite_jax.apps.reweight.weightings import meta_weight_net, per_example
+from lite_jax.apps.reweight.weightings import meta_weight_net, per_example_weighting
 from lite_jax.files import read_rows
 from lite_jax.run.preemption import Preempted
 
@@ -39,7 +39,10 @@ def linear_case(weighting, count=12):
     return problem, params, meta, batches
 
 
-WEIGHTINGS = {"per_example": per_example(), "meta_weight_net": meta_weight_net(5)}
+WEIGHTINGS = {
+    "per_example": per_example_weighting(),
+    "meta_weight_net": meta_weight_net(5),
+}
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
@@ -101,7 +104,7 @@ def test_the_identity_is_the_slope_of_one_small_step(name):
 
 
 def test_the_scale_of_the_weights_does_not_matter():
-    problem, params, meta, batches = linear_case(per_example())
+    problem, params, meta, batches = linear_case(per_example_weighting())
     inner = jax.jit(functools.partial(problem.inner, set_sum=None))
     small = np.full(meta.shape, -3.0)  # so that twice the weight is below 1
     grown = special.logit(2 * special.expit(small))

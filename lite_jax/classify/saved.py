@@ -20,14 +20,14 @@ from lite_jax.run.predictor import in_batches
 from lite_jax.types import PyTree
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-Program = Callable[[PyTree, Any], Any]
+PredictFn = Callable[[PyTree, Any], Any]
 """`(weights, images [n, …] uint8) -> log-probabilities [n, classes]`."""
 
 
 def save_classifier(
     path: Path,
     classifier: Classifier,
-    program: Program,
+    program: PredictFn,
     weights: PyTree,
     platforms: Sequence[str] | None = None,
 ) -> None:
@@ -78,7 +78,7 @@ def save_classifier(
         raise UserError(f"out={path} cannot be written: {error}") from error
 
 
-def _are_used(program: Program, weights: PyTree, images: Any) -> list[bool]:
+def _are_used(program: PredictFn, weights: PyTree, images: Any) -> list[bool]:
     """Return, for each leaf of the weights, whether the program uses it."""
     traced = jax.make_jaxpr(program)(weights, images).jaxpr
     used_ids = {id(x) for equation in traced.eqns for x in equation.invars}

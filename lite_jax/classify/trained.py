@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from lite_jax.classify.classifier import Classifier
 from lite_jax.classify.held_out import fit_temperature, hold_out
-from lite_jax.classify.saved import Program, save_classifier
+from lite_jax.classify.saved import PredictFn, save_classifier
 from lite_jax.data.images import ImageSpec
 from lite_jax.data.registry import own_image_spec
 from lite_jax.data.supports import (
@@ -277,7 +277,7 @@ class AdaptedClassifier(Classifier):
         seconds: Time of the adaptation; the first one includes compilation.
     """
 
-    program: Program
+    program: PredictFn
     weights: PyTree
     learner: TrainedLearner
     support: Support

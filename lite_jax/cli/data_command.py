@@ -11,7 +11,7 @@ from typing import Any
 
 from lite_jax.data.cache import build_cache
 from lite_jax.data.describe import contact_sheet, describe, format_description
-from lite_jax.data.episodes import EpisodeSpec, Sampler, check_spec
+from lite_jax.data.episodes import EpisodeSampler, EpisodeSpec, check_spec
 from lite_jax.data.orbit.source import OrbitSource, OrbitSpec
 from lite_jax.data.registry import DATASETS, DataSettings, detect, open_source
 from lite_jax.data.sources import SPLITS, ClassSource
@@ -81,7 +81,7 @@ def _describe(arguments: argparse.Namespace) -> None:
     print(f"episode {arguments.episode} of {split!r}: {path}")
 
 
-def _spec(arguments: argparse.Namespace, source: ClassSource) -> Sampler:
+def _spec(arguments: argparse.Namespace, source: ClassSource) -> EpisodeSampler:
     way, shot = arguments.way, arguments.shot
     if isinstance(source, OrbitSource):
         return OrbitSpec((2, way), way * shot, way * arguments.query)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lite_jax.data.episodes import (
     ClassSampler,
-    Sampler,
+    EpisodeSampler,
     episode_rng,
     sample_episode,
 )
@@ -125,7 +125,12 @@ def format_description(found: Mapping[str, Description]) -> str:
 
 
 def contact_sheet(
-    source: ClassSource, spec: Sampler, path: Path, *, seed: int = 0, index: int = 0
+    source: ClassSource,
+    spec: EpisodeSampler,
+    path: Path,
+    *,
+    seed: int = 0,
+    index: int = 0,
 ) -> None:
     """Save a picture of one episode: its support images, and its query images below.
 

@@ -17,7 +17,7 @@ from lite_jax.data.sources import ClassSource, Groups, class_groups, equal_group
 from lite_jax.errors import UserError
 
 
-class Sampler(Protocol):
+class EpisodeSampler(Protocol):
     """A rule for drawing tasks: `EpisodeSpec`, `VariableSpec` or `OrbitSpec`."""
 
     @property
@@ -58,7 +58,7 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
-class ClassSampler(Sampler, Protocol):
+class ClassSampler(EpisodeSampler, Protocol):
     """A rule for drawing tasks from classes of images."""
 
     def draw_sizes(
@@ -272,7 +272,7 @@ def sample_episode(
 
 
 def _episode_classes(
-    spec: Sampler, groups: Groups, rng: np.random.Generator
+    spec: EpisodeSampler, groups: Groups, rng: np.random.Generator
 ) -> np.ndarray:
     """Return class numbers drawn from one group, which has `spec.way[0]` or more."""
     least, most = spec.way
@@ -297,7 +297,7 @@ def _capped_shots(shots: np.ndarray, most: int, rng: np.random.Generator) -> np.
     return shots - np.bincount(dropped, minlength=len(shots))
 
 
-def check_spec(name: str, spec: Sampler, source: ClassSource) -> None:
+def check_spec(name: str, spec: EpisodeSampler, source: ClassSource) -> None:
     """Raise unless every episode of `spec` can be drawn from `source`.
 
     Args:

@@ -11,7 +11,12 @@ from typing import TypeVar
 import numpy as np
 
 from lite_jax.data.augment import Augment
-from lite_jax.data.episodes import ClassSampler, Sampler, episode_rng, sample_episode
+from lite_jax.data.episodes import (
+    ClassSampler,
+    EpisodeSampler,
+    episode_rng,
+    sample_episode,
+)
 from lite_jax.data.sources import ClassSource, class_groups
 from lite_jax.errors import UserError
 from lite_jax.types import Examples, Task
@@ -22,7 +27,7 @@ R = TypeVar("R")
 
 def load_task(
     source: ClassSource,
-    spec: Sampler,
+    spec: EpisodeSampler,
     seed: int,
     stream: str,
     index: int,

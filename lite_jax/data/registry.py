@@ -11,7 +11,7 @@ from lite_jax.data.cache import INDEX, open_cache
 from lite_jax.data.class_lists import classes_of_split
 from lite_jax.data.images import ImageSpec
 from lite_jax.data.meta_dataset.source import make_meta_dataset
-from lite_jax.data.orbit.protocol import find_protocol, read_users
+from lite_jax.data.orbit.protocol import find_orbit_protocol, read_users
 from lite_jax.data.orbit.source import OrbitSource
 from lite_jax.data.readers.arrays import array_source
 from lite_jax.data.readers.builtin import digits, synthetic
@@ -220,7 +220,7 @@ def _meta_dataset(settings: DataSettings, split: str) -> ClassSource:
 
 
 def _orbit(settings: DataSettings, split: str) -> ClassSource:
-    protocol = find_protocol(settings.orbit_protocol)
+    protocol = find_orbit_protocol(settings.orbit_protocol)
     if settings.orbit_filter:
         issues = [x.strip() for x in settings.orbit_filter.split(",")]
         protocol = protocol._replace(frame_filter=tuple(set(issues) - {"none"}))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from ml_collections import ConfigDict
 
 from lite_jax import data
-from lite_jax.data.episodes import EpisodeSpec, Sampler, VariableSpec, check_spec
+from lite_jax.data.episodes import EpisodeSampler, EpisodeSpec, VariableSpec, check_spec
 from lite_jax.data.orbit.source import OrbitSpec
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError
@@ -40,7 +40,7 @@ def data_settings(config: ConfigDict) -> data.DataSettings:
     return data.DataSettings(**{x.name: config.data[x.name] for x in fields})
 
 
-def make_spec(settings: ConfigDict) -> Sampler:
+def make_spec(settings: ConfigDict) -> EpisodeSampler:
     """Return the episode sampler of some settings.
 
     Raises:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lite_jax import nn
-from lite_jax.data.orbit.protocol import find_protocol
+from lite_jax.data.orbit.protocol import find_orbit_protocol
 from lite_jax.errors import UserError, pick
 from lite_jax.learners import (
     classifier,
@@ -89,7 +89,7 @@ def clip_length(config: ConfigDict) -> int | None:
     """Return the number of frames of a clip, or None where examples are images."""
     if config.data.dataset != "orbit":
         return None
-    return find_protocol(config.data.orbit_protocol).clip_length
+    return find_orbit_protocol(config.data.orbit_protocol).clip_length
 
 
 def _learner_from_settings(

@@ -16,7 +16,7 @@ SHARE = 0.9
 """Share of a device's memory that `chunk_size="auto"` uses without a budget."""
 
 
-class Fit(NamedTuple):
+class ChunkFit(NamedTuple):
     """A compiled program and its memory.
 
     Attributes:
@@ -44,7 +44,7 @@ def temporary_bytes(program: Any) -> int:
 
 def largest_chunk(
     build: Callable[[int], Any], most: int, budget_gb: float = 0.0
-) -> Fit:
+) -> ChunkFit:
     """Return the program of the largest chunk size that fits into the budget.
 
     Sizes 1, 2, 3, 4, 6, 8, 12, … and `most` are searched by bisection: about four
@@ -63,9 +63,9 @@ def largest_chunk(
     sizes = sorted({1, most} | {b << k for b in (2, 3) for k in range(20)})
     sizes = [size for size in sizes if size <= most]
 
-    def fit(size: int) -> Fit:
+    def fit(size: int) -> ChunkFit:
         program = build(size)
-        return Fit(size, program, program_bytes(program))
+        return ChunkFit(size, program, program_bytes(program))
 
     best, low, high = fit(sizes[0]), 1, len(sizes)
     if best.num_bytes > budget:

@@ -37,7 +37,7 @@ from lite_jax.classify import HeldOut, load_classifier, standalone
 from lite_jax.data.class_lists import read_list
 from lite_jax.data.images import ImageSpec
 from lite_jax.data.meta_dataset.spec import read_spec
-from lite_jax.data.orbit.protocol import find_protocol, read_users
+from lite_jax.data.orbit.protocol import find_orbit_protocol, read_users
 from lite_jax.data.readers.arrays import array_source
 from lite_jax.data.readers.tfrecord import (
     RecordFile,
@@ -103,7 +103,7 @@ def _annotations(folder: Path) -> None:
     notes = folder / "orbit/annotations/train"
     notes.mkdir(parents=True, exist_ok=True)
     (folder / "video.json").rename(notes / f"{video}.json")
-    protocol = find_protocol("2022")._replace(least_frames=1)
+    protocol = find_orbit_protocol("2022")._replace(least_frames=1)
     read_users(folder / "orbit", "train", protocol)
 
 

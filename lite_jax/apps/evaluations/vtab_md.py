@@ -24,7 +24,7 @@ from lite_jax.apps.evaluations.jobs import (
 )
 from lite_jax.data.episodes import VariableSpec, check_spec
 from lite_jax.data.images import ImageSpec
-from lite_jax.data.meta_dataset.source import find_protocol, read_source
+from lite_jax.data.meta_dataset.source import find_meta_dataset_protocol, read_source
 from lite_jax.data.vtab.rules import GROUPS, VTAB
 from lite_jax.data.vtab.tasks import VtabTask, vtab_task
 from lite_jax.errors import UserError
@@ -41,7 +41,7 @@ _PARTS = {"MD-v2": 8, "VTAB natural": 6, "VTAB specialized": 4, "VTAB structured
 
 def plan_meta_dataset(config: ConfigDict, params: Params) -> list[Job]:
     """Return a job for each test source of Meta-Dataset."""
-    names = chosen(config, find_protocol(config.data.protocol).test)
+    names = chosen(config, find_meta_dataset_protocol(config.data.protocol).test)
     return _meta_dataset_jobs(config, params, names)
 
 
@@ -51,7 +51,9 @@ def plan_vtab_md(config: ConfigDict, params: Params) -> list[Job]:
     Raises:
         UserError: Data are missing; all missing tasks of VTAB are named at once.
     """
-    names = chosen(config, [*find_protocol(config.data.protocol).test, *VTAB])
+    names = chosen(
+        config, [*find_meta_dataset_protocol(config.data.protocol).test, *VTAB]
+    )
     sources = [name for name in names if name not in VTAB]
     tasks = [name for name in names if name in VTAB]
     vtab = _vtab_jobs(config, params, tasks)
@@ -83,7 +85,7 @@ def _meta_dataset_jobs(
 
     jobs = []
     for name in names:
-        hierarchy = find_protocol(settings.protocol).hierarchy
+        hierarchy = find_meta_dataset_protocol(settings.protocol).hierarchy
         source = read_source(settings.root, name, "test", image, hierarchy)
         check_spec("benchmark", spec, source)
         row = settings_row(config, name, settings.protocol, image.resize)

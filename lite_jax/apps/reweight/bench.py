@@ -15,7 +15,11 @@ from ml_collections import ConfigDict
 from lite_jax import errors, nn
 from lite_jax.apps.reweight.sets import LabelledSet, Sets
 from lite_jax.apps.reweight.training import Logits, make_plain_training
-from lite_jax.apps.reweight.weightings import Weighting, meta_weight_net, per_example
+from lite_jax.apps.reweight.weightings import (
+    Weighting,
+    meta_weight_net,
+    per_example_weighting,
+)
 from lite_jax.errors import UserError
 from lite_jax.hypergrad import Estimator, conjugate_gradient, identity, neumann, sama
 from lite_jax.run import build_gradient
@@ -112,7 +116,7 @@ def make_bench(config: ConfigDict, sets: Sets) -> Bench:
 def _make_weighting(config: ConfigDict) -> Weighting:
     weightings = {
         "meta_weight_net": functools.partial(meta_weight_net, config.reweight.hidden),
-        "per_example": per_example,
+        "per_example": per_example_weighting,
     }
     return errors.pick("reweight.weighting", config.reweight.weighting, weightings)()
 

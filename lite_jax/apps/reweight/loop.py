@@ -9,26 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from lite_jax.apps.reweight.bench import Bench
-from lite_jax.apps.reweight.training import State, make_round
+from lite_jax.apps.reweight.training import ReweightingState, make_round
 from lite_jax.run import build_gradient
 from lite_jax.run.loop import Folder, take_steps
 from lite_jax.run.progress import Reporter
 
 
-def first_state(bench: Bench) -> State:
+def first_state(bench: Bench) -> ReweightingState:
     """Return the state before the first round, a function of the seed."""
     params = bench.init(bench.key("classifier"))
     count = len(bench.sets.train.labels)
     meta_params = bench.weighting.init(bench.key("weighting"), count)
     meta_optimizer = build_gradient.make_optimizer(bench.config)
-    return State(
+    return ReweightingState(
         jnp.int32(0), params, bench.optimizer.init(params), meta_params,
         meta_optimizer.init(meta_params), bench.estimator.init(params, meta_params),
         jnp.zeros(count), jnp.zeros(count),
     )  # fmt: skip
 
 
-def learn_weights(bench: Bench, folder: Folder) -> State:
+def learn_weights(bench: Bench, folder: Folder) -> ReweightingState:
     """Run the rounds left, and return the last state.
 
     Writes `metrics.jsonl`, `tensorboard/` and `checkpoints/last` to the folder, and at
@@ -41,7 +41,7 @@ def learn_weights(bench: Bench, folder: Folder) -> State:
         unroll=config.inner.steps, batch_size=config.train.batch_size,
         meta_batch_size=config.reweight.meta_batch_size,
     )  # fmt: skip
-    state: State = jax.tree.map(jnp.asarray, folder.saved)
+    state: ReweightingState = jax.tree.map(jnp.asarray, folder.saved)
 
     def take(step: int, report: Reporter) -> dict[str, Any]:
         nonlocal state

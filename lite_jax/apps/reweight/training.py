@@ -20,7 +20,7 @@ Logits = Callable[[Params, Any], jax.Array]
 """`(params, inputs [n, …]) -> [n, classes]`."""
 
 
-class State(NamedTuple):
+class ReweightingState(NamedTuple):
     """The state of training; with the seed it determines the next round.
 
     Attributes:
@@ -103,7 +103,10 @@ def make_round(
     unroll: int,
     batch_size: int,
     meta_batch_size: int,
-) -> Callable[[State, LabelledSet, LabelledSet, Key], tuple[State, dict[str, Any]]]:
+) -> Callable[
+    [ReweightingState, LabelledSet, LabelledSet, Key],
+    tuple[ReweightingState, dict[str, Any]],
+]:
     """Return the compiled round `(state, train, meta, seed_key) -> (state, metrics)`.
 
     A round takes `unroll` steps of the classifier on weighted batches, then one step of
@@ -115,8 +118,8 @@ def make_round(
 
     @functools.partial(jax.jit, donate_argnums=0)
     def run(
-        state: State, train: LabelledSet, meta: LabelledSet, seed_key: Key
-    ) -> tuple[State, dict[str, Any]]:
+        state: ReweightingState, train: LabelledSet, meta: LabelledSet, seed_key: Key
+    ) -> tuple[ReweightingState, dict[str, Any]]:
         key = jax.random.fold_in(seed_key, state.step)
         key, last_key, meta_key = jax.random.split(key, 3)
 
@@ -156,7 +159,7 @@ def make_round(
             "weight": weights.mean(),
             "hypergrad_norm": optax.tree.norm(hypergradient.grads),
         }
-        state = State(
+        state = ReweightingState(
             state.step + 1, params, opt_state, meta_params, meta_opt_state,
             hypergradient.state,
             state.weight_sums.at[batch[2]].add(weights),

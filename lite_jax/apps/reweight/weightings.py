@@ -25,7 +25,7 @@ class Weighting(NamedTuple):
     weights: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
 
 
-def per_example() -> Weighting:
+def per_example_weighting() -> Weighting:
     """Return the weighting by a sigmoid(λ_n) for each example, 1/2 at the start."""
     return Weighting(
         lambda key, num_train: jnp.zeros(num_train),

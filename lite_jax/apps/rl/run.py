@@ -57,7 +57,7 @@ class Setting(NamedTuple):
 _USES = ("init", "train", "test")
 
 
-class State(NamedTuple):
+class PolicyState(NamedTuple):
     """The state of training; with the seed it determines the next step.
 
     Attributes:
@@ -89,7 +89,7 @@ def run_policy(config: ConfigDict, workdir: Path) -> str:
     setting = make_setting(config)
     params = setting.learner.init(setting.key("init"))
     returns = np.zeros(config.train.valid_every, np.float32)
-    start = State(np.int32(0), params, np.float32(-math.inf), returns)
+    start = PolicyState(np.int32(0), params, np.float32(-math.inf), returns)
     with open_folder(workdir, config, start, lambda saved: saved.step) as folder:
         _train(setting, folder)
         results = _test(setting, folder.best.restore(params))
@@ -231,7 +231,7 @@ def _train(setting: Setting, folder: Folder) -> None:
     region = TrustRegion(
         config.rl.divergence, config.rl.solver_steps, config.rl.damping
     )
-    state: State = folder.saved
+    state: PolicyState = folder.saved
     params, best = jax.tree.map(jnp.asarray, state.params), float(state.best)
     returns = np.array(state.returns)
 
@@ -252,7 +252,7 @@ def _train(setting: Setting, folder: Folder) -> None:
         if due and mean > best:
             best = mean
             folder.best.save(step, params)
-        saved = State(np.int32(step), params, np.float32(best), returns)
+        saved = PolicyState(np.int32(step), params, np.float32(best), returns)
         folder.last.save(step, saved)
 
     steps = range(int(state.step) + 1, config.train.steps + 1)

@@ -42,21 +42,21 @@ _SIX = ("omniglot", "aircraft", "cu_birds", "dtd", "quickdraw", "fungi")
 _TRAIN = ("ilsvrc_2012", *_SIX)
 _VALID = (*_SIX, "mscoco")
 _TEST = (*_SIX, "traffic_sign", "mscoco")
-PROTOCOLS = {
+META_DATASET_PROTOCOLS = {
     "md-v2": Protocol(_TRAIN, _VALID, _TEST, hierarchy=True),
     "lite": Protocol((*_TRAIN, "mnist"), _VALID, _TEST, hierarchy=False),
 }
 
 
-def find_protocol(name: str) -> Protocol:
+def find_meta_dataset_protocol(name: str) -> Protocol:
     """Return the protocol with the given name.
 
     Raises:
         UserError: `name` is unknown; the message suggests the nearest known name.
     """
-    if name not in PROTOCOLS:
-        raise unknown_name("protocol", name, PROTOCOLS)
-    return PROTOCOLS[name]
+    if name not in META_DATASET_PROTOCOLS:
+        raise unknown_name("protocol", name, META_DATASET_PROTOCOLS)
+    return META_DATASET_PROTOCOLS[name]
 
 
 def make_meta_dataset(
@@ -87,7 +87,7 @@ def make_meta_dataset(
         UserError: The protocol or a source is unknown, or a source cannot be read.
     """
     check_split(split)
-    rules = find_protocol(protocol)
+    rules = find_meta_dataset_protocol(protocol)
     known = {name for part in (rules.train, rules.valid, rules.test) for name in part}
     for name in sources:
         if name not in known:

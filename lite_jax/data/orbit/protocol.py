@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 Clip = tuple[Path, ...]
 Pick = Literal["all", "random", "uniform", "history"]
-MODES = ("clutter", "clean")
+TARGET_MODES = ("clutter", "clean")
 """Kinds of target videos: CLU-VE and CLE-VE."""
 _FOLDERS = {"train": "train", "valid": "validation", "test": "test"}
 _MOST_VIDEOS = 15
@@ -79,7 +79,7 @@ class OrbitProtocol(NamedTuple):
     least_frames: int
 
 
-PROTOCOLS = {
+ORBIT_PROTOCOLS = {
     "2021": OrbitProtocol(
         clip_length=8,
         train=(ClipRule("random", 4), ClipRule("random", 4)),
@@ -99,15 +99,15 @@ PROTOCOLS = {
 }
 
 
-def find_protocol(name: str) -> OrbitProtocol:
+def find_orbit_protocol(name: str) -> OrbitProtocol:
     """Return the protocol with the given name.
 
     Raises:
         UserError: `name` is unknown; the message suggests the nearest known name.
     """
-    if name not in PROTOCOLS:
-        raise unknown_name("orbit_protocol", name, PROTOCOLS)
-    return PROTOCOLS[name]
+    if name not in ORBIT_PROTOCOLS:
+        raise unknown_name("orbit_protocol", name, ORBIT_PROTOCOLS)
+    return ORBIT_PROTOCOLS[name]
 
 
 class Video(NamedTuple):
@@ -189,8 +189,8 @@ def read_users(
             for the filter are missing.
     """
     check_split(split)
-    if mode not in MODES:
-        raise unknown_name("orbit_mode", mode, MODES)
+    if mode not in TARGET_MODES:
+        raise unknown_name("orbit_mode", mode, TARGET_MODES)
     base = existing_folder(root)
     folder = base / _FOLDERS[split]
     if not folder.is_dir():

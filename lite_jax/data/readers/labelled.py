@@ -13,7 +13,7 @@ from lite_jax.data.images import ImageSpec
 from lite_jax.errors import UserError
 
 
-class LabelledSet(Protocol):
+class LabelledImages(Protocol):
     """Labelled images, read by number."""
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 
 from lite_jax.data.images import ImageSpec
 from lite_jax.data.readers.folders import class_folders, images_of
-from lite_jax.data.readers.labelled import FileSet, LabelledSet, listed_images
+from lite_jax.data.readers.labelled import FileSet, LabelledImages, listed_images
 from lite_jax.data.readers.prepared import (
     PreparedSplit,
     find_prepared,
@@ -34,7 +34,7 @@ from lite_jax.data.vtab.rules import RULES, Example, VtabRule
 from lite_jax.errors import UserError, unknown_name
 
 NUM_SUPPORT = 1000
-PROTOCOLS = {"official": "vtab", "lite": "lanczos"}
+VTAB_PROTOCOLS = {"official": "vtab", "lite": "lanczos"}
 """Name of each protocol → name of its resize rule."""
 
 
@@ -53,8 +53,8 @@ class VtabTask(NamedTuple):
 
     name: str
     num_classes: int
-    support: LabelledSet
-    test: LabelledSet
+    support: LabelledImages
+    test: LabelledImages
     resize: str
     layout: str
 
@@ -91,9 +91,9 @@ def vtab_task(
     """
     if name not in RULES:
         raise unknown_name("VTAB task", name, RULES)
-    if protocol not in PROTOCOLS:
-        raise unknown_name("VTAB protocol", protocol, PROTOCOLS)
-    spec = ImageSpec(image_size, resize or PROTOCOLS[protocol])
+    if protocol not in VTAB_PROTOCOLS:
+        raise unknown_name("VTAB protocol", protocol, VTAB_PROTOCOLS)
+    spec = ImageSpec(image_size, resize or VTAB_PROTOCOLS[protocol])
     rule, base = RULES[name], Path(root).expanduser()
     dataset, version = rule.dataset, rule.version
     if name == "diabetic_retinopathy" and protocol == "lite":
