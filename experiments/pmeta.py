@@ -208,7 +208,7 @@ def train(config: ConfigDict, learner: Learner | None = None) -> Trained:
         return _TRAINED[name]
     sources = build_data.make_sources(config)
     learner = learner or build_learner.make_learners(config, sources).tested
-    optimizer = build_gradient.make_optimizer(config)
+    optimizer = build_gradient.make_optimizer(config, learner.constraint)
     step = make_train_step(build_gradient.make_grad_fn(config, learner), optimizer)
     state = init_state(optimizer, build_learner.init_params(config, learner, sources))
     begun, numbers = time.perf_counter(), range(1, config.train.steps + 1)

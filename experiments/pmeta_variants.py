@@ -68,7 +68,7 @@ def channel_steps(learning_rate: float, architecture: Architecture) -> InnerRule
     def adapts(path: str) -> bool:
         return everything(path) and not path.startswith("backbone/input/")
 
-    return InnerRule(init, adapts, lambda adapted: (), update)
+    return InnerRule(init, adapts, lambda adapted: (), update, lower_bound=0.0)
 
 
 def passed_on(rule: InnerRule, attention: Attention) -> InnerRule:

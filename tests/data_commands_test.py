@@ -211,8 +211,8 @@ def test_an_interrupted_build_leaves_no_cache(photographs, tmp_path, monkeypatch
     "arguments,message",
     [
         (["--source=nowhere"], "nowhere: no such file or folder"),
-        (["--source=digits", "--set=clas_list=x"], "a setting of config.data"),
-        (["--source=digits", "--set=rotations=perhaps"], "expected true or false"),
+        (["--source=digits", "--set=clas_list=x"], "expected KEY=VALUE with one of"),
+        (["--source=digits", "--set=allow_pickle=perhaps"], "expected true or false"),
         (["--source=digits", "--set=cache_gb=much"], "of type float"),
         (["--source=digits", "--way=9"], "way=9 is more than the 5 classes"),
         (["--source=digits", "--splits=trian"], "did you mean 'train'"),

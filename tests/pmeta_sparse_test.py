@@ -390,7 +390,7 @@ def test_plans_that_cannot_be_carried_out_are_refused():
         learned_plan(ARCHITECTURE, params | {"inner_rule": zeros})
     with pytest.raises(UserError, match=r"no layer 'blocks\.9/conv'"):
         fixed_plan(ARCHITECTURE, ["blocks.9/conv"], step_size=0.1, steps=2)
-    with pytest.raises(UserError, match=r"attention_forward=1\.5"):
+    with pytest.raises(UserError, match=r"attention\.forward=1\.5"):
         Plan(ARCHITECTURE, ({"head": 0.1},), Attention(1.5, 0.0)).check()
     with pytest.raises(UserError, match=r"unknown norm_gradient 'rounded'"):
         Plan(ARCHITECTURE, ({"head": 0.1},), NO_ATTENTION, "rounded").check()

@@ -432,7 +432,7 @@ def test_padding_does_not_count(attentive):
         ("", {"inner__attention_over": "all"}, "unknown inner.attention_over 'all'"),
         ("", {"gradient__estimator": "lite"}, "looks at all of a support at once"),
         ("", {"gradient__estimator": "exact", "gradient__chunk_size": 24}, "=25 or"),
-        ("", {"backbone__norm": "batch"}, "backbone.norm=batch: memory is counted"),
+        ("", {"backbone__norm": "batch"}, "norm='batch': memory is counted"),
         ("", {"backbone__name": "efficientnet_b0"}, "does not describe its own"),
         ("", {"backbone__dtype": "bfloat16"}, "does not describe its own"),
         ("", {"inner__film": True}, "inner.film"),
@@ -449,7 +449,8 @@ def test_training_makes_step_sizes_exactly_zero_and_never_negative(as_users_run_
     config = load_config("pmeta", "synthetic", inner__penalty=100.0, train__steps=30,
                          backbone__width=8, optimizer__schedule="constant",
                          optimizer__learning_rate=1e-2)  # fmt: skip
-    optimizer = build_gradient.make_optimizer(config)
+    constraint = build_learner.make_tested_learner(config, 5).constraint
+    optimizer = build_gradient.make_optimizer(config, constraint)
     params = {"inner_rule": {"a": jnp.array([0.05, 0.1])}, "head": jnp.array([0.05])}
     state = optimizer.init(params)
     for _ in range(20):

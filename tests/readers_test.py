@@ -1,6 +1,7 @@
 """One contract for every reader of data sets, and what each says of bad input."""
 
 import csv
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -156,10 +157,11 @@ def roots(tmp_path_factory):
 
 
 def settings_of(root, dataset=None, **changes):
-    return DataSettings(
+    settings = DataSettings(
         dataset or detect(root), str(root), image_size=8, allow_pickle=True,
-        **{"sources": "aircraft,omniglot,ilsvrc_2012"} | changes,
+        sources="aircraft,omniglot,ilsvrc_2012",
     )  # fmt: skip
+    return dataclasses.replace(settings, **changes)
 
 
 def source_of(roots, name, split, **changes):

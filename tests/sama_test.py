@@ -12,7 +12,7 @@ from estimates import estimate, products_of, relative_error
 from experiments.sama import text_encoder_step, texts
 from lite_jax import UserError, exact_sum, hypergrad
 from lite_jax.apps.reweight.training import reweighting_problem
-from lite_jax.apps.reweight.weightings import per_example
+from lite_jax.apps.reweight.weightings import per_example_weighting
 from lite_jax.hypergrad import InnerStep, Problem, identity, sama
 from lite_jax.run import memory_budget
 from tests import bilevel
@@ -193,7 +193,7 @@ def test_memory_is_that_of_one_product_and_not_of_what_runs_beside_it():
         return step.params, jnp.zeros(8), texts(8), step
 
     arguments = jax.eval_shape(arrays)
-    problem = reweighting_problem(networks[0].apply, per_example())
+    problem = reweighting_problem(networks[0].apply, per_example_weighting())
 
     def mib(function):
         program = jax.jit(function).lower(*arguments).compile()

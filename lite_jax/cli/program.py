@@ -108,10 +108,11 @@ def _config_values(argv: Sequence[str]) -> list[str]:
 def _explained(argv: list[str], error: Exception) -> UserError:
     """Return a `UserError` of one line for an exception raised by the flags."""
     cause: BaseException | None = error
-    user_errors = []
-    while cause is not None:
-        user_errors += [cause] if isinstance(cause, UserError) else []
+    causes: list[BaseException] = []
+    while cause is not None and cause not in causes:  # they can form a circle
+        causes.append(cause)
         cause = cause.__cause__ or cause.__context__
+    user_errors = [cause for cause in causes if isinstance(cause, UserError)]
     if user_errors:
         return user_errors[-1]
     unknown = _unknown_setting(argv)

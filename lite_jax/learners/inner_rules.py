@@ -1,7 +1,7 @@
 """Inner rules: which parameters an inner step changes, and how.
 
-MAML, ANIL, BOIL, MAML++ and p-Meta share one inner loop (`lite_jax.learners.maml`) and
-differ in its rule.
+MAML, ANIL, BOIL and MAML++ share one inner loop (`lite_jax.learners.maml`) and differ
+in its rule.
 """
 
 from __future__ import annotations

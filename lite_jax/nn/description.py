@@ -1,8 +1,7 @@
 """Descriptions of networks: their layers with paths and sizes, without Flax or weights.
 
 A backbone of blocks (convolution or dense layer, norm, ReLU, shortcut, pooling) has an
-`Architecture` as its description. The memory model (`lite_jax.pmeta.memory_model`) and
-p-Meta's sparse computation (`lite_jax.pmeta`) use it.
+`Architecture` as its description. Inner rules that go by layers use it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ Shape = tuple[int, ...]
 
 
 class Layer(NamedTuple):
-    """One layer with weights. p-Meta has one step size for each layer.
+    """One layer with weights: a unit that an inner rule can treat as one.
 
     Attributes:
         path: Path of its weights in the backbone's parameters, such as `blocks.0/conv`;

@@ -27,11 +27,11 @@ def reweighting_config() -> ConfigDict:
     config.reweight = ConfigDict(
         {
             "job": "reweight",  # reweight | prune
-            "weighting": "per_example",  # per_example | meta_weight_net
+            "weighting": "meta_weight_net",  # per_example | meta_weight_net
             "hidden": 100,  # units of Meta-Weight-Net
             "noise": 0.0,  # share of training labels changed to another class, [0, 1)
             "train_size": 1000,  # training examples; unused by data.dataset=tsv
-            "meta_size": 400,  # clean examples; unused by data.dataset=tsv
+            "meta_size": 50,  # clean examples; unused by data.dataset=tsv
             "meta_batch_size": 100,  # clean examples in a step of the weights
             "network": "mlp",  # mlp (vectors) | transformer (texts)
             "width": 128,  # units of a layer
@@ -43,8 +43,6 @@ def reweighting_config() -> ConfigDict:
             "seeds": 3,  # prune: networks for each rule and share
         }
     )
-    config.reweight.weighting = "meta_weight_net"
-    config.reweight.meta_size = 50
     config.hypergrad.through = "sama"
     config.inner.optimizer, config.inner.learning_rate = "adam", 1e-3
     config.inner.steps = 2
