@@ -219,7 +219,8 @@ def describe_perceptron(
         hidden: Units of each layer below the head.
         outputs: Units of the head.
 
-    >>> sum(layer.num_weights for layer in perceptron(20, (100, 100), 6).layers)
+    >>> network = describe_perceptron(20, (100, 100), 6)
+    >>> sum(layer.num_weights for layer in network.layers)
     12806
     """
     sizes = (inputs, *hidden)
@@ -245,7 +246,7 @@ def describe_conv4(
     Raises:
         UserError: A norm other than "group".
 
-    >>> net = conv4((84, 84, 3), 5, width=32, groups=8)
+    >>> net = describe_conv4((84, 84, 3), 5, width=32, groups=8)
     >>> net.blocks[3].outputs, sum(layer.num_weights for layer in net.layers)
     ((5, 5, 32), 32773)
     """
@@ -284,7 +285,7 @@ def describe_resnet12(
     Raises:
         UserError: A norm other than "group".
 
-    >>> net = resnet12((84, 84, 3), 5, widths=(64, 128, 256, 512), groups=8)
+    >>> net = describe_resnet12((84, 84, 3), 5, widths=(64, 128, 256, 512), groups=8)
     >>> sum(layer.num_weights for layer in net.layers)
     7999365
     """
