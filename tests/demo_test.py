@@ -265,13 +265,7 @@ def test_a_port_in_use_is_told(run):
 @contextlib.contextmanager
 def served(run):
     """The address of the command, which runs for the time inside."""
-    command = [
-        sys.executable,
-        "-m",
-        "lite_jax.cli.command",
-        "demo",
-        f"--checkpoint={run}",
-    ]
+    command = [sys.executable, "-m", "lite_jax.cli", "demo", f"--checkpoint={run}"]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
     with subprocess.Popen(
         [*command, "--port=0"], stdout=subprocess.PIPE, text=True, env=environment
