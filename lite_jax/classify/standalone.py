@@ -70,7 +70,11 @@ class SavedClassifier(NamedTuple):
     def log_probabilities(self, images: Any) -> np.ndarray:
         """Return the logarithms of probabilities, `[n, classes]`.
 
-        Args and errors are those of `probabilities`.
+        Args:
+            images: `[n, size, size, channels]` uint8.
+
+        Raises:
+            ValueError: Images of another shape or dtype.
         """
         images = np.asarray(images)
         size, channels = (self.manifest["image"][k] for k in ("size", "channels"))

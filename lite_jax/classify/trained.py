@@ -17,6 +17,7 @@ from lite_jax.classify.classifier import Classifier
 from lite_jax.classify.held_out import fit_temperature, hold_out
 from lite_jax.classify.saved import PredictFn, save_classifier
 from lite_jax.data.images import ImageSpec
+from lite_jax.data.loader import pad_examples
 from lite_jax.data.registry import own_image_spec
 from lite_jax.data.supports import (
     Image,
@@ -32,10 +33,10 @@ from lite_jax.run import (
     build_learner,
 )
 from lite_jax.run.memory_budget import out_of_memory_explained
-from lite_jax.run.predictor import Adapted, Predictor, in_batches, padded, padded_size
+from lite_jax.run.predictor import Adapted, Predictor, in_batches, padded_size
 from lite_jax.run.restore import open_run
 from lite_jax.run.settings import names_of, settings_named
-from lite_jax.types import Examples, Network, Params, PyTree
+from lite_jax.types import Network, Params, PyTree
 
 
 def load(run: str | Path) -> TrainedLearner:
@@ -256,8 +257,7 @@ class _Task(NamedTuple):
         size = padded_size(len(self.inputs))
         mask = np.zeros(size, bool)
         mask[rows] = True
-        inputs, labels = padded(self.inputs, size), padded(self.labels, size)
-        support = Examples(inputs, labels, mask)
+        support = pad_examples(self.inputs, self.labels, size)._replace(mask=mask)
         return Adapted(self.params, self.predictor.adapt_padded(self.params, support))
 
     def score(self, adapted: Adapted, rows: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +25,6 @@ from lite_jax.hypergrad import Problem, Products, solvers
 from lite_jax.lite import exact_sum
 from lite_jax.nn import feature_size
 from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
-
-_logger = logging.getLogger(__name__)
 
 THROUGH = ("conjugate_gradient", "neumann", "identity", "unrolled")
 """The values of `through`: ways to differentiate the inner solution."""

@@ -116,7 +116,7 @@ def sample_stratified_sensitivity(
     """Draw H examples by sensitivity, from each class in proportion to its scores.
 
     This is Neyman allocation to the classes, with inclusion probabilities proportional
-    to size within each class. Sizes are those of `sample_sensitivity`.
+    to size within each class. `sample_sensitivity` defines the sizes.
     """
     return _draw_by_size(
         key, population, num_backprop, population.labels, population.scores

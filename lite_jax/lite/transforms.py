@@ -26,7 +26,7 @@ def lite_grad(
     """Return the gradient function of `fun` under LITE's backward pass.
 
     Binds `set_sum=lite_sum(num_backprop, chunk_size, sampling)` and applies `jax.grad`.
-    The guarantees are those of `lite_sum`.
+    `lite_sum` states the guarantees.
 
     Args:
         fun: `fun(*args, set_sum) -> loss`, or `(loss, aux)` with `has_aux`. The

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
@@ -16,7 +15,6 @@ from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError
 from lite_jax.run.settings import names_of, settings_named
 
-_logger = logging.getLogger(__name__)
 Sources = Callable[[str], ClassSource]
 """`split -> source`, for "train", "valid" and "test"."""
 

@@ -123,11 +123,11 @@ def in_batches(
     for first in range(0, len(rows), sizes[-1]):
         batch = rows[first : first + sizes[-1]]
         size = min(size for size in sizes if size >= len(batch))
-        parts.append(np.asarray(function(padded(batch, size)))[: len(batch)])
+        parts.append(np.asarray(function(_padded(batch, size)))[: len(batch)])
     return np.concatenate(parts)
 
 
-def padded(rows: np.ndarray, size: int) -> np.ndarray:
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
     """Return the rows followed by rows of zeros, `[size, …]`."""
     zeros = np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)
     return np.concatenate([rows, zeros])

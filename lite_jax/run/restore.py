@@ -57,29 +57,19 @@ def open_run(folder: Path, config: ConfigDict | None = None) -> TrainedRun:
     Raises:
         UserError: The folder holds no run, no checkpoint, or a run of other settings.
     """
-    check_trained(folder, config)
-    config = config.copy_and_resolve_references() if config else None
-    config = config or workdir.load_config(folder)
-    with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
-        params = best.restore_all()
-    if "backbone" in config:
-        config.backbone.weights = ""
-    return TrainedRun(folder, config, params)
-
-
-def check_trained(folder: Path, config: ConfigDict | None) -> None:
-    """Raise unless a folder holds a checkpoint of a run with these settings.
-
-    Args:
-        folder: The workdir.
-        config: As in `open_run`; None for any settings.
-    """
+    if config is None:
+        used = workdir.load_config(folder)
+    else:
+        used = config.copy_and_resolve_references()
     saved = workdir.read_config(folder)
-    if saved is None and config is None:
-        workdir.load_config(folder)  # raises
     if saved is None or not list((folder / "checkpoints/best").glob("[0-9]*")):
         raise UserError(
             f"workdir={folder} holds no checkpoint to evaluate: train first"
         )
     if config is not None:
         workdir.check_same(folder, saved, config, sorted(set(config) - FREE))
+    with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
+        params = best.restore_all()
+    if "backbone" in used:
+        used.backbone.weights = ""
+    return TrainedRun(folder, used, params)

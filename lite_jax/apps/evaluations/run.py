@@ -41,10 +41,8 @@ def run_benchmark(config: ConfigDict, folder: Path) -> str:
     plan, report = errors.pick("benchmark.name", name, _BENCHMARKS)
     run = open_run(folder, config)
     config, params = run.config, run.params
-    learner, spec = learner_of(config, _WAY), _images_spec(config, ())
-    run.check_fits(
-        jax.eval_shape(lambda key: learner.init(key, spec), jax.random.key(0))
-    )
+    shape = _images_spec(config, ()).shape
+    run.check_fits(build_learner.params_shape(learner_of(config, _WAY), shape))
     with memory_budget.out_of_memory_explained(config):
         config = _config_with_chunk(config, params)
         with settings_named(names_of("data")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +30,6 @@ from lite_jax.run.progress import Reporter
 from lite_jax.run.restore import open_run
 from lite_jax.run.settings import check_at_least
 from lite_jax.types import Key, Params, PyTree
-
-_logger = logging.getLogger(__name__)
 
 
 class Setting(NamedTuple):
@@ -79,8 +76,8 @@ def run_policy(config: ConfigDict, workdir: Path) -> str:
     """Meta-train a policy, or resume it; test the best parameters; return the table.
 
     Writes `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/{last,best}`
-    to the workdir. The best parameters are those of the checkpoint with the highest
-    mean return after adaptation, over the `train.valid_every` steps up to it.
+    to the workdir. A checkpoint's score is the mean return after adaptation, over the
+    `train.valid_every` steps up to it. The best parameters have the highest score.
 
     Raises:
         UserError: A setting out of range, or a workdir of another run.

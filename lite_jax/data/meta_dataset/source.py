@@ -26,7 +26,7 @@ from lite_jax.data.readers.combined import Mixture
 from lite_jax.data.readers.prepared import find_prepared, is_prepared
 from lite_jax.data.readers.tfrecord import RecordFile, parse_example
 from lite_jax.data.sources import Groups, check_split
-from lite_jax.errors import UserError, unknown_name
+from lite_jax.errors import UserError, pick, unknown_name
 
 
 class Protocol(NamedTuple):
@@ -54,9 +54,7 @@ def find_meta_dataset_protocol(name: str) -> Protocol:
     Raises:
         UserError: `name` is unknown; the message suggests the nearest known name.
     """
-    if name not in META_DATASET_PROTOCOLS:
-        raise unknown_name("protocol", name, META_DATASET_PROTOCOLS)
-    return META_DATASET_PROTOCOLS[name]
+    return pick("protocol", name, META_DATASET_PROTOCOLS)
 
 
 def make_meta_dataset(

@@ -29,7 +29,7 @@ import numpy as np
 from lite_jax.data.images import ImageSpec
 from lite_jax.data.readers.folders import class_folders, existing_folder, images_of
 from lite_jax.data.sources import check_split
-from lite_jax.errors import MALFORMED, UserError, unknown_name
+from lite_jax.errors import MALFORMED, UserError, pick, unknown_name
 
 _logger = logging.getLogger(__name__)
 
@@ -105,9 +105,7 @@ def find_orbit_protocol(name: str) -> OrbitProtocol:
     Raises:
         UserError: `name` is unknown; the message suggests the nearest known name.
     """
-    if name not in ORBIT_PROTOCOLS:
-        raise unknown_name("orbit_protocol", name, ORBIT_PROTOCOLS)
-    return ORBIT_PROTOCOLS[name]
+    return pick("orbit_protocol", name, ORBIT_PROTOCOLS)
 
 
 class Video(NamedTuple):

@@ -128,8 +128,8 @@ class OrbitSource:
     ) -> Task:
         """Return task `index` of a stream, a pure function of the arguments.
 
-        Every user has 50 tasks an epoch, in an order drawn for that epoch. The
-        arguments are those of `lite_jax.data.load_task`, less its source.
+        Every user has 50 tasks an epoch, in an order drawn for that epoch.
+        `lite_jax.data.load_task` explains the arguments.
         """
         count = _TASKS_PER_EPOCH * len(self.users)
         epoch, position = divmod(index, count)
