@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from learners import gradient, params_of, task_of_images, temporary_bytes
@@ -23,6 +24,7 @@ from lite_jax import (
     nn,
 )
 from lite_jax.heads.linear import SupportLabels, curvature_bound, head_loss, zero_head
+from lite_jax.hypergrad import conjugate_gradient, dense, identity, neumann, unrolled
 from tests import toys
 
 WAY = 3
@@ -35,7 +37,7 @@ def learner(**options):
 
 def test_the_gradient_is_that_of_the_solved_problem():
     """Against finite differences of the loss at heads that are solved anew."""
-    made = learner(solver_steps=30)
+    made = learner(solver=conjugate_gradient(30))
     params = params_of(made)
     grads = gradient(made, params)
     loss = jax.jit(functools.partial(episode_loss(made), set_sum=exact_sum()))
@@ -56,25 +58,26 @@ def test_the_gradient_is_that_of_the_solved_problem():
 
 @pytest.fixture(scope="module")
 def exact_gradient():
-    made = learner(solver_steps=40)
+    made = learner(solver=conjugate_gradient(40))
     return gradient(made, params_of(made))
 
 
 @pytest.mark.parametrize(
-    "options,least,most",
+    "solver,least,most",
     [
-        ({"through": "unrolled"}, 0.0, 1e-7),
-        ({"through": "neumann", "solver_steps": 3000}, 0.0, 1e-7),
-        ({"solver_steps": 2}, 1e-6, 0.5),
-        ({"solver_steps": 40, "damping": 1e-3}, 1e-6, 0.05),
-        ({"through": "identity"}, 0.1, 10.0),
+        (None, 0.0, 1e-7),
+        (neumann(3000, 0.5), 0.0, 1e-7),
+        (conjugate_gradient(2), 1e-6, 0.5),
+        (conjugate_gradient(40, 1e-3), 1e-6, 0.05),
+        (identity(), 0.1, 10.0),
+        (dense(), 0.0, 1e-7),
     ],
-    ids=["unrolled", "neumann", "2 steps", "damped", "identity"],
+    ids=["unrolled", "neumann", "2 steps", "damped", "identity", "dense"],
 )
-def test_ways_through_agree_where_the_inner_problem_is_solved(
-    options, least, most, exact_gradient
+def test_solvers_agree_where_the_inner_problem_is_solved(
+    solver, least, most, exact_gradient
 ):
-    made = learner(**options)
+    made = learner(solver=solver)
     found = gradient(made, params_of(made))
     assert least <= toys.relative_error(found, exact_gradient) < most
 
@@ -131,7 +134,7 @@ def losses_of_heads():
         plain = jax.lax.fori_loop(0, 50, descent, start)
         return {
             "start": loss(start), "plain": loss(plain), "adapted": loss(adapted()),
-            "heads": (plain, adapted(through="unrolled")),
+            "heads": (plain, adapted(solver=None)),
         }  # fmt: skip
 
     return losses
@@ -165,7 +168,7 @@ def test_memory_does_not_grow_with_the_inner_steps(as_users_run_it):
 
     few, many = (bytes_of(steps=steps) for steps in (5, 500))
     assert many == few
-    few, many = (bytes_of(steps=s, through="unrolled") for s in (5, 500))
+    few, many = (bytes_of(steps=s, solver=None) for s in (5, 500))
     assert many > few + 400 * 5 * 8  # every step's head at least
 
 
@@ -191,7 +194,7 @@ def test_it_runs_with_lite_on_a_network(as_users_run_it):
 
 def test_an_inner_problem_without_curvature_is_told_of(caplog):
     """Two support images span two of four features: the rest of the head is free."""
-    made = learner(weight_decay=0.0, steps=5, solver_steps=30)
+    made = learner(weight_decay=0.0, steps=5, solver=conjugate_gradient(30))
     images = jax.random.normal(jax.random.key(3), (8, 2, 2, 1))
     labels = jnp.arange(8, dtype=jnp.int32) % 2
     everything = Examples(images, labels, jnp.ones(8, bool))
@@ -208,11 +211,10 @@ def test_an_inner_problem_without_curvature_is_told_of(caplog):
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"through": "cg"}, "unknown through 'cg'"),
+        ({"solver": unrolled(2, optax.sgd(0.1))}, "solves for no vector"),
+        ({"solver": conjugate_gradient(2, warm_start=True)}, "keeps a state"),
         ({"steps": 0}, "^steps=0"),
-        ({"solver_steps": 0}, "solver_steps=0"),
         ({"weight_decay": -1.0}, "weight_decay=-1"),
-        ({"damping": -1.0}, "damping=-1"),
         ({"learning_rate": 0.0}, "learning_rate=0"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from lite_jax import (
@@ -27,6 +28,7 @@ from lite_jax import (
     protonets,
     simple_cnaps,
 )
+from lite_jax.hypergrad import sama
 from lite_jax.learners import inner_rules
 from lite_jax.lite.sampling import Draw, Sampler
 from lite_jax.run import recipes, settings
@@ -120,12 +122,12 @@ LEARNERS: dict[str, tuple[Callable[[int], Learner], Callable[[Key], Any]]] = {
     ),
     "mrml": (lambda way: mrml(network(), way=way, steps=9), lambda key: [key]),
     "mrml, unrolled": (
-        lambda way: mrml(network(), way=way, steps=3, through="unrolled"),
+        lambda way: mrml(network(), way=way, steps=3, solver=None),
         lambda key: [key],
     ),
     "imaml": (lambda way: imaml(network(), way=way, steps=3), lambda key: [key]),
     "imaml, sama": (
-        lambda way: imaml(network(), way=way, steps=3, through="sama"),
+        lambda way: imaml(network(), way=way, steps=3, solver=sama(optax.sgd(0.01))),
         lambda key: [key],
     ),
     "finetuner": (

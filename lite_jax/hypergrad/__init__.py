@@ -5,7 +5,14 @@ All estimators have the signature of `Estimator`.
 
 from lite_jax.hypergrad import solvers
 from lite_jax.hypergrad.implicit import conjugate_gradient, dense, identity, neumann
-from lite_jax.hypergrad.problem import Estimator, Hypergrad, InnerStep, Problem
+from lite_jax.hypergrad.problem import (
+    Estimator,
+    Hypergrad,
+    InnerStep,
+    Problem,
+    SolveFn,
+    solve_of,
+)
 from lite_jax.hypergrad.products import Products, with_slopes
 from lite_jax.hypergrad.sama import adapted, check_adaptation, sama
 from lite_jax.hypergrad.unrolled import mixed_mode_grad, unrolled
@@ -16,6 +23,7 @@ __all__ = [
     "InnerStep",
     "Problem",
     "Products",
+    "SolveFn",
     "adapted",
     "check_adaptation",
     "conjugate_gradient",
@@ -24,6 +32,7 @@ __all__ = [
     "mixed_mode_grad",
     "neumann",
     "sama",
+    "solve_of",
     "solvers",
     "unrolled",
     "with_slopes",

@@ -26,8 +26,6 @@ from lite_jax.types import PyTree, SetSum
 
 _EXACT_SUM = exact_sum()
 
-Solve = Callable[[Products, PyTree, Any], tuple[solvers.Solution, Any]]
-
 
 def conjugate_gradient(
     steps: int = 10,
@@ -73,7 +71,8 @@ def conjugate_gradient(
             each iteration averages one vector of θ's size over it. None for one device.
 
     Returns:
-        The estimator. Its state is v with `warm_start`, and empty without.
+        The estimator. Its state is v with `warm_start`, and empty without. It has a
+        `solve` without `warm_start`.
 
     Raises:
         UserError: `steps` under 1 or a negative damping.
@@ -83,15 +82,15 @@ def conjugate_gradient(
     if damping < 0:
         raise UserError(f"damping={damping}: expected 0 or more")
 
-    def solve(products: Products, target: PyTree, state: PyTree) -> Any:
-        def operator(vector: PyTree) -> PyTree:
-            return trees.add(products.hessian(vector), vector, damping)
+    def solve(
+        operator: solvers.Operator, target: PyTree, start: PyTree = None, **_: Any
+    ) -> solvers.Solution:
+        def damped(vector: PyTree) -> PyTree:
+            return trees.add(operator(vector), vector, damping)
 
-        start = state if warm_start else None
-        solution = solvers.solve_by_conjugate_gradient(
-            operator, target, start, steps, tolerance
+        return solvers.warned(
+            solvers.solve_by_conjugate_gradient(damped, target, start, steps, tolerance)
         )
-        return solution, solution.vector if warm_start else state
 
     def init(inner_params: PyTree, meta_params: PyTree) -> Any:
         return trees.zeros(inner_params) if warm_start else ()
@@ -99,7 +98,8 @@ def conjugate_gradient(
     products = functools.partial(
         Products, set_sum=set_sum, mode=mode, axis_name=axis_name
     )
-    return Estimator(init, _implicit_hypergrad(solve, products, set_sum, warns=True))
+    hypergrad = _implicit_hypergrad(solve, products, set_sum, warm_start=warm_start)
+    return Estimator(init, hypergrad, None if warm_start else solve)
 
 
 def neumann(
@@ -122,7 +122,8 @@ def neumann(
         steps: K, the number of terms, 1 or more. Each takes one Hessian product; the
             last product only serves to compute the residual.
         step_size: η > 0. The series converges for η < 2 / L, with L the largest
-            curvature of the inner loss.
+            curvature of the inner loss. A learner that knows a bound on L takes the
+            smaller of η and the largest step that cannot overshoot.
         set_sum: Operator that the losses sum over examples with.
         mode: How products are formed, "forward", "reverse" or "sums"; see `Products`
             and `conjugate_gradient`.
@@ -140,16 +141,20 @@ def neumann(
     if not step_size > 0:
         raise UserError(f"step_size={step_size}: expected a positive number")
 
-    def solve(products: Products, target: PyTree, state: PyTree) -> Any:
-        operator = products.hessian
-        return solvers.neumann_series(operator, target, steps, step_size), state
+    def solve(
+        operator: solvers.Operator,
+        target: PyTree,
+        largest_step: Any = None,
+        **_: Any,
+    ) -> solvers.Solution:
+        limit = jnp.inf if largest_step is None else largest_step
+        size = jnp.minimum(step_size, limit)
+        return solvers.warned(solvers.neumann_series(operator, target, steps, size))
 
     products = functools.partial(
         Products, set_sum=set_sum, mode=mode, axis_name=axis_name
     )
-    return Estimator(
-        _empty_state, _implicit_hypergrad(solve, products, set_sum, warns=True)
-    )
+    return Estimator(_empty_state, _implicit_hypergrad(solve, products, set_sum), solve)
 
 
 def identity(
@@ -166,15 +171,11 @@ def identity(
             None for one device.
     """
 
-    def solve(products: Products, target: PyTree, state: PyTree) -> Any:
-        unknown = jnp.float32(jnp.nan)
-        return (
-            solvers.Solution(target, unknown, jnp.int32(0), unknown, unknown),
-            state,
-        )
+    def solve(operator: solvers.Operator, target: PyTree, **_: Any) -> solvers.Solution:
+        return solvers.not_solved(target)
 
     products = functools.partial(Products, set_sum=set_sum, axis_name=axis_name)
-    return Estimator(_empty_state, _implicit_hypergrad(solve, products, set_sum))
+    return Estimator(_empty_state, _implicit_hypergrad(solve, products, set_sum), solve)
 
 
 def dense(*, set_sum: SetSum = _EXACT_SUM) -> Estimator:
@@ -187,12 +188,12 @@ def dense(*, set_sum: SetSum = _EXACT_SUM) -> Estimator:
         set_sum: Operator that the losses sum over examples with.
     """
 
-    def solve(products: Products, target: PyTree, state: PyTree) -> Any:
+    def solve(operator: solvers.Operator, target: PyTree, **_: Any) -> solvers.Solution:
         flat, unravel = ravel_pytree(target)
         basis = jnp.eye(flat.size, dtype=flat.dtype)
 
         def column(unit: jax.Array) -> jax.Array:
-            return ravel_pytree(products.hessian(unravel(unit)))[0]
+            return ravel_pytree(operator(unravel(unit)))[0]
 
         hessian = jax.lax.map(column, basis)
         flat_vector = jnp.linalg.solve(hessian, flat)
@@ -200,10 +201,10 @@ def dense(*, set_sum: SetSum = _EXACT_SUM) -> Estimator:
         residual = error / jnp.linalg.norm(flat)
         curvature = jnp.linalg.eigvalsh((hessian + hessian.T) / 2)[0]
         vector, steps = unravel(flat_vector), jnp.int32(0)
-        return solvers.Solution(vector, residual, steps, curvature, residual), state
+        return solvers.Solution(vector, residual, steps, curvature, residual)
 
     products = functools.partial(Products, set_sum=set_sum)
-    return Estimator(_empty_state, _implicit_hypergrad(solve, products, set_sum))
+    return Estimator(_empty_state, _implicit_hypergrad(solve, products, set_sum), solve)
 
 
 def _empty_state(inner_params: PyTree, meta_params: PyTree) -> Any:
@@ -211,19 +212,19 @@ def _empty_state(inner_params: PyTree, meta_params: PyTree) -> Any:
 
 
 def _implicit_hypergrad(
-    solve: Solve,
+    solve: Callable[..., solvers.Solution],
     make_products: Callable[..., Products],
     set_sum: SetSum,
     *,
-    warns: bool = False,
+    warm_start: bool = False,
 ) -> Any:
     """Return the `hypergrad` function of an estimator that solves for v.
 
     Args:
-        solve: `(products, b, state) -> (solution, state)`.
+        solve: `(H, b) -> solution`; with `warm_start` it also takes `start`.
         make_products: `(problem, inner_params, meta_params, batches) -> Products`.
         set_sum: Operator that the problem is checked with.
-        warns: Whether a diverged solve logs a warning.
+        warm_start: Whether the state is the last v, from which a solve starts.
     """
 
     def hypergrad(
@@ -238,7 +239,8 @@ def _implicit_hypergrad(
         check_problem(problem, inner_params, meta_params, batches[0], set_sum)
         products = make_products(problem, inner_params, meta_params, batches)
         target, direct = products.outer_grads()
-        solution, state = solve(products, products.mean(target), state)
+        start = {"start": state} if warm_start else {}
+        solution = solve(products.hessian, products.mean(target), **start)
         mixed = products.mixed(solution.vector)
         grads = products.mean(trees.add(direct, mixed, -1.0))
         diagnostics = {
@@ -247,8 +249,7 @@ def _implicit_hypergrad(
             "curvature": solution.curvature,
             "inner_grad_norm": products.inner_grad_norm(solution.vector, inner_step),
         }
-        if warns:
-            jax.debug.callback(solvers.warn_if_astray, solution)
+        state = solution.vector if warm_start else state
         return Hypergrad(grads, state, diagnostics)
 
     return hypergrad

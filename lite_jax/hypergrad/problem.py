@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from lite_jax.errors import UserError
+from lite_jax.hypergrad.solvers import Operator, Solution
 from lite_jax.types import PyTree
 
 Loss = Callable[..., Any]
@@ -113,17 +114,60 @@ class HypergradFn(Protocol):
         ...
 
 
+class SolveFn(Protocol):
+    """The type of `Estimator.solve`."""
+
+    def __call__(
+        self,
+        operator: Operator,
+        target: PyTree,
+        *,
+        inner_step: InnerStep | None = None,
+        largest_step: Any = None,
+    ) -> Solution:
+        """Return the estimate of v, H v = b.
+
+        Args:
+            operator: v ↦ H v, H symmetric.
+            target: b.
+            inner_step: The last update of the inner parameters; `sama` needs it.
+            largest_step: The largest step size at which gradient descent on vᵀH v / 2
+                cannot overshoot, a scalar. `neumann` takes no longer steps. None where
+                it is not known.
+        """
+        ...
+
+
 class Estimator(NamedTuple):
-    """A hypergradient estimator, as two pure functions.
+    """A hypergradient estimator, as pure functions.
 
     Attributes:
         init: `(inner_params, meta_params) -> state`.
         hypergrad: `(problem, inner_params, meta_params, (inner_batch, outer_batch),
             state, *, inner_step=None) -> Hypergrad`.
+        solve: `(operator, target, *, inner_step=None, largest_step=None) -> Solution`,
+            the estimator's v for a learner that forms the products itself (`imaml`,
+            `mrml`). None for an estimator that keeps a state or solves for no v.
     """
 
     init: Callable[[PyTree, PyTree], Any]
     hypergrad: HypergradFn
+    solve: SolveFn | None = None
+
+
+def solve_of(solver: Estimator) -> SolveFn:
+    """Return an estimator's `solve`.
+
+    Raises:
+        UserError: The estimator has none.
+    """
+    if solver.solve is None:
+        raise UserError(
+            "solver: this estimator keeps a state or solves for no vector (a warm "
+            "start, nudge_base, unrolled): give conjugate_gradient, neumann, identity "
+            "or sama without"
+        )
+    return solver.solve
 
 
 def check_problem(

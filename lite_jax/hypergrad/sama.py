@@ -20,6 +20,7 @@ from lite_jax.hypergrad.problem import (
     check_problem,
 )
 from lite_jax.hypergrad.products import Products
+from lite_jax.hypergrad.solvers import Operator, Solution, not_solved
 from lite_jax.types import PyTree, SetSum
 
 Mixed = Literal["exact", "finite_difference"]
@@ -74,7 +75,7 @@ def sama(
             θ's size.
 
     Returns:
-        The estimator.
+        The estimator. It has a `solve` without `nudge_base`.
 
     Raises:
         UserError: Adaptation without an optimiser, or with one whose update has no
@@ -101,6 +102,17 @@ def sama(
 
     make_products = functools.partial(Products, set_sum=set_sum, axis_name=axis_name)
 
+    def solve(
+        operator: Operator,
+        target: PyTree,
+        inner_step: InnerStep | None = None,
+        **_: Any,
+    ) -> Solution:
+        if not adaptation:
+            return not_solved(target)
+        assert optimizer is not None
+        return not_solved(adapted(optimizer, _required_step(inner_step), target))
+
     def hypergrad(
         problem: Problem,
         inner_params: PyTree,
@@ -114,9 +126,7 @@ def sama(
         products = make_products(problem, inner_params, meta_params, batches)
         target, direct = products.outer_grads()
         target = products.mean(target) if vector == "global" else target
-        if adaptation:
-            assert optimizer is not None
-            target = adapted(optimizer, _required_step(inner_step), target)
+        target = solve(products.hessian, target, inner_step).vector
         if mixed == "exact":
             product = products.mixed(target)
         else:
@@ -131,7 +141,7 @@ def sama(
         }
         return Hypergrad(grads, state, diagnostics)
 
-    return Estimator(init, hypergrad)
+    return Estimator(init, hypergrad, None if nudge_base else solve)
 
 
 def adapted(

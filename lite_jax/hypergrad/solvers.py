@@ -198,13 +198,19 @@ def neumann_series(
     return Solution(best, relative, num_steps, curvature, relative)
 
 
-def reported(found: Solution) -> PyTree:
-    """Return a solution's vector, and log a warning at run time if the solve diverged.
+def not_solved(vector: PyTree) -> Solution:
+    """Return a vector that takes the place of a solution; its residual is not known."""
+    unknown = jnp.float32(jnp.nan)
+    return Solution(vector, unknown, jnp.int32(0), unknown, unknown)
+
+
+def warned(solution: Solution) -> Solution:
+    """Return the solution, and log a warning at run time if the solve diverged.
 
     A curvature of 0 or less is warned of too, as by `warn_if_astray`.
     """
-    jax.debug.callback(warn_if_astray, found)
-    return found.vector
+    jax.debug.callback(warn_if_astray, solution)
+    return solution
 
 
 def warn_if_astray(found: Solution) -> None:

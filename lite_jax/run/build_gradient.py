@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,12 @@ import optax
 from ml_collections import ConfigDict
 
 from lite_jax.errors import UserError, pick, unknown_name
+from lite_jax.hypergrad import Estimator, conjugate_gradient, identity, neumann, sama
 from lite_jax.learners.episode_loss import episode_grad
 from lite_jax.lite import exact_sum, lite_sum, subsample_sum
 from lite_jax.run.build_data import make_spec
 from lite_jax.run.parallel import EXAMPLES
+from lite_jax.run.settings import names_of, settings_named
 from lite_jax.types import GradFn, Learner, SetSum
 
 _logger = logging.getLogger(__name__)
@@ -124,6 +127,41 @@ def make_inner_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     makers = {"adam": optax.adam, "sgd": optax.sgd}
     make = pick("inner.optimizer", config.inner.optimizer, makers)
     return make(config.inner.learning_rate)
+
+
+ESTIMATORS = ("conjugate_gradient", "identity", "neumann", "sama")
+"""Values of `hypergrad.through` for reweighting and iMAML."""
+
+MRML_SOLVERS = ("conjugate_gradient", "identity", "neumann", "unrolled")
+"""Values of `hypergrad.through` for MRML."""
+
+
+def make_estimator(
+    config: ConfigDict, known: Sequence[str] = ESTIMATORS
+) -> Estimator | None:
+    """Return the hypergradient estimator of `hypergrad.through`; None for "unrolled".
+
+    Args:
+        config: `hypergrad` and `inner` are read.
+        known: The names to choose from.
+
+    Raises:
+        UserError: Another name, or a setting of the estimator out of range.
+    """
+    settings, rate = config.hypergrad, config.inner.learning_rate
+    makers: dict[str, Callable[[], Estimator | None]] = {
+        "conjugate_gradient": lambda: conjugate_gradient(
+            settings.steps, settings.damping
+        ),
+        "identity": identity,
+        "neumann": lambda: neumann(settings.steps, rate),
+        "sama": lambda: sama(make_inner_optimizer(config)),
+        "unrolled": lambda: None,
+    }
+    choice = {name: makers[name] for name in known}
+    make = pick("hypergrad.through", settings.through, choice)
+    with settings_named(names_of("hypergrad") | {"step_size": "inner.learning_rate"}):
+        return make()
 
 
 def make_optimizer(

@@ -30,7 +30,12 @@ from lite_jax.pmeta.attention import Attention
 from lite_jax.pmeta.rule import p_meta
 from lite_jax.run.build_backbone import in_dtype, make_backbone
 from lite_jax.run.build_data import Sources, episode_settings, make_spec
-from lite_jax.run.build_gradient import AUTO, make_inner_optimizer
+from lite_jax.run.build_gradient import (
+    AUTO,
+    MRML_SOLVERS,
+    make_estimator,
+    make_inner_optimizer,
+)
 from lite_jax.run.settings import names_of, settings_named
 from lite_jax.types import Learner, Network, Params
 
@@ -225,33 +230,29 @@ def _finetuner(config: ConfigDict, backbone: Network, way: int) -> Learner:
     )
 
 
-_SOLVER = {
-    "through": "hypergrad.through",
-    "solver_steps": "hypergrad.steps",
-    "damping": "hypergrad.damping",
-    "steps": "inner.steps",
-    "learned_head": "inner.learned_head",
-}
-
-
 def _mrml(config: ConfigDict, backbone: Network, way: int) -> Learner:
-    arguments = _SOLVER | {
+    arguments = _INNER_LOOP | {
         "learning_rate": "inner.learning_rate",
         "weight_decay": "hypergrad.weight_decay",
     }
-    return _learner_from_settings(mrml, config, backbone, arguments, way=way)
+    solver = make_estimator(config, MRML_SOLVERS)
+    return _learner_from_settings(
+        mrml, config, backbone, arguments, way=way, solver=solver
+    )
 
 
 def _imaml(config: ConfigDict, backbone: Network, way: int) -> Learner:
     _check_sampling(config.gradient, "iMAML")
-    arguments = _SOLVER | {
-        "proximity": "hypergrad.proximity",
-        "step_size": "inner.learning_rate",
-    }
-    optimizer = make_inner_optimizer(config)
     return _learner_from_settings(
-        imaml, config, backbone, arguments, way=way, optimizer=optimizer
-    )
+        imaml, config, backbone,
+        _INNER_LOOP | {"proximity": "hypergrad.proximity"},
+        way=way,
+        optimizer=make_inner_optimizer(config),
+        solver=make_estimator(config),
+    )  # fmt: skip
+
+
+_INNER_LOOP = {"steps": "inner.steps", "learned_head": "inner.learned_head"}
 
 
 _LEARNERS: dict[str, Callable[..., Learner]] = {

@@ -21,7 +21,7 @@ from lite_jax.apps.reweight.weightings import (
     per_example_weighting,
 )
 from lite_jax.errors import UserError
-from lite_jax.hypergrad import Estimator, conjugate_gradient, identity, neumann, sama
+from lite_jax.hypergrad import Estimator
 from lite_jax.run import build_gradient
 from lite_jax.run.metrics import Interval, interval
 from lite_jax.types import Network, Params
@@ -107,7 +107,8 @@ def make_bench(config: ConfigDict, sets: Sets) -> Bench:
     train, meta = jax.device_put((sets.train, sets.meta))
     optimizer = build_gradient.make_inner_optimizer(config)
     weighting = _make_weighting(config)
-    estimator = _make_estimator(config, optimizer)
+    estimator = build_gradient.make_estimator(config)
+    assert estimator is not None
     return Bench(
         config, sets, train, meta, init, logits, optimizer, weighting, estimator
     )
@@ -119,19 +120,6 @@ def _make_weighting(config: ConfigDict) -> Weighting:
         "per_example": per_example_weighting,
     }
     return errors.pick("reweight.weighting", config.reweight.weighting, weightings)()
-
-
-def _make_estimator(
-    config: ConfigDict, optimizer: optax.GradientTransformation
-) -> Estimator:
-    steps, damping = config.hypergrad.steps, config.hypergrad.damping
-    estimators = {
-        "conjugate_gradient": lambda: conjugate_gradient(steps, damping),
-        "identity": identity,
-        "neumann": lambda: neumann(steps, config.inner.learning_rate),
-        "sama": lambda: sama(optimizer),
-    }
-    return errors.pick("hypergrad.through", config.hypergrad.through, estimators)()
 
 
 def _make_network(config: ConfigDict, sets: Sets) -> Network:
