@@ -10,6 +10,8 @@ the modules of the gradient, which need JAX and NumPy.
 
 import importlib
 import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; a test compares it with `_MODULES`
@@ -87,22 +89,32 @@ _MODULES = {
     "learners.episode_loss": ["episode_grad", "episode_loss"],
     "types": ["Examples", "GradFn", "Learner", "Network", "SetSum", "Task"],
 }  # fmt: skip
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name, or a module of the package, on its first use."""
-    if name in _MODULE_OF:
-        module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
-        globals()[name] = getattr(module, name)
-        return globals()[name]
-    full_name = f"{__name__}.{name}"
-    known = name.isidentifier() and importlib.util.find_spec(full_name) is not None
-    if name.startswith("_") or not known:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(full_name)
+def lazy_names(
+    package: str, modules: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` of a package that imports names on first use.
+
+    Args:
+        package: The package's `__name__`.
+        modules: Module, relative to the package → names that it defines.
+    """
+    module_of = {name: module for module, names in modules.items() for name in names}
+    namespace = vars(sys.modules[package])
+
+    def get(name: str) -> Any:
+        if name in module_of:
+            module = importlib.import_module(f"{package}.{module_of[name]}")
+            namespace[name] = getattr(module, name)
+            return namespace[name]
+        full_name = f"{package}.{name}"
+        known = name.isidentifier() and importlib.util.find_spec(full_name) is not None
+        if name.startswith("_") or not known:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return importlib.import_module(full_name)
+
+    return get, lambda: sorted({*namespace, *module_of})
 
 
-def __dir__() -> list[str]:
-    """Return the public names, imported or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

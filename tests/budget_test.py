@@ -6,8 +6,7 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
-from ml_collections import ConfigDict
-from runs import load_config, tiny_config, use_one_block
+from runs import changed, load_config, tiny_config, use_one_block
 
 from lite_jax import UserError
 from lite_jax.run import (
@@ -92,8 +91,8 @@ def needs(config, chunk_size):
     """Bytes of the training step at a chunk size."""
     sources = build_data.make_sources(config)
     learner = build_learner.make_learners(config, sources).trained
-    config = build_gradient.with_chunk_size(config, chunk_size)
-    optimizer = build_gradient.make_optimizer(config)
+    config = config.with_chunk_size(chunk_size)
+    optimizer = build_gradient.make_optimizer(config.optimizer, config.train.steps)
     params = build_learner.init_params(config, learner, sources)
     step = train.make_train_step(
         build_gradient.make_grad_fn(config, learner), optimizer
@@ -113,8 +112,7 @@ def small_config(monkeypatch, as_users_run_it):
         train__episode=settings.episode((3, 3), (1, 1), 1), train__steps=1,
         valid__tasks=0, test__tasks=1,
     )  # fmt: skip
-    config.test.episodes = ConfigDict({"test": config.train.episode})
-    return config
+    return changed(config, test__episodes={"test": config.train.episode})
 
 
 def test_a_run_takes_the_largest_chunk_within_its_budget(
@@ -123,7 +121,8 @@ def test_a_run_takes_the_largest_chunk_within_its_budget(
     config = small_config
     sizes = {size: needs(config, size) for size in (2, 3)}
     assert sizes[2] < sizes[3]
-    config.gradient.memory_budget_gb = (sizes[2] + sizes[3]) / 2 / memory_budget.GB
+    middle = (sizes[2] + sizes[3]) / 2 / memory_budget.GB
+    config = changed(config, gradient__memory_budget_gb=middle)
     with caplog.at_level("INFO", "lite_jax"):
         results = train_and_evaluate(config, tmp_path / "run")
     assert f"chunks of 2 images, a step of which needs {sizes[2] / 1e9:.3g} GB" in (
@@ -135,9 +134,9 @@ def test_a_run_takes_the_largest_chunk_within_its_budget(
 
 
 def test_a_budget_that_nothing_fits_stops_before_the_workdir(small_config, tmp_path):
-    small_config.gradient.memory_budget_gb = 1e-6
+    config = changed(small_config, gradient__memory_budget_gb=1e-6)
     with pytest.raises(UserError, match="images one at a time need"):
-        train_and_evaluate(small_config, tmp_path / "run")
+        train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

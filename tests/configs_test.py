@@ -1,12 +1,13 @@
 """Every config file: loads, locks, builds and trains in its smoke size."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
-from runs import CONFIGS, load_config, one_block, use_one_block
+from runs import CONFIGS, config_of, load_config, one_block, use_one_block
 
 from lite_jax import UserError
 from lite_jax.apps.programs import PROGRAMS, load
@@ -20,13 +21,13 @@ NAMES = sorted(p.stem for p in CONFIGS.glob("*.py"))
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config_is_locked_and_complete(name):
-    config = load_config(name)
+    config = config_of(name)
     with pytest.raises((AttributeError, KeyError)):
         config.no_such_setting = 1
     with pytest.raises(AttributeError):
         config.train.stepz = 1
-    schema = load(PROGRAMS[config.program].schema)
-    assert set(config) == set(schema())
+    kind = load(PROGRAMS[config.program].settings)
+    assert set(config) == {x.name for x in dataclasses.fields(kind)}
 
 
 PROGRAM_OF = {name: load_config(name).program for name in NAMES}
@@ -85,14 +86,15 @@ def small_runs(as_users_run_it):
 def train_a_step(name, variants, workdir):
     """Train by a config for one step, on one task; test on a task of each kind."""
     episode = settings.episode((2, 2), (1, 1), 1)
+    known = load_config(name, variants)
     config = load_config(
         name, variants,
         data__image_size=8, backbone__width=8, inner__steps=1, hypergrad__steps=1,
         gradient__num_backprop=1, train__tasks_per_step=1, train__batch_size=4,
         train__episode=episode, valid__tasks=1, valid__episode=episode, test__tasks=1,
+        train__steps=min(known.train.steps, 1),
+        test__episodes=ConfigDict(dict.fromkeys(known.test.episodes, episode)),
     )  # fmt: skip
-    config.train.steps = min(config.train.steps, 1)
-    config.test.episodes = ConfigDict(dict.fromkeys(config.test.episodes, episode))
     results = train_and_evaluate(config, workdir)
     assert results and set(results) == set(config.test.episodes)
     for found in results.values():

@@ -101,15 +101,27 @@ def test_formats_of_the_help_are_those_that_can_be_written():
     assert tuple(sorted(FORMATS)) == command._FORMATS
 
 
-def test_every_public_name_is_loaded_when_asked_for():
-    for name, module in lite_jax._MODULE_OF.items():
-        whole = importlib.import_module(f"lite_jax.{module}")
-        assert getattr(lite_jax, name) is getattr(whole, name)
-        assert callable(getattr(lite_jax, name))
+LAZY = [lite_jax, lite_jax.data]
+
+
+def module_of(package):
+    """Return `{public name: its module, relative to the package}`."""
+    return {x: name for name, names in package._MODULES.items() for x in names}
+
+
+@pytest.mark.parametrize("package", LAZY, ids=lambda package: package.__name__)
+def test_every_public_name_is_loaded_when_asked_for(package):
+    for name, module in module_of(package).items():
+        whole = importlib.import_module(f"{package.__name__}.{module}")
+        assert getattr(package, name) is getattr(whole, name)
     names: dict = {}
-    exec("from lite_jax import *", names)
-    assert set(lite_jax.__all__) <= set(names)
-    assert sorted(lite_jax._MODULE_OF) == sorted(lite_jax.__all__)
+    exec(f"from {package.__name__} import *", names)
+    assert set(package.__all__) <= set(names)
+    assert sorted(module_of(package)) == sorted(package.__all__)
+    assert set(package.__all__) <= set(dir(package))
+
+
+def test_other_names_are_refused():
     with pytest.raises(AttributeError, match="no attribute 'lite_gard'"):
         lite_jax.lite_gard  # noqa: B018
     assert not hasattr(lite_jax, "no.module")
@@ -124,13 +136,14 @@ def test_modules_are_attributes_and_names_are_listed_before_they_are_loaded():
     assert {"lite_jax.nn", "lite_jax.data"} <= added
 
 
-def test_type_checkers_see_the_same_names():
-    tree = ast.parse((ROOT / "lite_jax/__init__.py").read_text())
+@pytest.mark.parametrize("package", LAZY, ids=lambda package: package.__name__)
+def test_type_checkers_see_the_same_names(package):
+    tree = ast.parse(Path(package.__file__).read_text())
     typed = {
-        alias.name: node.module.removeprefix("lite_jax.")
+        alias.name: node.module.removeprefix(f"{package.__name__}.")
         for branch in tree.body
         if isinstance(branch, ast.If)
         for node in branch.body
         for alias in node.names
     }
-    assert typed == lite_jax._MODULE_OF
+    assert typed == module_of(package)

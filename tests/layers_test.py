@@ -33,6 +33,13 @@ EXCEPTIONS = {  # (file, room above it): why
     ("data/__main__.py", "cli"): "`python -m lite_jax.data` is a public command",
 }
 MOST_EXCEPTIONS = 5
+READ_CONFIGURATIONS = {
+    "cli/program.py", "apps/programs.py",  # the command
+    "run/settings.py", "run/recipes.py", "run/workdir.py",  # the door, configs, files
+    "apps/reweight/settings.py", "apps/rl/settings.py",
+    "apps/meta_learning.py", "apps/evaluations/run.py", "apps/reweight/run.py",
+    "apps/rl/run.py", "run/train.py", "run/evaluate.py", "run/export.py",
+}  # fmt: skip
 SETTINGS = {  # what configs are made of
     "lite_jax.apps.reweight.settings", "lite_jax.apps.rl.settings",
     "lite_jax.run.recipes", "lite_jax.run.settings",
@@ -131,7 +138,8 @@ def imported_rooms(path):
     """Return the rooms that a file imports from, its own left out."""
     names = [name for name in imported(path) if name.split(".")[0] == "lite_jax"]
     assert "lite_jax" not in names, f"{path}: imports the whole package"
-    return {name.split(".")[1] for name in names} - {room_of(path)}
+    rooms = {name.split(".")[1] for name in names}
+    return rooms - {room_of(path), "lazy_names"}  # of the package, which imports none
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -187,6 +195,17 @@ def setting_names(config, prefix=""):
         elif prefix:
             names.add(prefix + key)
     return names
+
+
+def test_configurations_are_read_at_the_entries_alone():
+    """Behind them are frozen settings."""
+    above = [path for path in modules() if FLOOR_OF[room_of(path)] >= FLOOR_OF["run"]]
+    read = {
+        str(path.relative_to(PACKAGE))
+        for path in above
+        if "ml_collections" in roots(path)
+    }
+    assert read == READ_CONFIGURATIONS
 
 
 def test_below_the_runs_code_speaks_of_arguments_and_knows_no_configuration():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
-from runs import tiny_config
+from runs import config_of
 
 from lite_jax.cli import program
 from lite_jax.cli.program import _setting_names
@@ -177,4 +177,4 @@ def test_setting_names_are_dotted():
         "config.b.c",
         "config.b.d.e",
     ]
-    assert "config.gradient.num_backprop" in _setting_names(tiny_config(), "config")
+    assert "config.gradient.num_backprop" in _setting_names(config_of(), "config")

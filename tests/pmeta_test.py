@@ -450,7 +450,9 @@ def test_training_makes_step_sizes_exactly_zero_and_never_negative(as_users_run_
                          backbone__width=8, optimizer__schedule="constant",
                          optimizer__learning_rate=1e-2)  # fmt: skip
     constraint = build_learner.make_tested_learner(config, 5).constraint
-    optimizer = build_gradient.make_optimizer(config, constraint)
+    optimizer = build_gradient.make_optimizer(
+        config.optimizer, config.train.steps, constraint
+    )
     params = {"inner_rule": {"a": jnp.array([0.05, 0.1])}, "head": jnp.array([0.05])}
     state = optimizer.init(params)
     for _ in range(20):

@@ -272,10 +272,10 @@ def one_program():
 
     def one_bench(config, sets):
         sizes = [
-            config.reweight[name]
+            getattr(config.reweight, name)
             for name in "network width depth heads weighting hidden".split()
         ]
-        settings = [config[x].to_json() for x in ("inner", "hypergrad", "optimizer")]
+        settings = [config.inner, config.hypergrad, config.optimizer]
         example = sets.train.inputs.shape[1:], sets.num_classes, sets.vocabulary
         made = make_bench(config, sets)
         made = made._replace(init=jax.jit(made.init))

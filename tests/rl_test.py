@@ -346,7 +346,7 @@ def one_learner(monkeypatch):
 
     def sharing(config):
         setting = make_setting(config)
-        known = config.rl.to_json() + config.inner.to_json()
+        known = config.rl, config.inner
         return setting._replace(learner=made.setdefault(known, setting.learner))
 
     monkeypatch.setattr(run, "make_setting", sharing)

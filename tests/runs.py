@@ -1,5 +1,6 @@
 """Small configurations for tests of whole runs."""
 
+import dataclasses
 import importlib.util
 import os
 import signal
@@ -7,16 +8,18 @@ from pathlib import Path
 
 from flax import linen
 
+from lite_jax.apps.programs import PROGRAMS, load
 from lite_jax.nn import description
 from lite_jax.nn.backbones import ConvBlock
 from lite_jax.nn.layers import global_average
 from lite_jax.nn.network import make_network
 from lite_jax.run import build_backbone, loop
+from lite_jax.run.settings import read_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def load_config(name="protonets", arguments="", **changes):
+def config_of(name="protonets", arguments="", **changes):
     """The config that `--config=configs/NAME.py:ARGUMENTS` names, with changes.
 
     A change is written with `__` for the dot: `train__steps=3`.
@@ -32,6 +35,22 @@ def load_config(name="protonets", arguments="", **changes):
             section = section[part]
         section[last] = value
     return config
+
+
+def load_config(name="protonets", arguments="", **changes):
+    """The settings of that config, as a program reads them."""
+    config = config_of(name, arguments, **changes)
+    return read_settings(config, load(PROGRAMS[config.program].settings))
+
+
+def changed(settings, **changes):
+    """The settings with changes."""
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            value = changed(getattr(settings, section), **{name: value})
+        settings = dataclasses.replace(settings, **{section: value})
+    return settings
 
 
 def tiny_config(**changes):

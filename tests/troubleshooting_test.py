@@ -107,8 +107,9 @@ def a_file_in_the_way(tmp_path):
 def untrained(as_users_run_it, tmp_path_factory):
     """A run of no steps."""
     folder = tmp_path_factory.mktemp("untrained") / "run"
-    config = tiny_config(train__steps=0, valid__tasks=0, test__tasks=1)
-    config.backbone.name = "pixels"
+    config = tiny_config(
+        train__steps=0, valid__tasks=0, test__tasks=1, backbone__name="pixels"
+    )
     train_and_evaluate(config, folder)
     return folder
 

@@ -20,19 +20,19 @@ class Program(NamedTuple):
     """A row of the table `PROGRAMS`.
 
     Attributes:
-        schema: MODULE:FUNCTION that returns all settings with their defaults.
+        settings: MODULE:CLASS of all settings, whose fields have defaults.
         modes: Mode → MODULE:FUNCTION, `(config, workdir) -> text`.
         hosts: Whether several hosts can share a run.
     """
 
-    schema: str
+    settings: str
     modes: Mapping[str, str]
     hosts: bool = False
 
 
 PROGRAMS = {
     "meta_learning": Program(
-        "lite_jax.run.settings:base_config",
+        "lite_jax.run.schema:Settings",
         {
             "train": "lite_jax.apps.meta_learning:train",
             "eval": "lite_jax.apps.meta_learning:evaluate",
@@ -41,14 +41,14 @@ PROGRAMS = {
         hosts=True,
     ),
     "policies": Program(
-        "lite_jax.apps.rl.settings:policy_config",
+        "lite_jax.apps.rl.settings:PolicySettings",
         {
             "train": "lite_jax.apps.rl.run:run_policy",
             "eval": "lite_jax.apps.rl.run:evaluate_policy",
         },
     ),
     "reweighting": Program(
-        "lite_jax.apps.reweight.settings:reweighting_config",
+        "lite_jax.apps.reweight.settings:ReweightingSettings",
         {"train": "lite_jax.apps.reweight.run:run_reweighting"},
     ),
 }
@@ -84,6 +84,6 @@ def find_run(
 
 
 def load(place: str) -> Callable[..., Any]:
-    """Return the function at MODULE:FUNCTION."""
+    """Return the function or class at MODULE:NAME."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from lite_jax.classify.classifier import Classifier
 from lite_jax.classify.held_out import fit_temperature, hold_out
@@ -28,14 +27,15 @@ from lite_jax.data.supports import (
 from lite_jax.errors import UserError
 from lite_jax.run import (
     build_backbone,
-    build_data,
     build_gradient,
     build_learner,
 )
 from lite_jax.run.memory_budget import out_of_memory_explained
 from lite_jax.run.predictor import Adapted, Predictor, in_batches, padded_size
 from lite_jax.run.restore import open_run
+from lite_jax.run.schema import Settings
 from lite_jax.run.settings import names_of, settings_named
+from lite_jax.run.workdir import load_config
 from lite_jax.types import Network, Params, PyTree
 
 
@@ -67,12 +67,11 @@ def load(run: str | Path) -> TrainedLearner:
     >>> folder.cleanup()
     """
     folder = Path(run).expanduser()
-    opened = open_run(folder)
-    config, params = opened.config, opened.params
-    if config.gradient.chunk_size == build_gradient.AUTO:
-        config = build_gradient.with_chunk_size(config, _CHUNK)
+    opened = open_run(folder, load_config(folder))
+    config = build_gradient.resolve_chunk_size(opened.config, lambda: _CHUNK)
+    params = opened.params
     with settings_named(names_of("data")):
-        spec = own_image_spec(build_data.data_settings(config))
+        spec = own_image_spec(config.data)
     if config.learner == "classifier":  # tested through prototypes
         params = {"backbone": params["backbone"]}
     learner = build_learner.make_tested_learner(config, build_learner.most_ways(config))
@@ -100,7 +99,7 @@ class TrainedLearner:
         params: The learned parameters.
     """
 
-    config: ConfigDict
+    config: Settings
     spec: ImageSpec
     params: Params
 

@@ -13,7 +13,8 @@ from lite_jax.data.cache import build_cache
 from lite_jax.data.describe import contact_sheet, describe, format_description
 from lite_jax.data.episodes import EpisodeSampler, EpisodeSpec, check_spec
 from lite_jax.data.orbit.source import OrbitSource, OrbitSpec
-from lite_jax.data.registry import DATASETS, DataSettings, detect, open_source
+from lite_jax.data.registry import DATASETS, detect, open_source
+from lite_jax.data.settings import DataSettings
 from lite_jax.data.sources import SPLITS, ClassSource
 from lite_jax.errors import UserError
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from ml_collections import ConfigDict
-
 from lite_jax import nn
 from lite_jax.errors import pick
+from lite_jax.run.schema import BackboneSettings
 from lite_jax.run.settings import names_of, settings_named
 from lite_jax.types import Network
 
 
-def make_backbone(settings: ConfigDict) -> Network:
+def make_backbone(settings: BackboneSettings) -> Network:
     """Return the feature extractor, with pretrained weights if `weights` is set.
 
     Args:
@@ -24,10 +23,9 @@ def make_backbone(settings: ConfigDict) -> Network:
     """
     pick("backbone.norm", settings.norm, dict.fromkeys(nn.NORMS))
     make, options = pick("backbone.name", settings.name, _BACKBONES)
-    arguments = {name: settings[name] for name in options}
-    for name in ("mean", "std"):
-        if settings[name] is not None:
-            arguments[name] = settings[name]
+    arguments = {name: getattr(settings, name) for name in options}
+    statistics = {"mean": settings.mean, "std": settings.std}
+    arguments |= {name: x for name, x in statistics.items() if x is not None}
     with settings_named(names_of("backbone")):
         network = in_dtype(settings, make(**arguments))
         if not settings.weights:
@@ -35,7 +33,7 @@ def make_backbone(settings: ConfigDict) -> Network:
         return nn.pretrained(network, settings.weights)
 
 
-def in_dtype(settings: ConfigDict, network: Network) -> Network:
+def in_dtype(settings: BackboneSettings, network: Network) -> Network:
     """Return the network, with computation in `settings.dtype`."""
     conversions = {"float32": lambda network: network, "bfloat16": nn.in_bfloat16}
     return pick("backbone.dtype", settings.dtype, conversions)(network)

@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-
-from ml_collections import ConfigDict
 
 from lite_jax import data
 from lite_jax.data.episodes import EpisodeSampler, EpisodeSpec, VariableSpec, check_spec
 from lite_jax.data.orbit.source import OrbitSpec
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError
+from lite_jax.run.schema import (
+    AnyEpisode,
+    OrbitEpisodeSettings,
+    Settings,
+    VariableEpisodeSettings,
+)
 from lite_jax.run.settings import names_of, settings_named
 
 Sources = Callable[[str], ClassSource]
 """`split -> source`, for "train", "valid" and "test"."""
 
 
-def make_sources(config: ConfigDict) -> Sources:
+def make_sources(config: Settings) -> Sources:
     """Return `split -> source` of the data set; a split is opened on its first use."""
 
     @functools.cache
     def open_split(split: str) -> ClassSource:
         add_rotated = split == "train" and config.data.rotations
         with settings_named(names_of("data")):
-            source = data.open_source(data_settings(config), split)
+            source = data.open_source(config.data, split)
             return data.rotated(source) if add_rotated else source
 
     return open_split
 
 
-def data_settings(config: ConfigDict) -> data.DataSettings:
-    """Return the settings by which a run opens its data set."""
-    fields = dataclasses.fields(data.DataSettings)
-    return data.DataSettings(**{x.name: config.data[x.name] for x in fields})
-
-
-def make_spec(settings: ConfigDict) -> EpisodeSampler:
+def make_spec(settings: AnyEpisode) -> EpisodeSampler:
     """Return the episode sampler of some settings.
 
     Raises:
         UserError: `way` or `shot` is not one or two whole numbers.
     """
     way = _least_and_most("way", settings.way)
-    if "max_target" in settings:
+    if isinstance(settings, OrbitEpisodeSettings):
         return OrbitSpec(way, settings.max_support, settings.max_target)
-    if "max_query" in settings:
+    if isinstance(settings, VariableEpisodeSettings):
         return VariableSpec(
             way, settings.max_query, settings.max_support, settings.max_contribution
         )
@@ -65,7 +62,7 @@ def _least_and_most(name: str, value: Sequence[int]) -> tuple[int, int]:
 
 
 def check_episodes(
-    config: ConfigDict, sources: Sources, splits: Sequence[str] = data.SPLITS
+    config: Settings, sources: Sources, splits: Sequence[str] = data.SPLITS
 ) -> None:
     """Raise unless the splits have the classes and images that their episodes need."""
     for name, split, settings in episode_settings(config):
@@ -74,9 +71,11 @@ def check_episodes(
                 check_spec(name, make_spec(settings), sources(split))
 
 
-def episode_settings(config: ConfigDict) -> list[tuple[str, str, ConfigDict]]:
+def episode_settings(config: Settings) -> list[tuple[str, str, AnyEpisode]]:
     """Return `(name of the setting, split, settings)` of each kind of episode."""
-    episodes = [("train.episode", "train", config.train.episode)]
+    episodes: list[tuple[str, str, AnyEpisode]] = [
+        ("train.episode", "train", config.train.episode)
+    ]
     if config.valid.tasks:
         episodes.append(("valid.episode", "valid", config.valid.episode))
     tests = config.test.episodes.items()

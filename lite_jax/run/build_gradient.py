@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from lite_jax.errors import UserError, pick, unknown_name
 from lite_jax.hypergrad import Estimator, conjugate_gradient, identity, neumann, sama
@@ -17,6 +16,12 @@ from lite_jax.learners.episode_loss import episode_grad
 from lite_jax.lite import exact_sum, lite_sum, subsample_sum
 from lite_jax.run.build_data import make_spec
 from lite_jax.run.parallel import EXAMPLES
+from lite_jax.run.schema import (
+    EstimatorSettings,
+    InnerOptimizerSettings,
+    OptimizerSettings,
+    Settings,
+)
 from lite_jax.run.settings import names_of, settings_named
 from lite_jax.types import GradFn, Learner, SetSum
 
@@ -25,7 +30,7 @@ _logger = logging.getLogger(__name__)
 AUTO = "auto"
 
 
-def make_grad_fn(config: ConfigDict, learner: Learner) -> GradFn:
+def make_grad_fn(config: Settings, learner: Learner) -> GradFn:
     """Return `(params, task, key) -> ((loss, aux), grads)` of `gradient.estimator`."""
     return episode_grad(
         learner,
@@ -35,7 +40,7 @@ def make_grad_fn(config: ConfigDict, learner: Learner) -> GradFn:
     )
 
 
-def make_set_sum(config: ConfigDict) -> SetSum:
+def make_set_sum(config: Settings) -> SetSum:
     """Return the operator by which the training loss sums over a support set."""
     settings = config.gradient
     chunk, axis_name = chunk_size(config), _axis_name(config)
@@ -53,12 +58,12 @@ def make_set_sum(config: ConfigDict) -> SetSum:
     )
 
 
-def _axis_name(config: ConfigDict) -> str | None:
+def _axis_name(config: Settings) -> str | None:
     """Return the mesh axis that examples are sharded along; None without sharding."""
     return EXAMPLES if config.devices.examples > 1 else None
 
 
-def _num_backprop(config: ConfigDict) -> int:
+def _num_backprop(config: Settings) -> int:
     """Return H, checked against the support sizes of the training tasks."""
     value = config.gradient.num_backprop
     spec = make_spec(config.train.episode)
@@ -80,13 +85,13 @@ def _num_backprop(config: ConfigDict) -> int:
     return min(value, most)
 
 
-def chunk_size(config: ConfigDict) -> int | None:
+def chunk_size(config: Settings) -> int | None:
     """Return the number of examples computed at once; None, for all, with "plain"."""
     size = checked_chunk_size(config)
     return None if config.gradient.estimator == "plain" else size
 
 
-def checked_chunk_size(config: ConfigDict) -> int:
+def checked_chunk_size(config: Settings) -> int:
     """Return `gradient.chunk_size`, in images; 1 while it is still "auto".
 
     Raises:
@@ -94,7 +99,7 @@ def checked_chunk_size(config: ConfigDict) -> int:
     """
     value = config.gradient.chunk_size
     if value == AUTO:
-        return 1  # replaced by `with_chunk_size`
+        return 1  # replaced by `resolve_chunk_size`
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(
             f"gradient.chunk_size={value}: expected a whole number from 1, or auto"
@@ -102,15 +107,19 @@ def checked_chunk_size(config: ConfigDict) -> int:
     return value
 
 
-def with_chunk_size(config: ConfigDict, chunk_size: int) -> ConfigDict:
-    """Return a copy of the configuration with this `gradient.chunk_size`."""
-    copy = config.copy_and_resolve_references()
-    with copy.ignore_type():  # the old value may be the string "auto"
-        copy.gradient.chunk_size = chunk_size
-    return copy
+def resolve_chunk_size(config: Settings, fit: Callable[[], int]) -> Settings:
+    """Return settings without "auto": `gradient.chunk_size` is a number.
+
+    Args:
+        config: The settings.
+        fit: Returns the chunk size to take; called for "auto" only.
+    """
+    if config.gradient.chunk_size != AUTO:
+        return config
+    return config.with_chunk_size(fit())
 
 
-def largest_set(config: ConfigDict) -> int:
+def largest_set(config: Settings) -> int:
     """Return the number of images of the largest support or query set in training."""
     if config.learner == "classifier":
         return config.train.batch_size
@@ -118,15 +127,15 @@ def largest_set(config: ConfigDict) -> int:
     return max(spec.support_size, spec.query_size)
 
 
-def make_inner_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def make_inner_optimizer(inner: InnerOptimizerSettings) -> optax.GradientTransformation:
     """Return the optimiser that adapts to a task, or trains on weighted examples.
 
     Raises:
         UserError: An unknown `inner.optimizer`.
     """
     makers = {"adam": optax.adam, "sgd": optax.sgd}
-    make = pick("inner.optimizer", config.inner.optimizer, makers)
-    return make(config.inner.learning_rate)
+    make = pick("inner.optimizer", inner.optimizer, makers)
+    return make(inner.learning_rate)
 
 
 ESTIMATORS = ("conjugate_gradient", "identity", "neumann", "sama")
@@ -137,25 +146,27 @@ MRML_SOLVERS = ("conjugate_gradient", "identity", "neumann", "unrolled")
 
 
 def make_estimator(
-    config: ConfigDict, known: Sequence[str] = ESTIMATORS
+    settings: EstimatorSettings,
+    inner: InnerOptimizerSettings,
+    known: Sequence[str] = ESTIMATORS,
 ) -> Estimator | None:
     """Return the hypergradient estimator of `hypergrad.through`; None for "unrolled".
 
     Args:
-        config: `hypergrad` and `inner` are read.
+        settings: The section `hypergrad`.
+        inner: The section `inner`.
         known: The names to choose from.
 
     Raises:
         UserError: Another name, or a setting of the estimator out of range.
     """
-    settings, rate = config.hypergrad, config.inner.learning_rate
     makers: dict[str, Callable[[], Estimator | None]] = {
         "conjugate_gradient": lambda: conjugate_gradient(
             settings.steps, settings.damping
         ),
         "identity": identity,
-        "neumann": lambda: neumann(settings.steps, rate),
-        "sama": lambda: sama(make_inner_optimizer(config)),
+        "neumann": lambda: neumann(settings.steps, inner.learning_rate),
+        "sama": lambda: sama(make_inner_optimizer(inner)),
         "unrolled": lambda: None,
     }
     choice = {name: makers[name] for name in known}
@@ -165,7 +176,9 @@ def make_estimator(
 
 
 def make_optimizer(
-    config: ConfigDict, constraint: optax.GradientTransformation | None = None
+    settings: OptimizerSettings,
+    steps: int,
+    constraint: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
     """Return AdamW with a learning rate schedule, and optionally gradient clipping.
 
@@ -174,13 +187,13 @@ def make_optimizer(
     and stored statistics are vectors, which do not decay.
 
     Args:
-        config: `optimizer` and `train.steps` are read.
+        settings: The section `optimizer`.
+        steps: Number of steps of the schedule.
         constraint: Transforms the updates last, such as a learner's constraint.
 
     Raises:
         UserError: An unknown schedule, or a setting out of range.
     """
-    settings = config.optimizer
     if not settings.learning_rate > 0:
         raise UserError(
             f"optimizer.learning_rate={settings.learning_rate}: expected > 0"
@@ -188,7 +201,7 @@ def make_optimizer(
     schedules = {
         "constant": optax.constant_schedule,
         "cosine": functools.partial(
-            optax.cosine_decay_schedule, decay_steps=max(config.train.steps, 1)
+            optax.cosine_decay_schedule, decay_steps=max(steps, 1)
         ),
     }
     make = pick("optimizer.schedule", settings.schedule, schedules)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from lite_jax import nn
 from lite_jax.data.orbit.protocol import find_orbit_protocol
@@ -31,11 +30,12 @@ from lite_jax.pmeta.rule import p_meta
 from lite_jax.run.build_backbone import in_dtype, make_backbone
 from lite_jax.run.build_data import Sources, episode_settings, make_spec
 from lite_jax.run.build_gradient import (
-    AUTO,
     MRML_SOLVERS,
+    checked_chunk_size,
     make_estimator,
     make_inner_optimizer,
 )
+from lite_jax.run.schema import GradientSettings, InnerRuleSettings, Settings
 from lite_jax.run.settings import names_of, settings_named
 from lite_jax.types import Learner, Network, Params
 
@@ -53,7 +53,7 @@ class Learners(NamedTuple):
     tested: Learner
 
 
-def make_learners(config: ConfigDict, sources: Sources) -> Learners:
+def make_learners(config: Settings, sources: Sources) -> Learners:
     """Return the learners, for at most the largest way of the run's episodes."""
     pick("learner", config.learner, _LEARNERS)
     tested = make_tested_learner(config, most_ways(config))
@@ -66,7 +66,7 @@ def make_learners(config: ConfigDict, sources: Sources) -> Learners:
 
 
 def make_tested_learner(
-    config: ConfigDict, way: int, backbone: Network | None = None
+    config: Settings, way: int, backbone: Network | None = None
 ) -> Learner:
     """Return the learner that is tested.
 
@@ -81,16 +81,16 @@ def make_tested_learner(
     return learner._replace(frozen=tuple(sorted({*learner.frozen, *frozen})))
 
 
-def _backbone(config: ConfigDict) -> Network:
+def _backbone(config: Settings) -> Network:
     return _for_clips(config, make_backbone(config.backbone))
 
 
-def _for_clips(config: ConfigDict, network: Network) -> Network:
+def _for_clips(config: Settings, network: Network) -> Network:
     """Return the network, applied to clips if the examples of a run are clips."""
     return network if clip_length(config) is None else nn.over_clips(network)
 
 
-def clip_length(config: ConfigDict) -> int | None:
+def clip_length(config: Settings) -> int | None:
     """Return the number of frames of a clip, or None where examples are images."""
     if config.data.dataset != "orbit":
         return None
@@ -99,7 +99,7 @@ def clip_length(config: ConfigDict) -> int | None:
 
 def _learner_from_settings(
     make: Callable[..., Learner],
-    config: ConfigDict,
+    config: Settings,
     backbone: Network,
     arguments: Mapping[str, str],
     **others: Any,
@@ -121,22 +121,22 @@ def _learner_from_settings(
         return make(backbone, **values, **others)
 
 
-def _protonets(config: ConfigDict, backbone: Network, way: int) -> Learner:
+def _protonets(config: Settings, backbone: Network, way: int) -> Learner:
     return _learner_from_settings(
         protonets, config, backbone, {"scale": "protonets.scale"}, way=way
     )
 
 
-def _cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
+def _cnaps(config: Settings, backbone: Network, way: int) -> Learner:
     return _learner_with_set_encoder(cnaps, config, backbone, way)
 
 
-def _simple_cnaps(config: ConfigDict, backbone: Network, way: int) -> Learner:
+def _simple_cnaps(config: Settings, backbone: Network, way: int) -> Learner:
     return _learner_with_set_encoder(simple_cnaps, config, backbone, way)
 
 
 def _learner_with_set_encoder(
-    make: Callable[..., Learner], config: ConfigDict, backbone: Network, way: int
+    make: Callable[..., Learner], config: Settings, backbone: Network, way: int
 ) -> Learner:
     size = 64
     encoder = _for_clips(config, in_dtype(config.backbone, nn.set_encoder(size)))
@@ -146,7 +146,7 @@ def _learner_with_set_encoder(
     )  # fmt: skip
 
 
-def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
+def _maml(config: Settings, backbone: Network, way: int) -> Learner:
     _check_sampling(config.gradient, "MAML")
     rule = make_inner_rule(config.inner)
     if rule.features is not None and not rule.each:
@@ -158,7 +158,7 @@ def _maml(config: ConfigDict, backbone: Network, way: int) -> Learner:
     return _learner_from_settings(maml, config, backbone, arguments, way=way, rule=rule)
 
 
-def make_inner_rule(inner: ConfigDict) -> inner_rules.InnerRule:
+def make_inner_rule(inner: InnerRuleSettings) -> inner_rules.InnerRule:
     """Return the update rule of the inner loop.
 
     Raises:
@@ -169,7 +169,7 @@ def make_inner_rule(inner: ConfigDict) -> inner_rules.InnerRule:
         return pick("inner.rule", inner.rule, _RULES)(inner)
 
 
-def make_attention(inner: ConfigDict) -> Attention:
+def make_attention(inner: InnerRuleSettings) -> Attention:
     """Return the ratios of meta attention.
 
     Raises:
@@ -186,7 +186,7 @@ def make_attention(inner: ConfigDict) -> Attention:
     return Attention(**{k: x if k in enabled else None for k, x in ratios.items()})
 
 
-def _p_meta(inner: ConfigDict) -> inner_rules.InnerRule:
+def _p_meta(inner: InnerRuleSettings) -> inner_rules.InnerRule:
     over = {"batch": False, "example": True}
     each = pick("inner.attention_over", inner.attention_over, over)
     return p_meta(
@@ -199,11 +199,11 @@ def _p_meta(inner: ConfigDict) -> inner_rules.InnerRule:
     )
 
 
-def _check_support_in_one_chunk(config: ConfigDict) -> None:
+def _check_support_in_one_chunk(config: Settings) -> None:
     """Raise unless each support is computed in one chunk, as batch attention needs."""
     settings = config.gradient
     largest = max(make_spec(x).support_size for _, _, x in episode_settings(config))
-    fits = settings.chunk_size != AUTO and settings.chunk_size >= largest
+    fits = checked_chunk_size(config) >= largest  # 1 while it is "auto"
     if settings.estimator != "plain" and not (settings.estimator == "exact" and fits):
         raise UserError(
             "inner.attention_over=batch looks at all of a support at once: set "
@@ -212,7 +212,7 @@ def _check_support_in_one_chunk(config: ConfigDict) -> None:
         )
 
 
-def _check_sampling(gradient: ConfigDict, learner: str) -> None:
+def _check_sampling(gradient: GradientSettings, learner: str) -> None:
     """Raise where sampling needs features, since `learner` sums gradients instead."""
     if gradient.estimator == "lite" and gradient.sampling in _BY_FEATURES:
         raise UserError(
@@ -222,33 +222,33 @@ def _check_sampling(gradient: ConfigDict, learner: str) -> None:
         )
 
 
-def _finetuner(config: ConfigDict, backbone: Network, way: int) -> Learner:
+def _finetuner(config: Settings, backbone: Network, way: int) -> Learner:
     arguments = {"steps": "inner.steps", "film": "inner.film"}
-    optimizer = make_inner_optimizer(config)
+    optimizer = make_inner_optimizer(config.inner)
     return _learner_from_settings(
         finetuner, config, backbone, arguments, way=way, optimizer=optimizer
     )
 
 
-def _mrml(config: ConfigDict, backbone: Network, way: int) -> Learner:
+def _mrml(config: Settings, backbone: Network, way: int) -> Learner:
     arguments = _INNER_LOOP | {
         "learning_rate": "inner.learning_rate",
         "weight_decay": "hypergrad.weight_decay",
     }
-    solver = make_estimator(config, MRML_SOLVERS)
+    solver = make_estimator(config.hypergrad, config.inner, MRML_SOLVERS)
     return _learner_from_settings(
         mrml, config, backbone, arguments, way=way, solver=solver
     )
 
 
-def _imaml(config: ConfigDict, backbone: Network, way: int) -> Learner:
+def _imaml(config: Settings, backbone: Network, way: int) -> Learner:
     _check_sampling(config.gradient, "iMAML")
     return _learner_from_settings(
         imaml, config, backbone,
         _INNER_LOOP | {"proximity": "hypergrad.proximity"},
         way=way,
-        optimizer=make_inner_optimizer(config),
-        solver=make_estimator(config),
+        optimizer=make_inner_optimizer(config.inner),
+        solver=make_estimator(config.hypergrad, config.inner),
     )  # fmt: skip
 
 
@@ -266,7 +266,7 @@ _LEARNERS: dict[str, Callable[..., Learner]] = {
     "simple_cnaps": _simple_cnaps,
 }
 _BY_FEATURES = {name for name, rule in SAMPLERS.items() if SCORES in rule.needs}
-_RULES: dict[str, Callable[[ConfigDict], inner_rules.InnerRule]] = {
+_RULES: dict[str, Callable[[InnerRuleSettings], inner_rules.InnerRule]] = {
     "anil": lambda inner: inner_rules.anil(inner.learning_rate),
     "boil": lambda inner: inner_rules.boil(inner.learning_rate),
     "learned_sgd": lambda inner: inner_rules.learned_sgd(inner.learning_rate),
@@ -275,19 +275,19 @@ _RULES: dict[str, Callable[[ConfigDict], inner_rules.InnerRule]] = {
 }
 
 
-def make_baseline(config: ConfigDict) -> Learner:
+def make_baseline(config: Settings) -> Learner:
     """Return the baseline without learned parameters: prototypes of raw pixels."""
     return protonets(_for_clips(config, nn.pixels()), way=most_ways(config))
 
 
-def most_ways(config: ConfigDict) -> int:
+def most_ways(config: Settings) -> int:
     """Return the largest way of all kinds of episodes of a run."""
     return max(
         make_spec(settings).way[1] for _, _, settings in episode_settings(config)
     )
 
 
-def init_params(config: ConfigDict, learner: Learner, sources: Sources) -> Params:
+def init_params(config: Settings, learner: Learner, sources: Sources) -> Params:
     """Return the learner's initial parameters, a function of the seed.
 
     Raises:

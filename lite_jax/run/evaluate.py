@@ -23,6 +23,8 @@ from lite_jax.run.build_data import Sources
 from lite_jax.run.metrics import Interval, interval
 from lite_jax.run.predictor import Predictor
 from lite_jax.run.restore import TrainedRun, open_run
+from lite_jax.run.schema import AnyEpisode, Settings
+from lite_jax.run.settings import read_settings
 from lite_jax.types import Learner, Params, Task
 
 Scorer = Callable[[Params, Task], jax.Array]
@@ -52,8 +54,8 @@ def evaluate(
 
 
 def split_tasks(
-    config: ConfigDict,
-    settings: ConfigDict,
+    config: Settings,
+    settings: AnyEpisode,
     source: ClassSource,
     stream: str,
     count: int,
@@ -76,18 +78,20 @@ def split_tasks(
 
 
 def run_tests(
-    config: ConfigDict, learner: Learner, params: Params, sources: Sources
+    config: Settings, learner: Learner, params: Params, sources: Sources
 ) -> Results:
     """Return the accuracies of learner and raw pixels on each kind of test episode."""
-    if config.gradient.chunk_size == build_gradient.AUTO:
+
+    def fit() -> int:
+        source = sources("test")
         first_tasks = [
-            load_task(
-                sources("test"), build_data.make_spec(x), config.seed, f"test.{name}", 0
-            )
+            load_task(source, build_data.make_spec(x), config.seed, f"test.{name}", 0)
             for name, x in config.test.episodes.items()
         ]
-        config = with_fitting_chunk(config, learner, params, first_tasks)
-    chunk = build_gradient.checked_chunk_size(config)
+        return fitting_chunk(config, learner, params, first_tasks)
+
+    resolved = build_gradient.resolve_chunk_size(config, fit)
+    chunk = build_gradient.checked_chunk_size(resolved)
     no_params: Params = {"backbone": {}}
     scorers = {
         config.learner: (make_scorer(learner, chunk), params),
@@ -113,21 +117,20 @@ def run_tests(
     return results
 
 
-def evaluate_checkpoint(config: ConfigDict, folder: Path) -> Results:
+def evaluate_checkpoint(config: ConfigDict | Settings, folder: Path) -> Results:
     """Test the best parameters of a workdir; test settings may differ from the run's.
 
     Raises:
         UserError: The workdir has no checkpoint, or a run of other settings.
     """
+    config = read_settings(config, Settings)
     learner, run, sources = restore_best(config, folder)
     build_data.check_episodes(config, sources, splits=("test",))
     with memory_budget.out_of_memory_explained(config):
         return run_tests(run.config, learner, run.params, sources)
 
 
-def restore_best(
-    config: ConfigDict, folder: Path
-) -> tuple[Learner, TrainedRun, Sources]:
+def restore_best(config: Settings, folder: Path) -> tuple[Learner, TrainedRun, Sources]:
     """Return the tested learner of a workdir, the run, and the sources.
 
     Raises:
@@ -141,10 +144,10 @@ def restore_best(
     return learner, run, sources
 
 
-def with_fitting_chunk(
-    config: ConfigDict, learner: Learner, params: Params, tasks: Iterable[Task]
-) -> ConfigDict:
-    """Return the config with the largest chunk size that fits all tasks into memory.
+def fitting_chunk(
+    config: Settings, learner: Learner, params: Params, tasks: Iterable[Task]
+) -> int:
+    """Return the largest chunk size with which all tasks fit into memory.
 
     Args:
         config: All settings; `gradient.memory_budget_gb` is the budget.
@@ -162,10 +165,10 @@ def with_fitting_chunk(
         limit = config.gradient.memory_budget_gb
         fit = memory_budget.largest_chunk(functools.partial(build, task), most, limit)
         chunk_sizes.append(fit.chunk_size)
-    return build_gradient.with_chunk_size(config, min(chunk_sizes))
+    return min(chunk_sizes)
 
 
-def format_results(config: ConfigDict, results: Results) -> str:
+def format_results(config: Settings, results: Results) -> str:
     """Return the table of test results, a row for each kind of episode."""
     names = list(next(iter(results.values())))
     rows = []

@@ -12,10 +12,12 @@ from lite_jax.pmeta.memory_model import MB, count_macs, count_memory
 from lite_jax.pmeta.plan import Plan, learned_plan
 from lite_jax.run import build_backbone, build_learner
 from lite_jax.run.evaluate import format_table, restore_best
+from lite_jax.run.schema import Settings
+from lite_jax.run.settings import read_settings
 from lite_jax.types import Params
 
 
-def export_run(config: ConfigDict, folder: Path) -> str:
+def export_run(config: ConfigDict | Settings, folder: Path) -> str:
     """Write `plan.zip` of a run's best parameters, and return a table of its costs.
 
     `lite_jax.pmeta.device` reads the file.
@@ -24,6 +26,7 @@ def export_run(config: ConfigDict, folder: Path) -> str:
         UserError: The run's rule learns no plan, the folder holds no checkpoint, or
             all step sizes are 0.
     """
+    config = read_settings(config, Settings)
     if config.learner != "maml" or config.inner.rule != "p_meta":
         raise UserError(
             f"--mode=export: learner={config.learner} with inner.rule="
@@ -38,7 +41,7 @@ def export_run(config: ConfigDict, folder: Path) -> str:
     return f"{format_plan(plan)}\n{path}: {path.stat().st_size / 1000:.1f} kB ({parts})"
 
 
-def plan_of(config: ConfigDict, params: Params, image_shape: tuple[int, ...]) -> Plan:
+def plan_of(config: Settings, params: Params, image_shape: tuple[int, ...]) -> Plan:
     """Return the plan of a run's parameters, for images of shape `[h, w, c]`.
 
     Raises:

@@ -12,12 +12,12 @@ from contextlib import closing
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from lite_jax.data.augment import make_augment
 from lite_jax.data.loader import check_batch_size, load_batch, load_task, run_ahead
 from lite_jax.data.sources import ClassSource
 from lite_jax.run import build_data, parallel
+from lite_jax.run.schema import Settings
 from lite_jax.run.settings import settings_named
 from lite_jax.types import Task
 
@@ -30,9 +30,7 @@ class Feed:
     episode.
     """
 
-    def __init__(
-        self, config: ConfigDict, source: ClassSource, mesh: Mesh | None = None
-    ):
+    def __init__(self, config: Settings, source: ClassSource, mesh: Mesh | None = None):
         """Check the settings, and choose how tasks are loaded; nothing is read yet."""
         self._mesh, self._width = mesh, config.train.tasks_per_step
         self._depth = config.data.prefetch

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from lite_jax.run import parallel, workdir
@@ -18,6 +17,7 @@ from lite_jax.run.checkpoint import Slot
 from lite_jax.run.metrics import MetricsWriter
 from lite_jax.run.preemption import Preempted, noticed
 from lite_jax.run.progress import Reporter
+from lite_jax.run.schema import ProgramSettings
 from lite_jax.types import PyTree
 
 _logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Folder:
 
 @contextlib.contextmanager
 def open_folder(
-    path: Path, config: ConfigDict, start: PyTree, step_of: Callable[[PyTree], Any]
+    path: Path, config: ProgramSettings, start: PyTree, step_of: Callable[[PyTree], Any]
 ) -> Iterator[Folder]:
     """Lock a run's folder, restore its last checkpoint, and close it at the end.
 

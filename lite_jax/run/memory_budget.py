@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from lite_jax.errors import UserError
+from lite_jax.run.schema import Settings
 
 GB = 10**9
 SHARE = 0.9
@@ -105,7 +105,7 @@ def budget_bytes(budget_gb: float) -> int:
 
 
 @contextlib.contextmanager
-def out_of_memory_explained(config: ConfigDict) -> Iterator[None]:
+def out_of_memory_explained(config: Settings) -> Iterator[None]:
     """Replace JAX's out-of-memory error by one that names the setting to lower.
 
     Raises:

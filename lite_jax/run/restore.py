@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
-from typing import NamedTuple
-
-from ml_collections import ConfigDict
+from typing import Generic
 
 from lite_jax.errors import UserError
 from lite_jax.run import workdir
 from lite_jax.run.checkpoint import Slot, check_shapes
+from lite_jax.run.schema import Settings
+from lite_jax.run.settings import S
 from lite_jax.types import Params, PyTree
 
 FREE = frozenset({
@@ -23,7 +24,8 @@ They say how the run was trained, what it is tested on, and how tests are comput
 other settings decide what the parameters mean."""
 
 
-class TrainedRun(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class TrainedRun(Generic[S]):
     """A trained run.
 
     Attributes:
@@ -34,7 +36,7 @@ class TrainedRun(NamedTuple):
     """
 
     folder: Path
-    config: ConfigDict
+    config: S
     params: Params
 
     def check_fits(self, wanted: PyTree) -> None:
@@ -46,30 +48,31 @@ class TrainedRun(NamedTuple):
         check_shapes(self.folder / "checkpoints/best", self.params, wanted)
 
 
-def open_run(folder: Path, config: ConfigDict | None = None) -> TrainedRun:
-    """Return a run's settings and its best parameters.
+def open_run(folder: Path, config: S) -> TrainedRun[S]:
+    """Return a run's best parameters, and settings to use them with.
 
     Args:
         folder: The workdir.
-        config: Settings to use the run with; they may differ from the run's settings
-            in `FREE` only. None for the run's settings, of a meta-learning run.
+        config: The settings; they may differ from those of the run in `FREE` only.
 
     Raises:
         UserError: The folder holds no run, no checkpoint, or a run of other settings.
     """
-    if config is None:
-        used = workdir.load_config(folder)
-    else:
-        used = config.copy_and_resolve_references()
     saved = workdir.read_config(folder)
     if saved is None or not list((folder / "checkpoints/best").glob("[0-9]*")):
         raise UserError(
             f"workdir={folder} holds no checkpoint to evaluate: train first"
         )
-    if config is not None:
-        workdir.check_same(folder, saved, config, sorted(set(config) - FREE))
+    sections = {field.name for field in dataclasses.fields(config)}
+    workdir.check_same(folder, saved, config, sorted(sections - FREE))
     with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
         params = best.restore_all()
-    if "backbone" in used:
-        used.backbone.weights = ""
-    return TrainedRun(folder, used, params)
+    return TrainedRun(folder, _without_weights(config), params)
+
+
+def _without_weights(config: S) -> S:
+    """Return settings with an empty `backbone.weights`, if the program has it."""
+    if not isinstance(config, Settings):
+        return config
+    backbone = dataclasses.replace(config.backbone, weights="")
+    return dataclasses.replace(config, backbone=backbone)

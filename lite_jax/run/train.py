@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Container
@@ -34,7 +34,8 @@ from lite_jax.run.evaluate import Results, evaluate, make_scorer, run_tests, spl
 from lite_jax.run.feed import Feed
 from lite_jax.run.loop import Folder, open_folder, take_steps
 from lite_jax.run.progress import Reporter
-from lite_jax.run.settings import check_at_least
+from lite_jax.run.schema import Settings
+from lite_jax.run.settings import check_at_least, read_settings
 from lite_jax.types import GradFn, Key, Learner, Params, Task
 
 _logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
+def train_and_evaluate(config: ConfigDict | Settings, workdir: Path) -> Results:
     """Train, or resume training, in `workdir`; then test the best parameters.
 
     Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/{last,best}` and
@@ -71,12 +72,13 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
             before anything is written.
         Preempted: SIGTERM came in training, and a checkpoint of that step is saved.
     """
+    config = read_settings(config, Settings)
     _check_settings(config)
-    workdirs.check_hosts_agree(parallel.gather(json.loads(config.to_json())))
+    workdirs.check_hosts_agree(parallel.gather(dataclasses.asdict(config)))
     mesh = parallel.make_mesh(config.devices.tasks, config.devices.examples)
     sources = build_data.make_sources(config)
     learner, tested = build_learner.make_learners(config, sources)
-    optimizer = build_gradient.make_optimizer(config, learner.constraint)
+    optimizer = _make_optimizer(config, learner)
     train_step = make_train_step(
         build_gradient.make_grad_fn(config, learner), optimizer, mesh
     )
@@ -114,13 +116,19 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
     return results
 
 
+def _make_optimizer(config: Settings, learner: Learner) -> optax.GradientTransformation:
+    return build_gradient.make_optimizer(
+        config.optimizer, config.train.steps, learner.constraint
+    )
+
+
 def _fitting_config_and_step(
-    config: ConfigDict,
+    config: Settings,
     learner: Learner,
     mesh: Mesh | None,
     state: TrainState,
     tasks: Task,
-) -> tuple[ConfigDict, Any]:
+) -> tuple[Settings, Any]:
     """Return the config with the largest chunk that fits, and the compiled step."""
     inputs = (
         parallel.replicate(mesh, state),
@@ -130,9 +138,9 @@ def _fitting_config_and_step(
 
     def build(chunk_size: int) -> Any:
         grad_fn = build_gradient.make_grad_fn(
-            build_gradient.with_chunk_size(config, chunk_size), learner
+            config.with_chunk_size(chunk_size), learner
         )
-        optimizer = build_gradient.make_optimizer(config, learner.constraint)
+        optimizer = _make_optimizer(config, learner)
         return make_train_step(grad_fn, optimizer, mesh).lower(*inputs).compile()
 
     settings = config.gradient
@@ -143,7 +151,7 @@ def _fitting_config_and_step(
         "chunk_size=auto: chunks of %d images, a step of which needs %.3g GB a device",
         fit.chunk_size, fit.num_bytes / memory_budget.GB,
     )  # fmt: skip
-    return build_gradient.with_chunk_size(config, fit.chunk_size), fit.program
+    return config.with_chunk_size(fit.chunk_size), fit.program
 
 
 def init_state(
@@ -191,7 +199,7 @@ def make_train_step(
 
 
 def _train(
-    config: ConfigDict,
+    config: Settings,
     mesh: Mesh | None,
     feed: Feed,
     train_step: Callable[..., Any],
@@ -238,7 +246,7 @@ def _train(
 
 
 def _make_validation(
-    config: ConfigDict, learner: Learner, sources: Sources
+    config: Settings, learner: Learner, sources: Sources
 ) -> Callable[[Params], float | None]:
     """Return `params -> mean accuracy` on the validation tasks, None without tasks."""
     if not config.valid.tasks:
@@ -254,7 +262,7 @@ def _make_validation(
     return validate
 
 
-def _check_settings(config: ConfigDict) -> None:
+def _check_settings(config: Settings) -> None:
     from_1 = "data.prefetch", "train.tasks_per_step", "train.valid_every", "test.tasks"
     check_at_least(config, 1, *from_1)
     from_0 = "data.workers", "train.steps", "valid.tasks", "optimizer.skip_not_finite"
@@ -268,7 +276,7 @@ def _check_settings(config: ConfigDict) -> None:
 
 
 def _log_run(
-    config: ConfigDict, sources: Sources, params: Params, frozen: Container[str]
+    config: Settings, sources: Sources, params: Params, frozen: Container[str]
 ) -> None:
     """Log the device, the data, the episodes and the sizes of the parameters."""
     spec = build_data.make_spec(config.train.episode)

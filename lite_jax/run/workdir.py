@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 from collections.abc import Iterator, Sequence
@@ -14,13 +15,14 @@ from ml_collections import ConfigDict
 
 from lite_jax.errors import MALFORMED, UserError
 from lite_jax.files import write_atomically
-from lite_jax.run.settings import base_config
+from lite_jax.run.schema import ProgramSettings, Settings
+from lite_jax.run.settings import base_config, read_settings
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextlib.contextmanager
-def occupied(workdir: Path, config: ConfigDict) -> Iterator[None]:
+def occupied(workdir: Path, config: ProgramSettings) -> Iterator[None]:
     """Claim a folder and lock it against other runs while inside.
 
     The operating system releases the lock when the process ends, however it ends.
@@ -57,7 +59,7 @@ def occupied(workdir: Path, config: ConfigDict) -> Iterator[None]:
         lock.release()
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
+def claim(workdir: Path, config: ProgramSettings) -> None:
     """Write the config into the folder, or check that the folder has the same config.
 
     Raises:
@@ -91,7 +93,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def load_config(workdir: Path) -> ConfigDict:
+def load_config(workdir: Path) -> Settings:
     """Return the settings of a meta-learning run.
 
     Settings that did not exist when the run was saved have their defaults.
@@ -121,16 +123,16 @@ def load_config(workdir: Path) -> ConfigDict:
     try:
         with config.unlocked():
             config.update(saved)
+        return read_settings(config, Settings)
     except MALFORMED as error:
         raise UserError(
             f"{workdir}/config.json is no configuration of a run ({error}): copy the "
             "run again"
         ) from error
-    return config
 
 
 def check_same(
-    workdir: Path, saved: dict[str, Any], config: ConfigDict, sections: list[str]
+    workdir: Path, saved: dict[str, Any], config: ProgramSettings, sections: list[str]
 ) -> None:
     """Raise unless two configurations are equal in some sections.
 
@@ -171,8 +173,8 @@ def check_hosts_agree(configs: Sequence[dict[str, Any]]) -> None:
             )
 
 
-def _json_text(config: ConfigDict) -> str:
-    return json.dumps(json.loads(config.to_json()), indent=2) + "\n"
+def _json_text(config: ProgramSettings) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def _differences(

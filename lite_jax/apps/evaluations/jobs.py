@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.files import append_row, read_rows
 from lite_jax.run import build_learner
+from lite_jax.run.schema import Settings
 from lite_jax.types import Learner
 
 Row = dict[str, Any]
@@ -68,7 +68,7 @@ def _rows_of(jobs: Sequence[Job], path: Path) -> dict[str, Row]:
     return rows
 
 
-def settings_row(config: ConfigDict, dataset: str, protocol: str, resize: str) -> Row:
+def settings_row(config: Settings, dataset: str, protocol: str, resize: str) -> Row:
     """Return the settings that every row of a benchmark records."""
     return {
         "benchmark": config.benchmark.name,
@@ -82,7 +82,7 @@ def settings_row(config: ConfigDict, dataset: str, protocol: str, resize: str) -
     }
 
 
-def chosen(config: ConfigDict, known: Iterable[str]) -> list[str]:
+def chosen(config: Settings, known: Iterable[str]) -> list[str]:
     """Return those of the known data sets that `benchmark.only` names; all if empty.
 
     Raises:
@@ -96,6 +96,6 @@ def chosen(config: ConfigDict, known: Iterable[str]) -> list[str]:
     return [name for name in known if not only or name in only]
 
 
-def learner_of(config: ConfigDict, way: int) -> Learner:
+def learner_of(config: Settings, way: int) -> Learner:
     """Return the learner that is tested, for tasks of at most `way` classes."""
     return build_learner.make_tested_learner(config, way)

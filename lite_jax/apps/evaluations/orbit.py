@@ -6,7 +6,6 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from lite_jax import data
 from lite_jax.apps.evaluations import published
@@ -27,6 +26,7 @@ from lite_jax.run import build_data, build_gradient
 from lite_jax.run.evaluate import format_table
 from lite_jax.run.metrics import interval
 from lite_jax.run.predictor import Predictor
+from lite_jax.run.schema import Settings
 from lite_jax.types import Params
 
 _TITLES = {
@@ -36,7 +36,7 @@ _TITLES = {
 }
 
 
-def plan_orbit(config: ConfigDict, params: Params) -> list[Job]:
+def plan_orbit(config: Settings, params: Params) -> list[Job]:
     """Return a job for each test task of each user.
 
     Raises:
@@ -68,7 +68,7 @@ def plan_orbit(config: ConfigDict, params: Params) -> list[Job]:
 
 
 def _run_task(
-    config: ConfigDict,
+    config: Settings,
     params: Params,
     source: OrbitSource,
     predictor: Predictor,
@@ -92,7 +92,7 @@ def _run_task(
     return {"objects": task.things, "clips": len(task.context), "videos": scores}
 
 
-def report_orbit(config: ConfigDict, rows: Sequence[Row]) -> str:
+def report_orbit(config: Settings, rows: Sequence[Row]) -> str:
     """Return the table of scores, with intervals over videos and over users."""
     flat = [(row["user"], video) for row in rows for video in row["videos"].values()]
     users = [user for user, _ in flat]

@@ -6,6 +6,7 @@ so a stopped run resumes with the next data set.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import jax
@@ -21,13 +22,14 @@ from lite_jax.apps.evaluations.vtab_md import (
     report_vtab_md,
 )
 from lite_jax.run import build_gradient, build_learner, memory_budget
-from lite_jax.run.evaluate import with_fitting_chunk
+from lite_jax.run.evaluate import fitting_chunk
 from lite_jax.run.restore import open_run
-from lite_jax.run.settings import names_of, settings_named
+from lite_jax.run.schema import Settings
+from lite_jax.run.settings import names_of, read_settings, settings_named
 from lite_jax.types import Examples, Params, Task
 
 
-def run_benchmark(config: ConfigDict, folder: Path) -> str:
+def run_benchmark(config: ConfigDict | Settings, folder: Path) -> str:
     """Test the best parameters of a workdir on the benchmark `benchmark.name`.
 
     Returns:
@@ -37,6 +39,7 @@ def run_benchmark(config: ConfigDict, folder: Path) -> str:
         UserError: An unknown benchmark, missing data (all data are opened before any
             computation), no checkpoint, or rows of other settings in the workdir.
     """
+    config = read_settings(config, Settings)
     name = config.benchmark.name
     plan, report = errors.pick("benchmark.name", name, _BENCHMARKS)
     run = open_run(folder, config)
@@ -44,7 +47,9 @@ def run_benchmark(config: ConfigDict, folder: Path) -> str:
     shape = _images_spec(config, ()).shape
     run.check_fits(build_learner.params_shape(learner_of(config, _WAY), shape))
     with memory_budget.out_of_memory_explained(config):
-        config = _config_with_chunk(config, params)
+        config = build_gradient.resolve_chunk_size(
+            config, functools.partial(_fitting_chunk, config, params)
+        )
         with settings_named(names_of("data")):
             jobs = plan(config, params)
         rows = run_jobs(jobs, folder / f"{name}.jsonl")
@@ -58,10 +63,8 @@ _BENCHMARKS = {
 }
 
 
-def _config_with_chunk(config: ConfigDict, params: Params) -> ConfigDict:
-    """Return the config; "auto" is replaced by the largest chunk size that fits."""
-    if config.gradient.chunk_size != build_gradient.AUTO:
-        return config
+def _fitting_chunk(config: Settings, params: Params) -> int:
+    """Return the largest chunk size with which the largest tasks fit into memory."""
     label_dtype = jnp.int32
     examples = Examples(
         _images_spec(config, (_MOST,)),
@@ -69,10 +72,10 @@ def _config_with_chunk(config: ConfigDict, params: Params) -> ConfigDict:
         jax.ShapeDtypeStruct((_MOST,), jnp.bool_),
     )
     learner = learner_of(config, _WAY)
-    return with_fitting_chunk(config, learner, params, [Task(examples, examples)])
+    return fitting_chunk(config, learner, params, [Task(examples, examples)])
 
 
-def _images_spec(config: ConfigDict, lead: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+def _images_spec(config: Settings, lead: tuple[int, ...]) -> jax.ShapeDtypeStruct:
     """Return the spec of images or clips with leading axes `lead`."""
     side, length = config.data.image_size, build_learner.clip_length(config)
     clip = () if length is None else (length,)

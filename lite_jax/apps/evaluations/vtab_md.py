@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from lite_jax import data
@@ -31,6 +30,7 @@ from lite_jax.errors import UserError
 from lite_jax.run import build_gradient
 from lite_jax.run.evaluate import evaluate, format_table, make_scorer
 from lite_jax.run.predictor import Predictor
+from lite_jax.run.schema import Settings
 from lite_jax.run.settings import settings_named
 from lite_jax.types import Params
 
@@ -39,13 +39,13 @@ _logger = logging.getLogger(__name__)
 _PARTS = {"MD-v2": 8, "VTAB natural": 6, "VTAB specialized": 4, "VTAB structured": 8}
 
 
-def plan_meta_dataset(config: ConfigDict, params: Params) -> list[Job]:
+def plan_meta_dataset(config: Settings, params: Params) -> list[Job]:
     """Return a job for each test source of Meta-Dataset."""
     names = chosen(config, find_meta_dataset_protocol(config.data.protocol).test)
     return _meta_dataset_jobs(config, params, names)
 
 
-def plan_vtab_md(config: ConfigDict, params: Params) -> list[Job]:
+def plan_vtab_md(config: Settings, params: Params) -> list[Job]:
     """Return a job for each test source of Meta-Dataset and each task of VTAB.
 
     Raises:
@@ -61,7 +61,7 @@ def plan_vtab_md(config: ConfigDict, params: Params) -> list[Job]:
 
 
 def _meta_dataset_jobs(
-    config: ConfigDict, params: Params, names: Sequence[str]
+    config: Settings, params: Params, names: Sequence[str]
 ) -> list[Job]:
     settings, count, spec = config.data, config.benchmark.episodes, VariableSpec()
     image = ImageSpec(settings.image_size, settings.resize or "md")
@@ -94,7 +94,7 @@ def _meta_dataset_jobs(
     return jobs
 
 
-def _vtab_jobs(config: ConfigDict, params: Params, names: Sequence[str]) -> list[Job]:
+def _vtab_jobs(config: Settings, params: Params, names: Sequence[str]) -> list[Job]:
     settings, chunk_size = config.benchmark, build_gradient.checked_chunk_size(config)
 
     @functools.cache
@@ -124,7 +124,7 @@ def _padded_way(num_classes: int) -> int:
     return num_classes if num_classes > 64 else 1 << (num_classes - 1).bit_length()
 
 
-def _vtab_tasks(config: ConfigDict, names: Sequence[str]) -> list[VtabTask]:
+def _vtab_tasks(config: Settings, names: Sequence[str]) -> list[VtabTask]:
     settings = config.benchmark
     if names and not settings.vtab_root:
         raise UserError(
@@ -163,7 +163,7 @@ _VTAB_SETTINGS = {  # argument of `vtab_task` → setting
 
 
 def _run_vtab_task(
-    config: ConfigDict, params: Params, task: VtabTask, predictor: Predictor
+    config: Settings, params: Params, task: VtabTask, predictor: Predictor
 ) -> Row:
     """Adapt to the support set once, and return the accuracy on the test set."""
     images, labels = task.support.read(range(len(task.support)))
@@ -198,7 +198,7 @@ def _run_vtab_task(
 # --------------------------------------------------------------------------- the table
 
 
-def report_vtab_md(config: ConfigDict, rows: Sequence[Row]) -> str:
+def report_vtab_md(config: Settings, rows: Sequence[Row]) -> str:
     """Return the table of results beside reported ones, with notes on its columns."""
     del config
     lines = []

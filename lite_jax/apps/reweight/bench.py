@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from lite_jax import errors, nn
 from lite_jax.apps.reweight.sets import LabelledSet, Sets
+from lite_jax.apps.reweight.settings import ReweightingSettings
 from lite_jax.apps.reweight.training import Logits, make_plain_training
 from lite_jax.apps.reweight.weightings import (
     Weighting,
@@ -42,7 +42,7 @@ class Bench(NamedTuple):
         estimator: The estimator of the hypergradient.
     """
 
-    config: ConfigDict
+    config: ReweightingSettings
     sets: Sets
     train: LabelledSet
     meta: LabelledSet
@@ -80,7 +80,7 @@ class Bench(NamedTuple):
 _USES = ("classifier", "weighting", "batches", "plain", "scores", "early")
 
 
-def make_bench(config: ConfigDict, sets: Sets) -> Bench:
+def make_bench(config: ReweightingSettings, sets: Sets) -> Bench:
     """Return the context of a configuration and its sets.
 
     Raises:
@@ -105,16 +105,16 @@ def make_bench(config: ConfigDict, sets: Sets) -> Bench:
         return features @ params["head"]["kernel"] + params["head"]["bias"][None]
 
     train, meta = jax.device_put((sets.train, sets.meta))
-    optimizer = build_gradient.make_inner_optimizer(config)
+    optimizer = build_gradient.make_inner_optimizer(config.inner)
     weighting = _make_weighting(config)
-    estimator = build_gradient.make_estimator(config)
+    estimator = build_gradient.make_estimator(config.hypergrad, config.inner)
     assert estimator is not None
     return Bench(
         config, sets, train, meta, init, logits, optimizer, weighting, estimator
     )
 
 
-def _make_weighting(config: ConfigDict) -> Weighting:
+def _make_weighting(config: ReweightingSettings) -> Weighting:
     weightings = {
         "meta_weight_net": functools.partial(meta_weight_net, config.reweight.hidden),
         "per_example": per_example_weighting,
@@ -122,7 +122,7 @@ def _make_weighting(config: ConfigDict) -> Weighting:
     return errors.pick("reweight.weighting", config.reweight.weighting, weightings)()
 
 
-def _make_network(config: ConfigDict, sets: Sets) -> Network:
+def _make_network(config: ReweightingSettings, sets: Sets) -> Network:
     settings, dataset = config.reweight, config.data.dataset
     size = {"width": settings.width, "depth": settings.depth}
     input_kinds = {"mlp": "vectors", "transformer": "texts"}

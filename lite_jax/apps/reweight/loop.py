@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lite_jax.apps.reweight.bench import Bench
+from lite_jax.apps.reweight.settings import ReweightingSettings
 from lite_jax.apps.reweight.training import ReweightingState, make_round
 from lite_jax.run import build_gradient
 from lite_jax.run.loop import Folder, take_steps
@@ -20,12 +22,16 @@ def first_state(bench: Bench) -> ReweightingState:
     params = bench.init(bench.key("classifier"))
     count = len(bench.sets.train.labels)
     meta_params = bench.weighting.init(bench.key("weighting"), count)
-    meta_optimizer = build_gradient.make_optimizer(bench.config)
+    meta_optimizer = _meta_optimizer(bench.config)
     return ReweightingState(
         jnp.int32(0), params, bench.optimizer.init(params), meta_params,
         meta_optimizer.init(meta_params), bench.estimator.init(params, meta_params),
         jnp.zeros(count), jnp.zeros(count),
     )  # fmt: skip
+
+
+def _meta_optimizer(config: ReweightingSettings) -> optax.GradientTransformation:
+    return build_gradient.make_optimizer(config.optimizer, config.train.steps)
 
 
 def learn_weights(bench: Bench, folder: Folder) -> ReweightingState:
@@ -37,7 +43,7 @@ def learn_weights(bench: Bench, folder: Folder) -> ReweightingState:
     config = bench.config
     run = make_round(
         bench.logits, bench.weighting, bench.estimator, bench.optimizer,
-        build_gradient.make_optimizer(config),
+        _meta_optimizer(config),
         unroll=config.inner.steps, batch_size=config.train.batch_size,
         meta_batch_size=config.reweight.meta_batch_size,
     )  # fmt: skip

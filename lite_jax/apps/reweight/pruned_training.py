@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from lite_jax.apps.reweight.bench import Bench
 from lite_jax.apps.reweight.loop import learn_weights
 from lite_jax.apps.reweight.pruning import SCORES, kept_rows, mean_scores
+from lite_jax.apps.reweight.settings import ReweightingSettings
 from lite_jax.errors import UserError
 from lite_jax.files import append_row, read_rows
 from lite_jax.run.evaluate import format_table
@@ -63,7 +63,7 @@ def compare_rules(bench: Bench, folder: Folder) -> str:
     return _table(keep, rules, seeds, row_of)
 
 
-def shares_kept(config: ConfigDict) -> list[float]:
+def shares_kept(config: ReweightingSettings) -> list[float]:
     """Return the shares in `reweight.keep`, each in (0, 1].
 
     Raises:

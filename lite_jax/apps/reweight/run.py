@@ -13,16 +13,18 @@ from lite_jax.apps.reweight.loop import first_state
 from lite_jax.apps.reweight.noisy_labels import compare_training
 from lite_jax.apps.reweight.pruned_training import compare_rules, shares_kept
 from lite_jax.apps.reweight.sets import Sets, make_sets
+from lite_jax.apps.reweight.settings import ReweightingSettings
 from lite_jax.errors import UserError
 from lite_jax.run import settings
 from lite_jax.run.loop import open_folder
+from lite_jax.run.settings import read_settings
 
 _logger = logging.getLogger(__name__)
 
 _JOBS = {"prune": compare_rules, "reweight": compare_training}
 
 
-def run_reweighting(config: ConfigDict, workdir: Path) -> str:
+def run_reweighting(config: ConfigDict | ReweightingSettings, workdir: Path) -> str:
     """Run the job `config.reweight.job`, and return its table of results.
 
     Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/last` and
@@ -33,6 +35,7 @@ def run_reweighting(config: ConfigDict, workdir: Path) -> str:
         UserError: A setting out of range, data that do not fit the settings, or a
             workdir of another run; all are checked before anything is written.
     """
+    config = read_settings(config, ReweightingSettings)
     job = errors.pick("reweight.job", config.reweight.job, _JOBS)
     _check_settings(config)
     sets = make_sets(config)
@@ -47,7 +50,7 @@ def run_reweighting(config: ConfigDict, workdir: Path) -> str:
         return job(bench, folder)
 
 
-def _check_settings(config: ConfigDict) -> None:
+def _check_settings(config: ReweightingSettings) -> None:
     settings.check_at_least(
         config,
         1,

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
 
+from lite_jax import data
+from lite_jax.apps.reweight.settings import ReweightingSettings
 from lite_jax.apps.reweight.text import FIRST_WORD, generated_texts, read_tsv
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError
-from lite_jax.run import build_backbone, build_data
+from lite_jax.run import build_backbone
+from lite_jax.run.settings import names_of, settings_named
 
 _logger = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class Sets(NamedTuple):
     vocabulary: int | None = None
 
 
-def make_sets(config: ConfigDict) -> Sets:
+def make_sets(config: ReweightingSettings) -> Sets:
     """Return the sets of `config.data.dataset`, with noise in the training labels.
 
     A label becomes another class with probability `config.reweight.noise`.
@@ -130,9 +132,10 @@ def _split(
     return train, meta, test
 
 
-def _image_features(config: ConfigDict) -> LabelledSet:
+def _image_features(config: ReweightingSettings) -> LabelledSet:
     """Return all images of the test classes as features of mean 0 and deviation 1."""
-    source = build_data.make_sources(config)("test")
+    with settings_named(names_of("data")):
+        source = data.open_source(config.data, "test")
     backbone = build_backbone.make_backbone(config.backbone)
     if not config.backbone.weights:
         _logger.warning(

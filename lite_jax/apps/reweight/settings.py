@@ -2,55 +2,72 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ml_collections import ConfigDict
 
+from lite_jax.data.settings import DataSettings
 from lite_jax.run import recipes
-from lite_jax.run.settings import selected
+from lite_jax.run.schema import (
+    BackboneSettings,
+    EstimatorSettings,
+    InnerOptimizerSettings,
+    OptimizerSettings,
+    ProgramSettings,
+)
+from lite_jax.run.settings import as_config
+
+
+@dataclass(frozen=True)
+class ReweightingTrainSettings:
+    """Training of the weights."""
+
+    steps: int = 1000  # updates of the weights
+    batch_size: int = 100  # training examples in a step of the classifier
+    valid_every: int = 100  # steps between checkpoints
+
+
+@dataclass(frozen=True)
+class ReweightSettings:
+    """The job, its sets, and its network."""
+
+    job: str = "reweight"  # reweight | prune
+    weighting: str = "meta_weight_net"  # per_example | meta_weight_net
+    hidden: int = 100  # units of Meta-Weight-Net
+    noise: float = 0.0  # share of training labels changed to another class, [0, 1)
+    train_size: int = 1000  # training examples; unused by data.dataset=tsv
+    meta_size: int = 50  # clean examples; unused by data.dataset=tsv
+    meta_batch_size: int = 100  # clean examples in a step of the weights
+    network: str = "mlp"  # mlp (vectors) | transformer (texts)
+    width: int = 128  # units of a layer
+    depth: int = 1  # layers of the mlp, or blocks of the transformer
+    heads: int = 4  # attention heads of the transformer; must divide the width
+    vocabulary: int = 500  # words with a token of their own
+    length: int = 24  # most words of a text
+    keep: str = "0.9,0.7,0.5"  # prune: shares of the examples kept
+    seeds: int = 3  # prune: networks for each rule and share
+
+
+@dataclass(frozen=True)
+class ReweightingSettings(ProgramSettings):
+    """All settings; the defaults are Meta-Weight-Net by SAMA, rounds of 2 steps."""
+
+    program: str = "reweighting"
+    name: str = "protonets"
+    data: DataSettings = DataSettings()
+    backbone: BackboneSettings = BackboneSettings()
+    inner: InnerOptimizerSettings = InnerOptimizerSettings(
+        steps=2, learning_rate=1e-3, optimizer="adam"
+    )
+    hypergrad: EstimatorSettings = EstimatorSettings(through="sama")
+    optimizer: OptimizerSettings = OptimizerSettings(schedule="constant")
+    train: ReweightingTrainSettings = ReweightingTrainSettings()
+    reweight: ReweightSettings = ReweightSettings()
 
 
 def reweighting_config() -> ConfigDict:
-    """Return all settings, unlocked: Meta-Weight-Net by SAMA, rounds of 2 steps."""
-    config = selected(
-        data=(
-            "dataset", "root", "image_size", "resize", "channels", "class_list",
-            "label", "allow_pickle", "by_alphabet", "protocol", "sources",
-            "orbit_protocol", "orbit_mode", "orbit_filter", "cache_gb",
-            "synthetic_classes", "synthetic_images",
-        ),
-        backbone=(),
-        inner=("steps", "learning_rate", "optimizer"),
-        hypergrad=("through", "steps", "damping"),
-        optimizer=(),
-        train=("steps", "batch_size", "valid_every"),
-    )  # fmt: skip
-    config.program = "reweighting"
-    config.reweight = ConfigDict(
-        {
-            "job": "reweight",  # reweight | prune
-            "weighting": "meta_weight_net",  # per_example | meta_weight_net
-            "hidden": 100,  # units of Meta-Weight-Net
-            "noise": 0.0,  # share of training labels changed to another class, [0, 1)
-            "train_size": 1000,  # training examples; unused by data.dataset=tsv
-            "meta_size": 50,  # clean examples; unused by data.dataset=tsv
-            "meta_batch_size": 100,  # clean examples in a step of the weights
-            "network": "mlp",  # mlp (vectors) | transformer (texts)
-            "width": 128,  # units of a layer
-            "depth": 1,  # layers of the mlp, or blocks of the transformer
-            "heads": 4,  # attention heads of the transformer; must divide the width
-            "vocabulary": 500,  # words with a token of their own
-            "length": 24,  # most words of a text
-            "keep": "0.9,0.7,0.5",  # prune: shares of the examples kept
-            "seeds": 3,  # prune: networks for each rule and share
-        }
-    )
-    config.hypergrad.through = "sama"
-    config.inner.optimizer, config.inner.learning_rate = "adam", 1e-3
-    config.inner.steps = 2
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.schedule = "constant"
-    config.train.steps = 1000
-    config.train.batch_size = 100
-    return config
+    """Return all settings, unlocked, for files in `configs/`."""
+    return as_config(ReweightingSettings())
 
 
 def per_example_weights(config: ConfigDict) -> None:

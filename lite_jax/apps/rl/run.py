@@ -20,6 +20,7 @@ from lite_jax.apps.rl.episodes import Episodes
 from lite_jax.apps.rl.half_cheetah import half_cheetah
 from lite_jax.apps.rl.meta_policy import MetaPolicy, Played
 from lite_jax.apps.rl.policy import Policy
+from lite_jax.apps.rl.settings import PolicySettings
 from lite_jax.apps.rl.trust_region import TrustRegion, trust_region_step
 from lite_jax.errors import UserError
 from lite_jax.run.build_learner import make_inner_rule
@@ -28,7 +29,7 @@ from lite_jax.run.loop import Folder, open_folder, take_steps
 from lite_jax.run.metrics import Interval, interval
 from lite_jax.run.progress import Reporter
 from lite_jax.run.restore import open_run
-from lite_jax.run.settings import check_at_least
+from lite_jax.run.settings import check_at_least, read_settings
 from lite_jax.types import Key, Params, PyTree
 
 
@@ -41,7 +42,7 @@ class Setting(NamedTuple):
         learner: The policy and its adaptation.
     """
 
-    config: ConfigDict
+    config: PolicySettings
     environment: Environment
     learner: MetaPolicy
 
@@ -72,7 +73,7 @@ class PolicyState(NamedTuple):
     returns: Any
 
 
-def run_policy(config: ConfigDict, workdir: Path) -> str:
+def run_policy(config: ConfigDict | PolicySettings, workdir: Path) -> str:
     """Meta-train a policy, or resume it; test the best parameters; return the table.
 
     Writes `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/{last,best}`
@@ -83,6 +84,7 @@ def run_policy(config: ConfigDict, workdir: Path) -> str:
         UserError: A setting out of range, or a workdir of another run.
         Preempted: SIGTERM came in training, and a checkpoint of that step is saved.
     """
+    config = read_settings(config, PolicySettings)
     setting = make_setting(config)
     params = setting.learner.init(setting.key("init"))
     returns = np.zeros(config.train.valid_every, np.float32)
@@ -96,16 +98,17 @@ def run_policy(config: ConfigDict, workdir: Path) -> str:
     return _table(results)
 
 
-def evaluate_policy(config: ConfigDict, folder: Path) -> str:
+def evaluate_policy(config: ConfigDict | PolicySettings, folder: Path) -> str:
     """Test the best policy of a workdir; test settings may differ from the run's.
 
     Raises:
         UserError: The workdir has no checkpoint, or a run of other settings.
     """
+    config = read_settings(config, PolicySettings)
     return _table(_test(*restore_policy(config, folder)))
 
 
-def restore_policy(config: ConfigDict, folder: Path) -> tuple[Setting, Params]:
+def restore_policy(config: PolicySettings, folder: Path) -> tuple[Setting, Params]:
     """Return the environment and learner of a workdir, and its best parameters.
 
     Raises:
@@ -117,7 +120,7 @@ def restore_policy(config: ConfigDict, folder: Path) -> tuple[Setting, Params]:
     return setting, run.params
 
 
-def make_setting(config: ConfigDict) -> Setting:
+def make_setting(config: PolicySettings) -> Setting:
     """Return the environment and learner of a configuration.
 
     Raises:
@@ -138,9 +141,10 @@ def make_setting(config: ConfigDict) -> Setting:
         "rl.solver_steps",
     )
     settings = config.rl
-    for name in ("discount", "gae_lambda"):
-        if not 0 <= settings[name] <= 1:
-            raise UserError(f"rl.{name}={settings[name]}: expected 0 to 1")
+    shares = {"discount": settings.discount, "gae_lambda": settings.gae_lambda}
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise UserError(f"rl.{name}={share}: expected 0 to 1")
     if not settings.divergence > 0:
         raise UserError(f"rl.divergence={settings.divergence}: expected > 0")
     if settings.damping < 0:
