@@ -34,7 +34,8 @@ from experiments.rows import emit, parser
 from experiments.sections import Row, Section, mean_and_each, panels
 from lite_jax import data
 from lite_jax.run import build_data, build_gradient, build_learner
-from lite_jax.run.settings import base_config, episode
+from lite_jax.run.schema import Settings
+from lite_jax.run.settings import base_config, episode, read_settings
 from lite_jax.run.train import init_state, make_train_step, train_and_evaluate
 
 if TYPE_CHECKING:
@@ -99,11 +100,12 @@ def seconds_a_step(configs: dict[str, ConfigDict], rounds: int) -> dict[str, flo
     return median_seconds(steppers, rounds, warm_up=True)
 
 
-def stepper(config: ConfigDict) -> Callable[[], None]:
+def stepper(config: ConfigDict | Settings) -> Callable[[], None]:
     """Return a function that takes one training step, data loading apart."""
+    config = read_settings(config, Settings)
     sources = build_data.make_sources(config)
     learner, _ = build_learner.make_learners(config, sources)
-    optimizer = build_gradient.make_optimizer(config)
+    optimizer = build_gradient.make_optimizer(config.optimizer, config.train.steps)
     step_fn = make_train_step(build_gradient.make_grad_fn(config, learner), optimizer)
     params = build_learner.init_params(config, learner, sources)
     spec = build_data.make_spec(config.train.episode)

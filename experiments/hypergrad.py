@@ -53,6 +53,8 @@ from lite_jax.hypergrad import (
 )
 from lite_jax.run import build_data, build_gradient, build_learner, memory_budget
 from lite_jax.run.feed import Feed
+from lite_jax.run.schema import Settings
+from lite_jax.run.settings import read_settings
 from lite_jax.run.train import init_state, make_train_step, train_and_evaluate
 from tests import bilevel
 
@@ -438,11 +440,12 @@ def method_config(
     return config
 
 
-def step_program(config: ConfigDict) -> jax.stages.Compiled:
+def step_program(config: ConfigDict | Settings) -> jax.stages.Compiled:
     """Return the compiled training step."""
+    config = read_settings(config, Settings)
     sources = build_data.make_sources(config)
     learner, _ = build_learner.make_learners(config, sources)
-    optimizer = build_gradient.make_optimizer(config)
+    optimizer = build_gradient.make_optimizer(config.optimizer, config.train.steps)
     step = make_train_step(build_gradient.make_grad_fn(config, learner), optimizer)
     state = init_state(optimizer, build_learner.init_params(config, learner, sources))
     tasks = Feed(config, sources("train")).step(1)

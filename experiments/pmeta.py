@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from benchmarks.pmeta_memory import compiled_mb
@@ -61,6 +60,8 @@ from lite_jax.run import (
 )
 from lite_jax.run.evaluate import make_scorer, split_tasks
 from lite_jax.run.feed import Feed
+from lite_jax.run.schema import InnerRuleSettings, Settings
+from lite_jax.run.settings import read_settings
 from lite_jax.run.train import init_state, make_train_step
 from lite_jax.types import Params
 
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 class Trained(NamedTuple):
     """A learner after meta-training, with what testing it takes."""
 
-    config: ConfigDict
+    config: Settings
     sources: build_data.Sources
     learner: Learner
     params: Params
@@ -117,7 +118,7 @@ class Trained(NamedTuple):
         return plan_of(network, self.config.inner, self.params)
 
 
-def plan_of(network: Architecture, inner: ConfigDict, params: Params) -> Plan:
+def plan_of(network: Architecture, inner: InnerRuleSettings, params: Params) -> Plan:
     """Return what each step of an inner rule trains: MAML, ANIL, BOIL or p-Meta."""
     if inner.rule == "p_meta":
         return learned_plan(
@@ -144,7 +145,7 @@ def plan_costs(plan: Plan, examples: int = 1) -> Row:
     }
 
 
-def make_config(arguments: argparse.Namespace, rule: str, **inner: Any) -> ConfigDict:
+def make_config(arguments: argparse.Namespace, rule: str, **inner: Any) -> Settings:
     """Return the configuration of an inner rule."""
     config = few_shot_config(arguments, "test", arguments.shot, QUERY, QUERY)
     config.learner, config.seed = "maml", arguments.seed
@@ -157,7 +158,7 @@ def make_config(arguments: argparse.Namespace, rule: str, **inner: Any) -> Confi
     config.gradient.estimator = "plain"
     config.optimizer.learning_rate = 2e-3
     config.test.tasks = arguments.tasks
-    return config
+    return read_settings(config, Settings)
 
 
 def p_meta_config(
@@ -165,7 +166,7 @@ def p_meta_config(
     forward: float | None,
     backward: float | None,
     penalty: float | None = None,
-) -> ConfigDict:
+) -> Settings:
     """Return the configuration of p-Meta, or of MAML++ where nothing is penalised.
 
     Args:
@@ -191,24 +192,26 @@ def p_meta_config(
     )
 
 
-def architecture_of(config: ConfigDict, sources: build_data.Sources) -> Architecture:
+def architecture_of(config: Settings, sources: build_data.Sources) -> Architecture:
     """Return the backbone's architecture, and the head's."""
     network = build_backbone.make_backbone(config.backbone)
     assert network.describe is not None
     return network.describe(sources("test").image_shape, WAY)
 
 
-def train(config: ConfigDict, learner: Learner | None = None) -> Trained:
+def train(config: Settings, learner: Learner | None = None) -> Trained:
     """Meta-train the configuration's learner, or another one on the same tasks.
 
     What the configuration tells all of is trained once.
     """
-    name = config.to_json() if learner is None else ""
+    name = repr(config) if learner is None else ""
     if name in _TRAINED:
         return _TRAINED[name]
     sources = build_data.make_sources(config)
     learner = learner or build_learner.make_learners(config, sources).tested
-    optimizer = build_gradient.make_optimizer(config, learner.constraint)
+    optimizer = build_gradient.make_optimizer(
+        config.optimizer, config.train.steps, learner.constraint
+    )
     step = make_train_step(build_gradient.make_grad_fn(config, learner), optimizer)
     state = init_state(optimizer, build_learner.init_params(config, learner, sources))
     begun, numbers = time.perf_counter(), range(1, config.train.steps + 1)
@@ -291,7 +294,7 @@ def methods(arguments: argparse.Namespace) -> Iterator[Row]:
         yield {"method": name} | deployed(trained) | costs(trained)
 
 
-METHODS: dict[str, Callable[[argparse.Namespace], ConfigDict]] = {
+METHODS: dict[str, Callable[[argparse.Namespace], Settings]] = {
     "MAML": lambda found: make_config(found, "sgd"),
     "ANIL": lambda found: make_config(found, "anil"),
     "BOIL": lambda found: make_config(found, "boil"),
@@ -351,7 +354,7 @@ def networks(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def with_rule(
-    config: ConfigDict, rule: InnerRule, backbone: Network | None = None
+    config: Settings, rule: InnerRule, backbone: Network | None = None
 ) -> Learner:
     """Return MAML with a rule that no configuration names."""
     backbone = backbone or build_backbone.make_backbone(config.backbone)

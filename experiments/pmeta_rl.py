@@ -27,7 +27,9 @@ from experiments.pmeta import plan_costs, plan_of
 from experiments.rows import emit, parser, rounded
 from experiments.sections import Row, Section, columns, legend_below, panels
 from lite_jax.apps.rl.run import restore_policy, run_policy
+from lite_jax.apps.rl.settings import PolicySettings
 from lite_jax.files import read_rows
+from lite_jax.run.settings import read_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +63,7 @@ def row_of(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
         run_policy(config, folder)
         seconds = time.perf_counter() - begun
         rows = read_rows(folder / "metrics.jsonl")
-        setting, params = restore_policy(config, folder)
+        setting, params = restore_policy(read_settings(config, PolicySettings), folder)
     row: dict[str, Any] = {
         "experiment": "pmeta_rl",
         "environment": arguments.environment,

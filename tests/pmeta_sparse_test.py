@@ -14,6 +14,7 @@ from learners import filled, first_blocks, flat, relative_error
 from lite_jax import Examples, UserError, exact_sum, maml, nn
 from lite_jax.nn.description import layer_at
 from lite_jax.pmeta.attention import NO_ATTENTION, Attention, init_attention
+from lite_jax.pmeta.choice import Choice
 from lite_jax.pmeta.layers import NORM_GRADIENTS, compute_features, compute_layer
 from lite_jax.pmeta.masked import masked_features
 from lite_jax.pmeta.memory_model import count_memory, residual_bytes
@@ -28,7 +29,7 @@ from lite_jax.pmeta.plan import (
     make_step,
 )
 from lite_jax.pmeta.rule import p_meta
-from lite_jax.pmeta.sparse import Choice, sparse_features
+from lite_jax.pmeta.sparse import sparse_features
 from lite_jax.run import memory_budget
 
 FEW_BLOCKS = {

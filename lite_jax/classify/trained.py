@@ -35,7 +35,6 @@ from lite_jax.run.predictor import Adapted, Predictor, in_batches, padded_size
 from lite_jax.run.restore import open_run
 from lite_jax.run.schema import Settings
 from lite_jax.run.settings import names_of, settings_named
-from lite_jax.run.workdir import load_config
 from lite_jax.types import Network, Params, PyTree
 
 
@@ -67,7 +66,7 @@ def load(run: str | Path) -> TrainedLearner:
     >>> folder.cleanup()
     """
     folder = Path(run).expanduser()
-    opened = open_run(folder, load_config(folder))
+    opened = open_run(folder)
     config = build_gradient.resolve_chunk_size(opened.config, lambda: _CHUNK)
     params = opened.params
     with settings_named(names_of("data")):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,20 @@ from lite_jax.errors import UserError
 from lite_jax.nn.description import Architecture
 from lite_jax.trees import split
 from lite_jax.types import Key, Network, Params, PyTree
+
+
+class Exported(NamedTuple):
+    """What an export has written, and what it costs.
+
+    Attributes:
+        sizes: Part of the file → its bytes.
+        header: The columns of the table of costs.
+        rows: The rows of the table.
+    """
+
+    sizes: dict[str, int]
+    header: list[str]
+    rows: list[list[str]]
 
 
 class InnerRule(NamedTuple):
@@ -45,6 +60,8 @@ class InnerRule(NamedTuple):
             for none.
         lower_bound: The least value of each rule parameter. Outer steps are projected
             to it.
+        export: `(path, architecture, params) -> Exported`; writes a file with which a
+            device adapts as the rule has learned. None for a rule without such a file.
     """
 
     init: Callable[[PyTree, int], Params]
@@ -56,6 +73,7 @@ class InnerRule(NamedTuple):
     each: bool = False
     penalty: Callable[[Params, Architecture], jax.Array] | None = None
     lower_bound: float = -math.inf
+    export: Callable[[Path, Architecture, Params], Exported] | None = None
 
 
 def everything(path: str) -> bool:

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax import export
 
 from lite_jax.files import exported, named_leaves, shapes_of, write_artefact
+from lite_jax.pmeta.choice import Choice
 from lite_jax.pmeta.device import FORMAT
+from lite_jax.pmeta.memory_model import MB, count_macs, count_memory
 from lite_jax.pmeta.plan import Plan, batch_logits, inner_params, make_step
-from lite_jax.pmeta.sparse import Choice
 from lite_jax.types import Params
 
 
@@ -93,6 +94,28 @@ def export_plan(
         "steps": steps,
     }
     return write_artefact(path, parts, named, manifest)
+
+
+def plan_costs(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a table: memory and operations of each step.
+
+    Memory is that of one image, by the paper's memory model. The last row is a step
+    that trains all layers.
+    """
+    network, kept = plan.architecture, plan.kept()
+    all_layers = [layer.path for layer in network.layers]
+    rows = []
+    for name, trained, shares in (
+        *((f"step {k + 1}", list(x), kept) for k, x in enumerate(plan.steps)),
+        ("all layers", all_layers, {}),
+    ):
+        memory = count_memory(network, trained, kept=shares)
+        macs = count_macs(network, trained, kept=shares)
+        rows.append([
+            name, f"{len(trained)} of {len(all_layers)}",
+            f"{memory.num_bytes / MB:.2f}", f"{macs.total / 1e6:.1f}",
+        ])  # fmt: skip
+    return ["", "layers", "MB", "million MACs an image"], rows
 
 
 def _layer_path(name: str) -> str:

@@ -16,9 +16,10 @@ from lite_jax.errors import UserError
 from lite_jax.heads.class_means import linear_products
 from lite_jax.nn.description import Architecture, layer_at, with_layers
 from lite_jax.pmeta.attention import NO_ATTENTION, Attention, most_channels
+from lite_jax.pmeta.choice import Choice
 from lite_jax.pmeta.layers import NormGradient, check_norm_gradient
 from lite_jax.pmeta.memory_model import Conventions, Kept, check_layers
-from lite_jax.pmeta.sparse import Choice, sparse_features
+from lite_jax.pmeta.sparse import sparse_features
 from lite_jax.types import Params
 
 StepSizes = dict[str, float]

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lite_jax.errors import UserError, unknown_name
-from lite_jax.learners.inner_rules import InnerRule, check_positive, everything
+from lite_jax.learners.inner_rules import (
+    Exported,
+    InnerRule,
+    check_positive,
+    everything,
+)
 from lite_jax.nn.description import Architecture, Layer, layer_at
 from lite_jax.pmeta.attention import NO_ATTENTION, Attention, init_attention
+from lite_jax.pmeta.export import export_plan, plan_costs
 from lite_jax.pmeta.layers import NormGradient, check_norm_gradient
 from lite_jax.pmeta.masked import masked_features
+from lite_jax.pmeta.plan import learned_plan
 from lite_jax.types import Key, Params, PyTree
 
 _SIZES: dict[str, Callable[[Layer], int]] = {
@@ -106,9 +114,17 @@ def p_meta(
         ]
         return penalty * sum(terms, start=jnp.zeros((), terms[0].dtype))
 
+    def export(path: Path, architecture: Architecture, params: Params) -> Exported:
+        plan = learned_plan(
+            architecture, params, attention=attention, norm_gradient=norm_gradient
+        )
+        header, rows = plan_costs(plan)
+        return Exported(export_plan(path, plan, params), header, rows)
+
     rule = InnerRule(
-        init, layer_adapts, lambda adapted: (), update, penalty=lasso, lower_bound=0.0
-    )
+        init, layer_adapts, lambda adapted: (), update, penalty=lasso, lower_bound=0.0,
+        export=export,
+    )  # fmt: skip
     if attention == NO_ATTENTION and norm_gradient == "exact":
         return rule
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic, overload
 
 from lite_jax.errors import UserError
 from lite_jax.run import workdir
@@ -48,26 +48,38 @@ class TrainedRun(Generic[S]):
         check_shapes(self.folder / "checkpoints/best", self.params, wanted)
 
 
-def open_run(folder: Path, config: S) -> TrainedRun[S]:
+@overload
+def open_run(folder: Path, config: S) -> TrainedRun[S]: ...
+
+
+@overload
+def open_run(folder: Path) -> TrainedRun[Settings]: ...
+
+
+def open_run(folder: Path, config: Any = None) -> TrainedRun[Any]:
     """Return a run's best parameters, and settings to use them with.
 
     Args:
         folder: The workdir.
-        config: The settings; they may differ from those of the run in `FREE` only.
+        config: The settings; they may differ from those of the run in `FREE` only. None
+            for those of the run, a meta-learning one. Settings that did not exist when
+            it was saved then have their defaults.
 
     Raises:
         UserError: The folder holds no run, no checkpoint, or a run of other settings.
     """
+    used = workdir.load_config(folder) if config is None else config
     saved = workdir.read_config(folder)
     if saved is None or not list((folder / "checkpoints/best").glob("[0-9]*")):
         raise UserError(
             f"workdir={folder} holds no checkpoint to evaluate: train first"
         )
-    sections = {field.name for field in dataclasses.fields(config)}
-    workdir.check_same(folder, saved, config, sorted(sections - FREE))
+    if config is not None:
+        sections = {field.name for field in dataclasses.fields(config)}
+        workdir.check_same(folder, saved, config, sorted(sections - FREE))
     with contextlib.closing(Slot(folder / "checkpoints/best")) as best:
         params = best.restore_all()
-    return TrainedRun(folder, _without_weights(config), params)
+    return TrainedRun(folder, _without_weights(used), params)
 
 
 def _without_weights(config: S) -> S:

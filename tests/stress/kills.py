@@ -35,6 +35,8 @@ from experiments.sections import Section, columns
 from lite_jax.run import build_data, build_gradient, build_learner
 from lite_jax.run.checkpoint import Slot
 from lite_jax.run.preemption import EXIT_CODE, Preempted
+from lite_jax.run.schema import Settings
+from lite_jax.run.settings import read_settings
 from lite_jax.run.train import init_state, train_and_evaluate
 from tests import toys
 
@@ -133,13 +135,16 @@ def _train(folder: str, steps: int) -> None:
         raise SystemExit(EXIT_CODE) from None
 
 
-def left(folder: Path, config: ConfigDict) -> dict[str, Any]:
+def left(folder: Path, config: ConfigDict | Settings) -> dict[str, Any]:
     """Return what a finished run leaves, as bytes."""
+    config = read_settings(config, Settings)
     learner = build_learner.make_learners(
         config, build_data.make_sources(config)
     ).trained
     params = build_learner.init_params(config, learner, build_data.make_sources(config))
-    state = init_state(build_gradient.make_optimizer(config), params)
+    state = init_state(
+        build_gradient.make_optimizer(config.optimizer, config.train.steps), params
+    )
     template = {"state": state, "best": np.array(0, np.float32)}
     with closing(Slot(folder / "checkpoints/last")) as slot:
         found = slot.restore(template)
