@@ -22,7 +22,7 @@ The paper's settings: 100 × 1000 tasks, four a step, K = 5, α = 0.01, λ = 0.0
 them; the small data sets take fewer tasks.
 """
 
-from lite_jax.run import recipes, settings
+from lite_jax.run import configs, recipes
 
 
 def get_config(arguments=""):
@@ -70,7 +70,7 @@ def folder(config):
 
 def few_shot(config, shot, query=15):
     """Train, validate and test on 5 ways."""
-    spec = settings.episode((5, 5), (shot, shot), query=query)
+    spec = configs.episode((5, 5), (shot, shot), query=query)
     config.train.episode = config.valid.episode = spec
     config.test.episodes = type(config.test.episodes)({f"w5s{shot}": spec})
 

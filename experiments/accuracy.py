@@ -34,8 +34,8 @@ from experiments.rows import emit, parser
 from experiments.sections import Row, Section, mean_and_each, panels
 from lite_jax import data
 from lite_jax.run import build_data, build_gradient, build_learner
-from lite_jax.run.schema import Settings
-from lite_jax.run.settings import base_config, episode, read_settings
+from lite_jax.run.configs import base_config, episode, read_settings
+from lite_jax.run.settings import Settings
 from lite_jax.run.train import init_state, make_train_step, train_and_evaluate
 
 if TYPE_CHECKING:

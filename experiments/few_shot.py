@@ -6,7 +6,7 @@ import argparse
 
 from ml_collections import ConfigDict
 
-from lite_jax.run.settings import base_config, episode
+from lite_jax.run.configs import base_config, episode
 
 WAY = 5
 

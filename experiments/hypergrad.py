@@ -52,9 +52,9 @@ from lite_jax.hypergrad import (
     unrolled,
 )
 from lite_jax.run import build_data, build_gradient, build_learner, memory_budget
+from lite_jax.run.configs import read_settings
 from lite_jax.run.feed import Feed
-from lite_jax.run.schema import Settings
-from lite_jax.run.settings import read_settings
+from lite_jax.run.settings import Settings
 from lite_jax.run.train import init_state, make_train_step, train_and_evaluate
 from tests import bilevel
 

@@ -29,7 +29,7 @@ from experiments.rows import emit, parser
 from experiments.sections import Section
 from lite_jax import Examples, exact_sum
 from lite_jax.run import build_data, build_learner, recipes
-from lite_jax.run.settings import base_config
+from lite_jax.run.configs import base_config
 from lite_jax.run.train import train_and_evaluate
 
 LEARNERS = ("prototypes", "protonets", "simple_cnaps", "finetuner")

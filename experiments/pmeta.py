@@ -58,10 +58,10 @@ from lite_jax.run import (
     build_learner,
     metrics,
 )
+from lite_jax.run.configs import read_settings
 from lite_jax.run.evaluate import make_scorer, split_tasks
 from lite_jax.run.feed import Feed
-from lite_jax.run.schema import InnerRuleSettings, Settings
-from lite_jax.run.settings import read_settings
+from lite_jax.run.settings import InnerRuleSettings, Settings
 from lite_jax.run.train import init_state, make_train_step
 from lite_jax.types import Params
 

@@ -29,7 +29,7 @@ from experiments.sections import Row, Section, columns, legend_below, panels
 from lite_jax.apps.rl.run import restore_policy, run_policy
 from lite_jax.apps.rl.settings import PolicySettings
 from lite_jax.files import read_rows
-from lite_jax.run.settings import read_settings
+from lite_jax.run.configs import read_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -63,7 +63,7 @@ from lite_jax import (
     subsample_sum,
 )
 from lite_jax.lite.sampling import SAMPLERS, Draw
-from lite_jax.run import build_data, recipes, settings
+from lite_jax.run import build_data, configs, recipes
 from lite_jax.run.train import init_state, make_train_step
 from lite_jax.types import Params
 from tests import toys
@@ -236,7 +236,7 @@ def states(
 
 def make_source(dataset: str, root: str, pixels: int) -> Source:
     """Return the training classes of the data set, so many pixels a side."""
-    config = settings.base_config()
+    config = configs.base_config()
     if dataset == "omniglot":
         recipes.omniglot(config)
         config.data.root = root

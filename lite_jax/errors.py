@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +21,39 @@ class UserError(ValueError):
     The message names the setting, its value and the correction. The command line
     prints it without a traceback and exits with 1.
     """
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number of at least `least`, NumPy's included.
+
+    Raises:
+        UserError: It is something else; the message names it.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise UserError(f"{name}={value!r}: expected a whole number")
+    if number < least:
+        raise UserError(f"{name}={value}: expected {least} or more")
+    return number
+
+
+def check_number(name: str, value: Any, *, above: float | None = None) -> float:
+    """Return a finite number, which is above a bound, or else 0 or more.
+
+    Raises:
+        UserError: It is something else; the message names it.
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not math.isfinite(value):
+        raise UserError(f"{name}={value!r}: expected a finite number")
+    if above is not None and not value > above:
+        raise UserError(f"{name}={value}: expected > {above:g}")
+    if above is None and value < 0:
+        raise UserError(f"{name}={value}: expected 0 or more")
+    return float(value)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

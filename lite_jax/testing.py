@@ -185,12 +185,20 @@ class LearnerChecks:
     def absent_classes_get_no_probability(self) -> None:
         """Raise unless exactly the class without support examples has logits of −∞.
 
-        The examples of the largest label are masked out.
+        The examples of the largest label are masked out. The gradient has to be finite
+        then, for queries of the other classes.
         """
-        support = self.task.support
-        absent = int(support.labels.max())
-        mask = support.mask & (support.labels != absent)
-        logits = self._logits(support._replace(mask=mask))
+        absent = int(self.task.support.labels.max())
+        without = Task(*(
+            x._replace(mask=x.mask & (x.labels != absent)) for x in self.task
+        ))  # fmt: skip
+        _, grads = self.chunked_grad(self.params, without, self.key)
+        if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(grads)):
+            raise ValueError(
+                f"gradient: it is not finite where class {absent} is absent from the "
+                "support: a division or a norm of zeros, perhaps"
+            )
+        logits = self._logits(without.support)
         if not bool(jnp.all(logits[:, absent] == -jnp.inf)):
             raise ValueError(
                 f"logits: class {absent} is absent from the support, and its logits "

@@ -31,8 +31,8 @@ from lite_jax.classify.predictions import Predictions, as_csv
 from lite_jax.cli import command as cli
 from lite_jax.cli.command import main
 from lite_jax.run import build_learner, train
+from lite_jax.run.configs import base_config
 from lite_jax.run.predictor import padded_size
-from lite_jax.run.settings import base_config
 from lite_jax.run.train import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
@@ -419,7 +419,7 @@ def change_program(run, program):
         (lambda run: shutil.rmtree(run), "holds no config.json"),
         (lambda run: shutil.rmtree(run / "checkpoints"), "holds no checkpoint"),
         (lambda run: (run / "config.json").write_text("[]"), "holds no config.json"),
-        (lambda run: (run / "config.json").write_text("{"), "is not JSON"),
+        (lambda run: (run / "config.json").write_text("{"), "is no configuration"),
         (
             lambda run: change_config(run, "backbone", width=4, norm_groups=2),
             "does not fit its config.json",

@@ -1,6 +1,5 @@
 """Every config file: loads, locks, builds and trains in its smoke size."""
 
-import dataclasses
 import functools
 
 import jax
@@ -13,7 +12,9 @@ from lite_jax import UserError
 from lite_jax.apps.programs import PROGRAMS, load
 from lite_jax.apps.reweight.run import run_reweighting
 from lite_jax.apps.rl.run import run_policy
-from lite_jax.run import build_backbone, build_learner, evaluate, settings, train
+from lite_jax.run import build_backbone, build_learner, configs, evaluate, train
+from lite_jax.run.configs import read_settings
+from lite_jax.run.settings import Settings
 from lite_jax.run.train import train_and_evaluate
 
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.py"))
@@ -26,8 +27,57 @@ def test_config_is_locked_and_complete(name):
         config.no_such_setting = 1
     with pytest.raises(AttributeError):
         config.train.stepz = 1
-    kind = load(PROGRAMS[config.program].settings)
-    assert set(config) == {x.name for x in dataclasses.fields(kind)}
+    read_settings(config, load(PROGRAMS[config.program].settings))  # nothing unknown
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda c: c.train.update({"stepz": 7}), "unknown setting 'train.stepz'; did"),
+        (lambda c: c.train.__delattr__("steps"), "train.steps is missing"),
+        (lambda c: c.__setattr__("rl", 3), "unknown setting 'rl'"),
+        (
+            lambda c: c.train.__setattr__("steps", None),
+            "train.steps=None: expec",
+        ),
+        (lambda c: c.optimizer.__setattr__("learning_rate", float("inf")), "=inf: exp"),
+        (lambda c: c.test.__setattr__("episodes", {}), "test.episodes"),
+        (lambda c: c.test.episodes.__setattr__("a", 5), "test.episodes.a=5: expected"),
+        (
+            lambda c: c.train.episode.update({"querry": 7}),
+            "mean 'train.episode",
+        ),
+        (
+            lambda c: c.train.episode.__setattr__("way", ("5", "a")),
+            "way=.*whole",
+        ),
+        (lambda c: c.inner.__setattr__("norm_gradient", "foo"), "exact or bfloat16 or"),
+        (lambda c: c.__setattr__("seed", 2**70), "seed=.*expected 0 to"),
+        (lambda c: c.__setattr__("valid", 3), "valid=3: expected a section"),
+    ],
+)
+def test_a_configuration_that_is_none_is_refused_by_the_setting(change, message):
+    config = configs.base_config()
+    with config.ignore_type():
+        change(config)
+    with pytest.raises(UserError, match=message):
+        read_settings(config, Settings)
+
+
+def test_other_objects_than_configurations_are_refused():
+    for other in ({}, None, load_config("pmeta_rl")):
+        with pytest.raises(UserError, match="expected a ConfigDict or Settings"):
+            read_settings(other, Settings)
+
+
+def test_settings_and_configurations_are_two_forms_of_the_same():
+    for program in PROGRAMS.values():
+        kind = load(program.settings)
+        assert read_settings(configs.as_config(kind()), kind) == kind()
+    for episode in (configs.variable_episode(), configs.orbit_episode()):
+        config = configs.base_config()
+        config.train.episode = episode
+        assert configs.as_config(read_settings(config, Settings)) == config
 
 
 PROGRAM_OF = {name: load_config(name).program for name in NAMES}
@@ -85,7 +135,7 @@ def small_runs(as_users_run_it):
 
 def train_a_step(name, variants, workdir):
     """Train by a config for one step, on one task; test on a task of each kind."""
-    episode = settings.episode((2, 2), (1, 1), 1)
+    episode = configs.episode((2, 2), (1, 1), 1)
     known = load_config(name, variants)
     config = load_config(
         name, variants,

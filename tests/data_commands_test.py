@@ -17,7 +17,7 @@ from lite_jax.cli.data_command import main
 from lite_jax.data import EpisodeSpec, VariableSpec, load_task, open_source
 from lite_jax.data.cache import build_cache, open_cache
 from lite_jax.data.sources import class_groups
-from lite_jax.run.settings import base_config
+from lite_jax.run.configs import base_config
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,7 +20,7 @@ from lite_jax import UserError
 from lite_jax.classify.demo import server, session
 from lite_jax.classify.demo.server import make_app, serve
 from lite_jax.classify.demo.session import Session
-from lite_jax.run.settings import base_config
+from lite_jax.run.configs import base_config
 from lite_jax.run.train import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")

@@ -22,6 +22,6 @@ def main_of(name):
 
 
 def test_prototypes_are_learned_in_a_loop_of_ones_own(as_users_run_it, capsys):
-    before, after = main_of("prototypes_in_your_loop")(steps=20, tasks=10)
-    assert 0.5 < before < 1 and 0.5 < after < 1 and before != after
+    before, after = main_of("prototypes_in_your_loop")(steps=300, tasks=40)
+    assert 0.5 < before < after < 1
     assert "accuracy on digits never trained on" in capsys.readouterr().out

@@ -240,8 +240,10 @@ def test_it_runs_on_a_network(as_users_run_it, make):
         ({"solver": hypergrad.unrolled(2, optax.sgd(0.1))}, "solves for no vector"),
         (
             {"solver": hypergrad.sama(optax.sgd(0.1), nudge_base=True)},
-            "solver: this estimator keeps a state",
+            "or keeps a state",
         ),
+        ({"solver": None}, "solver=None: expected an estimator"),
+        ({"solver": hypergrad.neumann}, "expected an estimator"),
         ({"steps": 0}, "^steps=0"),
         ({"proximity": 0.0}, "proximity=0"),
     ],

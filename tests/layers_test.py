@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from lite_jax.run.settings import base_config
+from lite_jax.run.configs import base_config
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lite_jax"
@@ -35,14 +35,14 @@ EXCEPTIONS = {  # (file, room above it): why
 MOST_EXCEPTIONS = 5
 READ_CONFIGURATIONS = {
     "cli/program.py", "apps/programs.py",  # the command
-    "run/settings.py", "run/recipes.py", "run/workdir.py",  # the door, configs, files
+    "run/configs.py", "run/recipes.py", "run/workdir.py",  # the door, configs, files
     "apps/reweight/settings.py", "apps/rl/settings.py",
     "apps/meta_learning.py", "apps/evaluations/run.py", "apps/reweight/run.py",
     "apps/rl/run.py", "run/train.py", "run/evaluate.py", "run/export.py",
 }  # fmt: skip
 SETTINGS = {  # what configs are made of
     "lite_jax.apps.reweight.settings", "lite_jax.apps.rl.settings",
-    "lite_jax.run.recipes", "lite_jax.run.settings",
+    "lite_jax.run.recipes", "lite_jax.run.configs",
 }  # fmt: skip
 FIXTURES = ("tests.toys", "tests.bilevel", "tests.stress")  # of what measures
 
@@ -77,7 +77,8 @@ def imported(path):
         inner
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        for inner in ast.walk(node)
+        for statement in node.body
+        for inner in ast.walk(statement)
     }
     names = []
     for node in ast.walk(tree):
@@ -148,6 +149,21 @@ def test_rooms_import_from_floors_below(path):
     for other in imported_rooms(path):
         below = FLOOR_OF[other] < FLOOR_OF[room_of(path)]
         assert below or (file, other) in EXCEPTIONS, f"{file} imports {other}"
+
+
+DYNAMIC = {"__init__.py", "apps/programs.py"}  # names loaded when asked for, programs
+
+
+def test_only_two_files_import_by_name_and_the_package_imports_nothing_eagerly():
+    """What `importlib` imports, the test above does not see."""
+    every = [*modules(), PACKAGE / "__init__.py"]
+    by_name = {
+        str(path.relative_to(PACKAGE))
+        for path in every
+        if "importlib.import_module" in used(path)
+    }
+    assert by_name == DYNAMIC
+    assert "lite_jax" not in roots(PACKAGE / "__init__.py")
 
 
 def test_exceptions_are_few_and_none_is_left_over():

@@ -23,8 +23,16 @@ from lite_jax import (
     mrml,
     nn,
 )
+from lite_jax.heads.class_means import linear_logits
 from lite_jax.heads.linear import SupportLabels, curvature_bound, head_loss, zero_head
-from lite_jax.hypergrad import conjugate_gradient, dense, identity, neumann, unrolled
+from lite_jax.hypergrad import (
+    conjugate_gradient,
+    dense,
+    identity,
+    neumann,
+    sama,
+    unrolled,
+)
 from tests import toys
 
 WAY = 3
@@ -157,8 +165,32 @@ def test_a_learned_start_has_a_gradient_and_the_default_has_none():
     params = params_of(made)
     grads = gradient(made, params)
     assert set(grads) == {"backbone", "head"}
-    assert jnp.abs(grads["head"]["weights"]).max() > 0
+    # The loss's derivative by the head that three steps end at, by finite differences.
+    task, key = toys.task(), jax.random.key(0)
+    state = made.adapt(params, task.support, key, exact_sum())
+
+    @jax.jit
+    def loss(weights):
+        features = toys.network().apply(params["backbone"], task.query.inputs)
+        logits = linear_logits(state._replace(weights=weights), features)
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, task.query.labels
+        ).mean()
+
+    shape = state.weights.shape
+    direction = jnp.cos(jnp.arange(state.weights.size * 1.0)).reshape(shape)
+    slope = loss(state.weights + 1e-5 * direction)
+    slope = (slope - loss(state.weights - 1e-5 * direction)) / 2e-5
+    found = jnp.vdot(grads["head"]["weights"].astype(slope.dtype), direction)
+    np.testing.assert_allclose(found, slope, rtol=1e-5)
     assert set(gradient(learner(steps=3), params_of(learner()))) == {"backbone"}
+
+
+def test_the_series_takes_no_longer_steps_than_the_descent(exact_gradient):
+    """At a step of 1000 it would diverge at once, and the best partial sum be 0."""
+    made = learner(solver=neumann(3000, 1000.0))
+    found = gradient(made, params_of(made))
+    assert toys.relative_error(found, exact_gradient) < 1e-7
 
 
 @pytest.mark.optimised
@@ -213,6 +245,10 @@ def test_an_inner_problem_without_curvature_is_told_of(caplog):
     [
         ({"solver": unrolled(2, optax.sgd(0.1))}, "solves for no vector"),
         ({"solver": conjugate_gradient(2, warm_start=True)}, "keeps a state"),
+        ({"solver": sama(optax.sgd(0.1))}, "needs the last inner update"),
+        ({"solver": "conjugate_gradient"}, "expected an estimator of lite_jax"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan"),
+        ({"steps": 2.5}, "steps=2.5: expected a whole number"),
         ({"steps": 0}, "^steps=0"),
         ({"weight_decay": -1.0}, "weight_decay=-1"),
         ({"learning_rate": 0.0}, "learning_rate=0"),

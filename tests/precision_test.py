@@ -21,7 +21,7 @@ from lite_jax import (
     simple_cnaps,
 )
 from lite_jax.run import build_backbone
-from lite_jax.run.settings import base_config
+from lite_jax.run.configs import base_config
 
 pytestmark = [pytest.mark.usefixtures("as_users_run_it"), pytest.mark.optimised]
 

@@ -14,7 +14,7 @@ from lite_jax.nn.backbones import ConvBlock
 from lite_jax.nn.layers import global_average
 from lite_jax.nn.network import make_network
 from lite_jax.run import build_backbone, loop
-from lite_jax.run.settings import read_settings
+from lite_jax.run.configs import read_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -31,7 +31,7 @@ from lite_jax import (
 from lite_jax.hypergrad import sama
 from lite_jax.learners import inner_rules
 from lite_jax.lite.sampling import Draw, Sampler
-from lite_jax.run import recipes, settings
+from lite_jax.run import configs, recipes
 from lite_jax.types import Key, Params, PyTree
 
 
@@ -157,12 +157,12 @@ def make_learner(name: str, way: int = 3) -> tuple[Learner, Params]:
 
 def run_config(steps: int, valid_every: int = 1) -> ConfigDict:
     """Return a whole run of tiny steps on patterns, which takes seconds."""
-    config = settings.base_config()
+    config = configs.base_config()
     recipes.synthetic(config)
     config.data.image_size, config.backbone.width = 16, 8
     config.gradient.num_backprop, config.gradient.chunk_size = 4, 8
     config.train.steps, config.train.valid_every = steps, valid_every
-    config.train.episode = config.valid.episode = settings.episode((3, 3), (2, 2), 2)
+    config.train.episode = config.valid.episode = configs.episode((3, 3), (2, 2), 2)
     config.test.episodes = ConfigDict({"test": config.train.episode})
     config.valid.tasks, config.test.tasks = 1, 2
     return config

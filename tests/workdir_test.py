@@ -35,7 +35,7 @@ def test_every_difference_is_named(tmp_path):
 def test_a_config_that_is_no_json_is_left_alone(tmp_path):
     path = tmp_path / "config.json"
     path.write_text("{half")
-    with pytest.raises(UserError, match="config.json is not JSON .* another workdir"):
+    with pytest.raises(UserError, match="config.json is no configuration .* another"):
         claim(tmp_path, tiny_config())
     assert path.read_text() == "{half"
 

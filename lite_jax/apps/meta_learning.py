@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from lite_jax.run.configs import read_settings
 from lite_jax.run.evaluate import evaluate_checkpoint, format_results
-from lite_jax.run.schema import Settings
-from lite_jax.run.settings import read_settings
+from lite_jax.run.settings import Settings
 from lite_jax.run.train import train_and_evaluate
 
 

@@ -32,7 +32,7 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "meta_learning": Program(
-        "lite_jax.run.schema:Settings",
+        "lite_jax.run.settings:Settings",
         {
             "train": "lite_jax.apps.meta_learning:train",
             "eval": "lite_jax.apps.meta_learning:evaluate",
@@ -73,7 +73,7 @@ def find_run(
     if mode not in program.modes:
         known = " or ".join(f"--mode={name}" for name in program.modes)
         raise UserError(
-            f"--mode={mode}: a run of program={config.program} knows {known} alone"
+            f"--mode={mode}: a run of program={config.program} has only {known}"
         )
     if hosts is not None and not program.hosts:
         raise UserError(

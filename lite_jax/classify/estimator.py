@@ -29,7 +29,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         classifier_: The adapted classifier.
 
     >>> from lite_jax.data import ImageSpec
-    >>> from lite_jax.run.settings import base_config
+    >>> from lite_jax.run.configs import base_config
     >>> config = base_config()
     >>> config.backbone.name = "pixels"  # in place of a run that has learned something
     >>> learner = TrainedLearner(config, ImageSpec(8), {"backbone": {}})

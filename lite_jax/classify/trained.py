@@ -30,11 +30,11 @@ from lite_jax.run import (
     build_gradient,
     build_learner,
 )
+from lite_jax.run.configs import names_of, settings_named
 from lite_jax.run.memory_budget import out_of_memory_explained
 from lite_jax.run.predictor import Adapted, Predictor, in_batches, padded_size
 from lite_jax.run.restore import open_run
-from lite_jax.run.schema import Settings
-from lite_jax.run.settings import names_of, settings_named
+from lite_jax.run.settings import Settings
 from lite_jax.types import Network, Params, PyTree
 
 
@@ -50,7 +50,7 @@ def load(run: str | Path) -> TrainedLearner:
             images.
 
     >>> import tempfile
-    >>> from lite_jax.run.settings import base_config
+    >>> from lite_jax.run.configs import base_config
     >>> from lite_jax.run.train import train_and_evaluate
     >>> config = base_config()  # a run of no steps, on raw pixels
     >>> config.backbone.name, config.data.dataset = "pixels", "synthetic"

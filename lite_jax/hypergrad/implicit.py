@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from lite_jax import trees
-from lite_jax.errors import UserError
+from lite_jax.errors import check_number, check_whole, unknown_name
 from lite_jax.hypergrad import solvers
 from lite_jax.hypergrad.problem import (
     Estimator,
@@ -75,12 +75,13 @@ def conjugate_gradient(
         `solve` without `warm_start`.
 
     Raises:
-        UserError: `steps` under 1 or a negative damping.
+        UserError: `steps` under 1, a negative damping or tolerance, or an unknown
+            mode.
     """
-    if steps < 1:
-        raise UserError(f"steps={steps}: expected 1 or more")
-    if damping < 0:
-        raise UserError(f"damping={damping}: expected 0 or more")
+    check_whole("steps", steps)
+    check_number("damping", damping)
+    check_number("tolerance", tolerance)
+    _check_mode(mode)
 
     def solve(
         operator: solvers.Operator, target: PyTree, start: PyTree = None, **_: Any
@@ -134,12 +135,12 @@ def neumann(
         The estimator. Its state is empty.
 
     Raises:
-        UserError: `steps` under 1, or a step size that is not positive.
+        UserError: `steps` under 1, a step size that is not positive, or an unknown
+            mode.
     """
-    if steps < 1:
-        raise UserError(f"steps={steps}: expected 1 or more")
-    if not step_size > 0:
-        raise UserError(f"step_size={step_size}: expected a positive number")
+    check_whole("steps", steps)
+    check_number("step_size", step_size, above=0)
+    _check_mode(mode)
 
     def solve(
         operator: solvers.Operator,
@@ -205,6 +206,11 @@ def dense(*, set_sum: SetSum = _EXACT_SUM) -> Estimator:
 
     products = functools.partial(Products, set_sum=set_sum)
     return Estimator(_empty_state, _implicit_hypergrad(solve, products, set_sum), solve)
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise unknown_name("mode", mode, get_args(Mode))
 
 
 def _empty_state(inner_params: PyTree, meta_params: PyTree) -> Any:

@@ -148,24 +148,41 @@ class Estimator(NamedTuple):
         solve: `(operator, target, *, inner_step=None, largest_step=None) -> Solution`,
             the estimator's v for a learner that forms the products itself (`imaml`,
             `mrml`). None for an estimator that keeps a state or solves for no v.
+        needs_inner_step: Whether `solve` needs `inner_step`.
     """
 
     init: Callable[[PyTree, PyTree], Any]
     hypergrad: HypergradFn
     solve: SolveFn | None = None
+    needs_inner_step: bool = False
 
 
-def solve_of(solver: Estimator) -> SolveFn:
+def solve_of(solver: Estimator, *, has_inner_step: bool) -> SolveFn:
     """Return an estimator's `solve`.
 
+    Args:
+        solver: The estimator.
+        has_inner_step: Whether the caller can give `inner_step`.
+
     Raises:
-        UserError: The estimator has none.
+        UserError: It is no estimator, has no `solve`, or needs an `inner_step` that the
+            caller does not have.
     """
+    if not isinstance(solver, Estimator):
+        raise UserError(
+            f"solver={solver!r}: expected an estimator of lite_jax.hypergrad, such as "
+            "conjugate_gradient(5)"
+        )
     if solver.solve is None:
         raise UserError(
-            "solver: this estimator keeps a state or solves for no vector (a warm "
-            "start, nudge_base, unrolled): give conjugate_gradient, neumann, identity "
-            "or sama without"
+            "solver: this estimator solves for no vector, or keeps a state (unrolled, "
+            "warm_start, nudge_base): give another one, such as conjugate_gradient(5)"
+        )
+    if solver.needs_inner_step and not has_inner_step:
+        raise UserError(
+            "solver: this estimator needs the last inner update (sama with its "
+            "adaptation), which this learner does not keep: give conjugate_gradient, "
+            "neumann or identity"
         )
     return solver.solve
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from lite_jax import trees
-from lite_jax.errors import UserError, unknown_name
+from lite_jax.errors import UserError, check_number, unknown_name
 from lite_jax.hypergrad.implicit import _EXACT_SUM
 from lite_jax.hypergrad.problem import (
     Estimator,
@@ -87,8 +87,7 @@ def sama(
         raise unknown_name("mixed", mixed, _MIXED)
     if vector not in _VECTORS:
         raise unknown_name("vector", vector, _VECTORS)
-    if not radius > 0:
-        raise UserError(f"radius={radius}: expected a positive number")
+    check_number("radius", radius, above=0)
     if adaptation:
         if optimizer is None:
             raise UserError(
@@ -141,7 +140,7 @@ def sama(
         }
         return Hypergrad(grads, state, diagnostics)
 
-    return Estimator(init, hypergrad, None if nudge_base else solve)
+    return Estimator(init, hypergrad, None if nudge_base else solve, adaptation)
 
 
 def adapted(

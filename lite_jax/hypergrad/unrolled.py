@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from lite_jax import trees
-from lite_jax.errors import UserError
+from lite_jax.errors import check_whole
 from lite_jax.hypergrad.implicit import _EXACT_SUM
 from lite_jax.hypergrad.problem import (
     Estimator,
@@ -58,8 +58,7 @@ def unrolled(
     Raises:
         UserError: `steps` under 1.
     """
-    if steps < 1:
-        raise UserError(f"steps={steps}: expected 1 or more")
+    check_whole("steps", steps)
 
     def hypergrad(
         problem: Problem,

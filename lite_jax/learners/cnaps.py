@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lite_jax.errors import UserError
+from lite_jax.errors import UserError, check_number
 from lite_jax.heads.class_means import (
     ClassSums,
     LinearClassifier,
@@ -187,6 +187,7 @@ def _film_learner(
         film_penalty: Weight of the squared amplitudes of the FiLM generators.
     """
     check_way(way)
+    check_number("film_penalty", film_penalty)
     if backbone.identity_film is None:
         raise UserError(
             "backbone: CNAPs modulates its backbone by FiLM, and this one has no FiLM "

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from lite_jax.errors import UserError
+from lite_jax.errors import check_whole
 from lite_jax.heads.class_means import LinearClassifier, check_way, linear_logits
 from lite_jax.heads.linear import (
     descend,
@@ -71,8 +71,7 @@ def finetuner(
         learner = maml(backbone, way=way, steps=steps, rule=rule, film=True)
         return learner._replace(frozen=("backbone",))
     check_way(way)
-    if steps < 1:
-        raise UserError(f"steps={steps}: fine-tuning needs 1 step or more")
+    check_whole("steps", steps)
 
     def init(key: Key, example_spec: Any) -> Params:
         return {"backbone": backbone.init(key, example_spec)}

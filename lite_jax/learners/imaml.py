@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 from lite_jax import trees
-from lite_jax.errors import UserError
+from lite_jax.errors import check_number, check_whole
 from lite_jax.hypergrad import Estimator, InnerStep, conjugate_gradient, solve_of
 from lite_jax.learners.inner_model import AdaptedState, InnerModel
 from lite_jax.types import Examples, Key, Learner, Network, Params, PyTree, SetSum
@@ -56,9 +56,11 @@ def imaml(
         solver: The estimator of `lite_jax.hypergrad` whose `solve` gives v; by default
             `conjugate_gradient(5)` (iMAML). The operator it is handed is H + β I, so
             `neumann` needs a step size below 2 / L, with L the largest eigenvalue of
-            that. `identity()` gives β ∂f/∂θ, first-order MAML's gradient times β.
+            that. `identity()` gives β ∂f/∂θ, as first-order MAML with this inner loss
+            does, times β.
             `sama(optimizer)` gives −β (∂u/∂g)ᵀ ∂f/∂θ, with u(g) the last update of the
-            same optimiser (SAMA).
+            same optimiser (SAMA). Only `solve` is called: `set_sum`, `mode` and
+            `axis_name` of an estimator have no effect here.
         learned_head: Learn the head's start; otherwise it is 0.
 
     Returns:
@@ -73,12 +75,10 @@ def imaml(
         NeurIPS 2019, https://arxiv.org/abs/1909.04630; Choe et al., NeurIPS 2023, for
         SAMA.
     """
-    if steps < 1:
-        raise UserError(f"steps={steps}: expected 1 or more")
-    if not proximity > 0:
-        raise UserError(f"proximity={proximity}: expected > 0")
+    check_whole("steps", steps)
+    check_number("proximity", proximity, above=0)
     optimizer = optimizer or optax.sgd(0.01)
-    solve = solve_of(solver)
+    solve = solve_of(solver, has_inner_step=True)
     model = InnerModel(backbone, way, learned_head=learned_head)
 
     def encode(args: PyTree, example: Examples) -> PyTree:

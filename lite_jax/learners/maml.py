@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite_jax.errors import UserError
+from lite_jax.errors import UserError, check_whole
 from lite_jax.learners.inner_model import AdaptedState, InnerModel
 from lite_jax.learners.inner_rules import (
     InnerRule,
@@ -94,8 +94,7 @@ def maml(
         Networks", ICML 2017, https://arxiv.org/abs/1703.03400.
     """
     rule = rule or sgd()
-    if steps < 1:
-        raise UserError(f"steps={steps}: an inner loop needs 1 step or more")
+    check_whole("steps", steps)
     if not learned_head and not rule.adapts("head/weights"):
         raise UserError(
             "this inner rule leaves the head as it is, and a head that starts at 0 "

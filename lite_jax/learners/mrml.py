@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from lite_jax import trees
-from lite_jax.errors import UserError
+from lite_jax.errors import check_number, check_whole
 from lite_jax.heads.class_means import LinearClassifier, check_way, linear_logits
 from lite_jax.heads.linear import (
     SupportLabels,
@@ -80,8 +80,10 @@ def mrml(
             decay and damping the linear system has no solution in general.
         solver: The estimator of `lite_jax.hypergrad` whose `solve` gives v; by default
             `conjugate_gradient(10)` (MRML). `neumann` takes no longer steps than the
-            descent. `identity()` replaces the Hessian by the identity. None
-            differentiates through all K steps instead, on the cached table (ITD).
+            descent. `identity()` replaces the Hessian by the identity. Only `solve` is
+            called: `set_sum`, `mode` and `axis_name` of an estimator have no effect
+            here. None differentiates through all K steps instead, on the cached table
+            (ITD).
         learned_head: Meta-learn the head's start. Its gradient is ∂f/∂y at the inner
             solution, a first-order one, and exact when unrolled. If false, the start
             is 0.
@@ -97,12 +99,9 @@ def mrml(
     Convergence", AAAI 2025, Algorithm 1.
     """
     check_way(way)
-    if steps < 1:
-        raise UserError(f"steps={steps}: expected 1 or more")
-    if weight_decay < 0:
-        raise UserError(f"weight_decay={weight_decay}: expected 0 or more")
-    if not learning_rate > 0:
-        raise UserError(f"learning_rate={learning_rate}: expected > 0")
+    check_whole("steps", steps)
+    check_number("weight_decay", weight_decay)
+    check_number("learning_rate", learning_rate, above=0)
     additive = stacked_features(backbone)
 
     def init(key: Key, example_spec: Any) -> Params:
@@ -131,7 +130,11 @@ def mrml(
     )
     if solver is not None:
         solution = _implicit_solution(
-            descended, inner, solve_of(solver), learning_rate, largest_step
+            descended,
+            inner,
+            solve_of(solver, has_inner_step=False),
+            learning_rate,
+            largest_step,
         )
 
     def adapt(
@@ -161,8 +164,8 @@ def _implicit_solution(
 ) -> Callable[..., Params]:
     """Return the solution `(start, table, fit) -> head`, with an implicit derivative.
 
-    The derivative is that by the table. The derivative by the start is that by the
-    solution, to first order.
+    The derivative by the table is the implicit one. The derivative by the start is
+    taken to be that by the solution, which is a first-order approximation.
 
     Args:
         descended: `(start, table, fit, step_size) -> head`.

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from lite_jax import nn
 from lite_jax.errors import pick
-from lite_jax.run.schema import BackboneSettings
-from lite_jax.run.settings import names_of, settings_named
+from lite_jax.run.configs import names_of, settings_named
+from lite_jax.run.settings import BackboneSettings
 from lite_jax.types import Network
 
 

@@ -10,13 +10,13 @@ from lite_jax.data.episodes import EpisodeSampler, EpisodeSpec, VariableSpec, ch
 from lite_jax.data.orbit.source import OrbitSpec
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError
-from lite_jax.run.schema import (
+from lite_jax.run.configs import names_of, settings_named
+from lite_jax.run.settings import (
     AnyEpisode,
     OrbitEpisodeSettings,
     Settings,
     VariableEpisodeSettings,
 )
-from lite_jax.run.settings import names_of, settings_named
 
 Sources = Callable[[str], ClassSource]
 """`split -> source`, for "train", "valid" and "test"."""

@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lite_jax.errors import UserError, pick, unknown_name
+from lite_jax.errors import UserError, check_number, pick, unknown_name
 from lite_jax.hypergrad import Estimator, conjugate_gradient, identity, neumann, sama
 from lite_jax.learners.episode_loss import episode_grad
 from lite_jax.lite import exact_sum, lite_sum, subsample_sum
 from lite_jax.run.build_data import make_spec
+from lite_jax.run.configs import names_of, settings_named
 from lite_jax.run.parallel import EXAMPLES
-from lite_jax.run.schema import (
+from lite_jax.run.settings import (
     EstimatorSettings,
     InnerOptimizerSettings,
     OptimizerSettings,
     Settings,
 )
-from lite_jax.run.settings import names_of, settings_named
 from lite_jax.types import GradFn, Learner, SetSum
 
 _logger = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ def make_set_sum(config: Settings) -> SetSum:
     if settings.estimator == "subsample":
         return subsample_sum(num_backprop)
     if settings.estimator == "lite":
-        return lite_sum(num_backprop, chunk, settings.sampling, axis_name=axis_name)
+        with settings_named(names_of("gradient")):
+            return lite_sum(num_backprop, chunk, settings.sampling, axis_name=axis_name)
     raise unknown_name(
         "gradient.estimator",
         settings.estimator,
@@ -215,6 +216,7 @@ def make_optimizer(
         mask=lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params),
     )
     parts = [adam]
+    check_number("optimizer.clip_norm", settings.clip_norm)
     if settings.clip_norm > 0:
         parts = [optax.clip_by_global_norm(settings.clip_norm), adam]
     if constraint is not None:

@@ -35,8 +35,8 @@ from lite_jax.run.build_gradient import (
     make_estimator,
     make_inner_optimizer,
 )
-from lite_jax.run.schema import GradientSettings, InnerRuleSettings, Settings
-from lite_jax.run.settings import names_of, settings_named
+from lite_jax.run.configs import names_of, settings_named
+from lite_jax.run.settings import GradientSettings, InnerRuleSettings, Settings
 from lite_jax.types import Learner, Network, Params
 
 _logger = logging.getLogger(__name__)
@@ -305,9 +305,12 @@ def init_params(config: Settings, learner: Learner, sources: Sources) -> Params:
         params = learner.init(key, _example_spec(sources("train").image_shape))
     learned = {name: x for name, x in params.items() if name not in learner.frozen}
     if config.train.steps and not jax.tree.leaves(learned):
+        cause, mend = "its backbone has no parameters", "choose another backbone.name"
+        if learner.frozen:
+            cause, mend = "backbone.frozen=True", "set backbone.frozen=False"
         raise UserError(
-            f"backbone.frozen=True leaves {config.learner} nothing to learn: set "
-            "backbone.frozen=False, or train.steps=0 to test it as it is"
+            f"{cause}: it leaves {config.learner} nothing to learn: {mend}, or "
+            "train.steps=0 to test it as it is"
         )
     if learner.frozen and not config.backbone.weights:
         _logger.warning(

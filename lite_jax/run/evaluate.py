@@ -20,11 +20,11 @@ from lite_jax.run import (
     parallel,
 )
 from lite_jax.run.build_data import Sources
+from lite_jax.run.configs import read_settings
 from lite_jax.run.metrics import Interval, interval
 from lite_jax.run.predictor import Predictor
 from lite_jax.run.restore import TrainedRun, open_run
-from lite_jax.run.schema import AnyEpisode, Settings
-from lite_jax.run.settings import read_settings
+from lite_jax.run.settings import AnyEpisode, Settings
 from lite_jax.types import Learner, Params, Task
 
 Scorer = Callable[[Params, Task], jax.Array]

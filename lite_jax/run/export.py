@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from lite_jax.errors import UserError
 from lite_jax.run import build_backbone, build_learner
+from lite_jax.run.configs import read_settings
 from lite_jax.run.evaluate import format_table, restore_best
-from lite_jax.run.schema import Settings
-from lite_jax.run.settings import read_settings
+from lite_jax.run.settings import Settings
 
 
 def export_run(config: ConfigDict | Settings, folder: Path) -> str:

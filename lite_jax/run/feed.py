@@ -17,8 +17,8 @@ from lite_jax.data.augment import make_augment
 from lite_jax.data.loader import check_batch_size, load_batch, load_task, run_ahead
 from lite_jax.data.sources import ClassSource
 from lite_jax.run import build_data, parallel
-from lite_jax.run.schema import Settings
-from lite_jax.run.settings import settings_named
+from lite_jax.run.configs import settings_named
+from lite_jax.run.settings import Settings
 from lite_jax.types import Task
 
 

@@ -17,7 +17,7 @@ from lite_jax.run.checkpoint import Slot
 from lite_jax.run.metrics import MetricsWriter
 from lite_jax.run.preemption import Preempted, noticed
 from lite_jax.run.progress import Reporter
-from lite_jax.run.schema import ProgramSettings
+from lite_jax.run.settings import ProgramSettings
 from lite_jax.types import PyTree
 
 _logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lite_jax.errors import UserError
-from lite_jax.run.schema import Settings
+from lite_jax.run.settings import Settings
 
 GB = 10**9
 SHARE = 0.9

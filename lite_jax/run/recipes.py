@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from ml_collections import ConfigDict
 
 from lite_jax.errors import unknown_name
-from lite_jax.run.settings import base_config, episode, orbit_episode, variable_episode
+from lite_jax.run.configs import base_config, episode, orbit_episode, variable_episode
 
 
 def digits(config: ConfigDict) -> None:
@@ -159,7 +159,9 @@ def choose(
     Raises:
         UserError: An unknown variant.
     """
-    config = schema()
+    config = schema().lock()
+    if "episodes" in config.get("test", {}):
+        config.test.episodes.unlock()  # variants add kinds of episodes
     start(config)
     for name in filter(None, (x.strip() for x in arguments.split(","))):
         if name not in variants:

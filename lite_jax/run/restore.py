@@ -10,8 +10,8 @@ from typing import Any, Generic, overload
 from lite_jax.errors import UserError
 from lite_jax.run import workdir
 from lite_jax.run.checkpoint import Slot, check_shapes
-from lite_jax.run.schema import Settings
-from lite_jax.run.settings import S
+from lite_jax.run.configs import S
+from lite_jax.run.settings import Settings
 from lite_jax.types import Params, PyTree
 
 FREE = frozenset({

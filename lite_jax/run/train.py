@@ -30,12 +30,12 @@ from lite_jax.run import (
 )
 from lite_jax.run import workdir as workdirs
 from lite_jax.run.build_data import Sources
+from lite_jax.run.configs import check_at_least, read_settings
 from lite_jax.run.evaluate import Results, evaluate, make_scorer, run_tests, split_tasks
 from lite_jax.run.feed import Feed
 from lite_jax.run.loop import Folder, open_folder, take_steps
 from lite_jax.run.progress import Reporter
-from lite_jax.run.schema import Settings
-from lite_jax.run.settings import check_at_least, read_settings
+from lite_jax.run.settings import Settings
 from lite_jax.types import GradFn, Key, Learner, Params, Task
 
 _logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from lite_jax.errors import MALFORMED, UserError
 from lite_jax.files import write_atomically
-from lite_jax.run.schema import ProgramSettings, Settings
-from lite_jax.run.settings import base_config, read_settings
+from lite_jax.run.configs import base_config, read_settings
+from lite_jax.run.settings import ProgramSettings, Settings
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -80,16 +80,19 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
     """Return the configuration in a folder's `config.json`, or None without that file.
 
     Raises:
-        UserError: The file is not JSON.
+        UserError: The file is not a JSON object.
     """
     path = workdir / "config.json"
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds a {type(config).__name__}")
+        return config
     except MALFORMED as error:
         raise UserError(
-            f"{path} is not JSON ({error}): choose another workdir"
+            f"{path} is no configuration of a run ({error}): choose another workdir"
         ) from error
 
 
@@ -182,11 +185,14 @@ def _differences(
 ) -> list[str]:
     """Return a phrase for each setting that differs between two configurations."""
     old, new = _flatten(first), _flatten(second)
-    return [
-        f"{key} is {json.dumps(old.get(key))} {first_place} and "
-        f"{json.dumps(new.get(key))} {second_place}"
+    texts = {
+        key: (json.dumps(old.get(key)), json.dumps(new.get(key)))
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+    }
+    return [
+        f"{key} is {there} {first_place} and {here} {second_place}"
+        for key, (there, here) in texts.items()
+        if there != here
     ]
 
 

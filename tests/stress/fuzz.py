@@ -47,7 +47,7 @@ from lite_jax.data.readers.tfrecord import (
 )
 from lite_jax.errors import UserError
 from lite_jax.files import exported, shapes_of, write_artefact
-from lite_jax.run.settings import base_config
+from lite_jax.run.configs import base_config
 from lite_jax.run.workdir import load_config
 
 MOST_BYTES = 256 * 2**20

@@ -34,9 +34,9 @@ from experiments.rows import emit, parser
 from experiments.sections import Section, columns
 from lite_jax.run import build_data, build_gradient, build_learner
 from lite_jax.run.checkpoint import Slot
+from lite_jax.run.configs import read_settings
 from lite_jax.run.preemption import EXIT_CODE, Preempted
-from lite_jax.run.schema import Settings
-from lite_jax.run.settings import read_settings
+from lite_jax.run.settings import Settings
 from lite_jax.run.train import init_state, train_and_evaluate
 from tests import toys
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lite_jax.errors import UserError, unknown_name
 from lite_jax.files import append_row, read_rows
 from lite_jax.run import build_learner
-from lite_jax.run.schema import Settings
+from lite_jax.run.settings import Settings
 from lite_jax.types import Learner
 
 Row = dict[str, Any]

@@ -26,7 +26,7 @@ from lite_jax.run import build_data, build_gradient
 from lite_jax.run.evaluate import format_table
 from lite_jax.run.metrics import interval
 from lite_jax.run.predictor import Predictor
-from lite_jax.run.schema import Settings
+from lite_jax.run.settings import Settings
 from lite_jax.types import Params
 
 _TITLES = {

@@ -22,10 +22,10 @@ from lite_jax.apps.evaluations.vtab_md import (
     report_vtab_md,
 )
 from lite_jax.run import build_gradient, build_learner, memory_budget
+from lite_jax.run.configs import names_of, read_settings, settings_named
 from lite_jax.run.evaluate import fitting_chunk
 from lite_jax.run.restore import open_run
-from lite_jax.run.schema import Settings
-from lite_jax.run.settings import names_of, read_settings, settings_named
+from lite_jax.run.settings import Settings
 from lite_jax.types import Examples, Params, Task
 
 

@@ -28,10 +28,10 @@ from lite_jax.data.vtab.rules import GROUPS, VTAB
 from lite_jax.data.vtab.tasks import VtabTask, vtab_task
 from lite_jax.errors import UserError
 from lite_jax.run import build_gradient
+from lite_jax.run.configs import settings_named
 from lite_jax.run.evaluate import evaluate, format_table, make_scorer
 from lite_jax.run.predictor import Predictor
-from lite_jax.run.schema import Settings
-from lite_jax.run.settings import settings_named
+from lite_jax.run.settings import Settings
 from lite_jax.types import Params
 
 _logger = logging.getLogger(__name__)

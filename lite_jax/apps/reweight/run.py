@@ -15,9 +15,9 @@ from lite_jax.apps.reweight.pruned_training import compare_rules, shares_kept
 from lite_jax.apps.reweight.sets import Sets, make_sets
 from lite_jax.apps.reweight.settings import ReweightingSettings
 from lite_jax.errors import UserError
-from lite_jax.run import settings
+from lite_jax.run import configs
+from lite_jax.run.configs import read_settings
 from lite_jax.run.loop import open_folder
-from lite_jax.run.settings import read_settings
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def run_reweighting(config: ConfigDict | ReweightingSettings, workdir: Path) -> 
 
 
 def _check_settings(config: ReweightingSettings) -> None:
-    settings.check_at_least(
+    configs.check_at_least(
         config,
         1,
         "train.steps",

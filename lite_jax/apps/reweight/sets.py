@@ -17,7 +17,7 @@ from lite_jax.apps.reweight.text import FIRST_WORD, generated_texts, read_tsv
 from lite_jax.data.sources import ClassSource
 from lite_jax.errors import UserError
 from lite_jax.run import build_backbone
-from lite_jax.run.settings import names_of, settings_named
+from lite_jax.run.configs import names_of, settings_named
 
 _logger = logging.getLogger(__name__)
 

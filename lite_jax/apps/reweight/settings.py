@@ -8,14 +8,14 @@ from ml_collections import ConfigDict
 
 from lite_jax.data.settings import DataSettings
 from lite_jax.run import recipes
-from lite_jax.run.schema import (
+from lite_jax.run.configs import as_config
+from lite_jax.run.settings import (
     BackboneSettings,
     EstimatorSettings,
     InnerOptimizerSettings,
     OptimizerSettings,
     ProgramSettings,
 )
-from lite_jax.run.settings import as_config
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ReweightingSettings(ProgramSettings):
     """All settings; the defaults are Meta-Weight-Net by SAMA, rounds of 2 steps."""
 
     program: str = "reweighting"
-    name: str = "protonets"
+    name: str = "reweighting"
     data: DataSettings = DataSettings()
     backbone: BackboneSettings = BackboneSettings()
     inner: InnerOptimizerSettings = InnerOptimizerSettings(

@@ -24,12 +24,12 @@ from lite_jax.apps.rl.settings import PolicySettings
 from lite_jax.apps.rl.trust_region import TrustRegion, trust_region_step
 from lite_jax.errors import UserError
 from lite_jax.run.build_learner import make_inner_rule
+from lite_jax.run.configs import check_at_least, read_settings
 from lite_jax.run.evaluate import format_table
 from lite_jax.run.loop import Folder, open_folder, take_steps
 from lite_jax.run.metrics import Interval, interval
 from lite_jax.run.progress import Reporter
 from lite_jax.run.restore import open_run
-from lite_jax.run.settings import check_at_least, read_settings
 from lite_jax.types import Key, Params, PyTree
 
 

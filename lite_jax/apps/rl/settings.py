@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from lite_jax.run.schema import InnerRuleSettings, ProgramSettings
-from lite_jax.run.settings import as_config
+from lite_jax.run.configs import as_config
+from lite_jax.run.settings import InnerRuleSettings, ProgramSettings
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PolicySettings(ProgramSettings):
     """All settings; the defaults are navigation by MAML."""
 
     program: str = "policies"
-    name: str = "protonets"
+    name: str = "policies"
     inner: InnerRuleSettings = InnerRuleSettings()
     train: PolicyTrainSettings = PolicyTrainSettings()
     test: PolicyTestSettings = PolicyTestSettings()
