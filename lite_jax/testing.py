@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,16 @@ import numpy as np
 from jax import lax
 
 from lite_jax.learners.episode_loss import episode_loss
-from lite_jax.lite import exact_sum, lite_sum, per_example
+from lite_jax.lite import batched, exact_sum, lite_sum
 from lite_jax.lite.additive import check_additive, leading_axis
 from lite_jax.lite.sampling import Draw, Population, Sampler
 from lite_jax.types import (
-    Additive,
     Examples,
     Key,
     Learner,
     Params,
     PyTree,
+    SetMap,
     SetSum,
     Task,
 )
@@ -107,22 +107,28 @@ class LearnerChecks:
         return jax.random.key(0)
 
     def sums_are_additive(self) -> None:
-        """Raise unless all functions that `adapt` sums are additive."""
-        for additive, args, examples, _ in self.sums[0]:
-            check_additive(additive, args, examples, rtol=self.rtol)
+        """Raise unless all functions that `adapt` sums are additive.
+
+        The rows of a map have to be independent of each other, as terms of a sum.
+        """
+        for call in self.calls[0]:
+            additive = batched(call.fun) if call.is_map else call.fun
+            check_additive(additive, call.args, call.examples, rtol=self.rtol)
 
     def encode_gives_the_terms(self) -> None:
-        """Raise unless `encode` gives the terms of the last sum."""
-        sums, _ = self.sums
-        if not sums:
+        """Raise unless `encode` gives the terms of the last sum, or rows of a map."""
+        calls, _ = self.calls
+        if not calls:
             raise ValueError("adapt: it forms no sum over the support by set_sum")
-        _, args, examples, total = sums[-1]
-        terms = per_example(self.learner.encode)
-        self._compare(
-            "encode: the sum of its terms is not what adapt sums last",
-            exact_sum()(terms, args, examples, None),
-            total,
-        )
+        last = calls[-1]
+        terms = jax.vmap(self.learner.encode, (None, 0))
+        inputs = last.args, last.examples, None
+        if last.is_map:
+            what, found = "rows are not those", exact_sum().map(terms, *inputs)
+        else:
+            what = "the sum of its terms is not what"
+            found = exact_sum()(batched(terms), *inputs)
+        self._compare(f"encode: {what} adapt forms last", found, last.result)
 
     def loss_under_lite_is_exact(self) -> None:
         """Raise if LITE changes the loss."""
@@ -136,7 +142,7 @@ class LearnerChecks:
         combinations of draws, 8 random ones are checked, and the gradient of each has
         to be the exact one. That is so where no gradient passes through the sums.
         """
-        num_support, (_, key_numbers) = leading_axis(self.task.support), self.sums
+        num_support, (_, key_numbers) = leading_axis(self.task.support), self.calls
         shape = [num_support] * (max(key_numbers) + 1)
         if num_support ** len(shape) <= MOST_DRAWS:
             draws = np.indices(shape).reshape(len(shape), -1).T
@@ -222,27 +228,29 @@ class LearnerChecks:
             )
 
     @functools.cached_property
-    def sums(self) -> tuple[list[tuple[Additive, PyTree, PyTree, PyTree]], list[int]]:
-        """The sums that an eager `adapt` forms, and the number of each one's key.
+    def calls(self) -> tuple[list[_Call], list[int]]:
+        """The sums and maps that an eager `adapt` forms, and the number of each key.
 
-        A sum is `(additive, args, examples, total)`. Equal keys have equal numbers,
-        from 0 on.
+        Equal keys have equal numbers, from 0 on.
         """
-        sums: list[tuple[Additive, PyTree, PyTree, PyTree]] = []
+        calls: list[_Call] = []
         numbers: dict[bytes, int] = {}
         key_numbers: list[int] = []
 
-        def recording_sum(additive, args, examples, key, mask=None):
-            total = exact_sum()(additive, args, examples, key, mask)
-            sums.append((additive, args, examples, total))
+        def record(is_map: bool, fun: Any, args: PyTree, examples: PyTree, key: Key,
+                   mask: Any = None) -> PyTree:  # fmt: skip
+            operator = exact_sum().map if is_map else exact_sum()
+            result = operator(fun, args, examples, key, mask)
+            calls.append(_Call(is_map, fun, args, examples, result))
             words = jax.random.key_data(key) if _is_typed(key) else key
             words = np.asarray(words).tobytes()
             key_numbers.append(numbers.setdefault(words, len(numbers)))
-            return total
+            return result
 
         with jax.disable_jit():  # a scan then calls the sum once for each step
-            self.learner.adapt(self.params, self.task.support, self.key, recording_sum)
-        return sums, key_numbers
+            support = self.task.support
+            self.learner.adapt(self.params, support, self.key, _Calling(record))
+        return calls, key_numbers
 
     @functools.cached_property
     def exact(self) -> tuple[jax.Array, Params]:
@@ -300,7 +308,7 @@ class LearnerChecks:
 
         def gradient(draw: jax.Array) -> Params:
             with jax.disable_jit():  # a scan then calls the sum once for each step
-                run = self._value_and_grad(_sum_of_draw(draw, self.sums[1]))
+                run = self._value_and_grad(_sum_of_draw(draw, self.calls[1]))
                 return run(self.params, self.task, self.key)[1]
 
         return jax.jit(lambda draws: lax.map(gradient, draws))(jnp.asarray(draws))
@@ -332,6 +340,34 @@ class LearnerChecks:
             raise ValueError(f"{what}, by {error:.2g} (relative)")
 
 
+class _Call(NamedTuple):
+    """A sum or a map that a learner formed."""
+
+    is_map: bool
+    fun: Callable[..., PyTree]
+    args: PyTree
+    examples: PyTree
+    result: PyTree
+
+
+class _Calling:
+    """An operator that calls one function, `(is_map, fun, args, …) -> result`."""
+
+    def __init__(self, call: Callable[..., PyTree]):
+        self._call = call
+
+    def __call__(
+        self, additive: Any, args: Any, examples: Any, key: Any, mask: Any = None
+    ) -> PyTree:
+        """Return the sum."""
+        return self._call(False, additive, args, examples, key, mask)
+
+    @property
+    def map(self) -> SetMap:
+        """The map."""
+        return functools.partial(self._call, True)
+
+
 def _is_typed(key: Key) -> bool:
     return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
@@ -345,7 +381,7 @@ def _sum_of_draw(draw: jax.Array, key_numbers: list[int]) -> SetSum:
     """
     calls = itertools.count()
 
-    def set_sum(additive, args, examples, key, mask=None):
+    def call(is_map: bool, fun: Any, *inputs: Any) -> PyTree:
         index = draw[key_numbers[next(calls) % len(key_numbers)]]
 
         def sample(key: Key, population: Population, num_backprop: int) -> Draw:
@@ -354,9 +390,9 @@ def _sum_of_draw(draw: jax.Array, key_numbers: list[int]) -> SetSum:
             return Draw(index[None].astype(jnp.int32), weight[None], jnp.int32(1))
 
         operator = lite_sum(1, sampling=Sampler(sample))
-        return operator(additive, args, examples, key, mask)
+        return operator.map(fun, *inputs) if is_map else operator(fun, *inputs)
 
-    return set_sum
+    return _Calling(call)
 
 
 def _padded(examples: Examples, value: Any) -> Examples:

@@ -66,11 +66,44 @@ class Network(NamedTuple):
     describe: Callable[[tuple[int, ...], int], Any] | None = None
 
 
+class SetMap(Protocol):
+    """A map over a set of examples, with a choice of backward pass.
+
+    Computes the rows `encode(args, x_n)`; see `lite_jax.lite` for the operators.
+    """
+
+    def __call__(
+        self,
+        encode: Callable[[PyTree, PyTree], PyTree],
+        args: PyTree,
+        examples: PyTree,
+        key: Key,
+        mask: jax.Array | None = None,
+    ) -> PyTree:
+        """Return the rows `encode(args, x_n)`, `[n, …]`; those of padding are 0.
+
+        Args:
+            encode: `(args, examples [n]) -> rows [n, …]`, any tree; row i depends on
+                example i alone.
+            args: First argument of `encode`, which is differentiated.
+            examples: The set, a tree of arrays with leading axis `n`.
+            key: Key of the draw; operators that draw nothing accept None.
+            mask: `[n]` bool, True for real examples; None if all are real.
+        """
+        ...
+
+
 class SetSum(Protocol):
     """A weighted sum over a set of examples, with a choice of backward pass.
 
     Computes `Σ_n mask_n · term(args, x_n)`; see `lite_jax.lite` for the operators.
+    `map` is the map with the same backward pass.
     """
+
+    @property
+    def map(self) -> SetMap:
+        """The map with the same backward pass."""
+        ...
 
     def __call__(
         self,

@@ -250,7 +250,7 @@ def test_scores_are_the_derivatives_by_the_features():
     seen = {}
 
     def remember(key, population, num_backprop):
-        seen["scores"] = population.scores
+        jax.debug.callback(lambda x: seen.update(scores=x), population.scores)
         return sample_uniform(key, Population(population.mask), num_backprop)
 
     squares = Pooled(lambda a, x: a * x, lambda f, x, weights: jnp.dot(weights, f**2))
@@ -262,6 +262,7 @@ def test_scores_are_the_derivatives_by_the_features():
             return jnp.sin(operator(squares, a, x, jax.random.key(0), mask))
 
         jax.grad(loss)(0.3)
+        jax.effects_barrier()
         features = 0.3 * x
         total = (features[:3] ** 2).sum()
         expected = jnp.where(mask, jnp.abs(2 * features * jnp.cos(total)), 0)
@@ -369,7 +370,7 @@ def test_scores_are_of_all_features_of_an_example():
     seen = {}
 
     def remember(key, population, num_backprop):
-        seen["scores"] = population.scores
+        jax.debug.callback(lambda x: seen.update(scores=x), population.scores)
         return sample_uniform(key, Population(population.mask), num_backprop)
 
     pair = Pooled(
@@ -379,4 +380,5 @@ def test_scores_are_of_all_features_of_an_example():
     operator = lite_sum(2, sampling=Sampler(remember, ("scores",)))
     x = jnp.array([1.0, -2.0, 3.0])
     jax.grad(lambda a: 5 * operator(pair, a, x, jax.random.key(0)))(0.3)
+    jax.effects_barrier()
     np.testing.assert_allclose(seen["scores"], 5 * np.sqrt(3), rtol=1e-12)

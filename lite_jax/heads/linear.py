@@ -16,8 +16,7 @@ from lite_jax.heads.class_means import (
     classes_present,
     linear_logits,
 )
-from lite_jax.lite.additive import Pooled
-from lite_jax.lite.feature_table import Slotted, add_rows, with_slots
+from lite_jax.lite.additive import accumulation_dtype
 from lite_jax.types import Examples, Key, Network, Params, PyTree, SetSum
 
 
@@ -35,20 +34,21 @@ class SupportLabels(NamedTuple):
     present: jax.Array
 
 
-def stacked_features(backbone: Network) -> Pooled:
-    """Return the additive function whose set sum is the table of features `[n, d]`."""
+Encode = Callable[[PyTree, Examples], jax.Array]
+"""`(params, examples) -> features [n, d]`."""
 
-    def features(params: Params, examples: Slotted) -> jax.Array:
+
+def encoder_of(backbone: Network) -> Encode:
+    """Return the encoder whose map over a support set is the table of features."""
+
+    def encode(params: Params, examples: Examples) -> jax.Array:
         return backbone.apply(params, examples.inputs)
 
-    def pool(features: jax.Array, examples: Slotted, weights: jax.Array) -> jax.Array:
-        return add_rows(features, examples.slot, weights)
-
-    return Pooled(features, pool)
+    return encode
 
 
 def tabulate_support(
-    additive: Pooled,
+    encode: Encode,
     params: PyTree,
     support: Examples,
     key: Key,
@@ -58,11 +58,11 @@ def tabulate_support(
     """Return the feature table of a support set and the targets of a head.
 
     Args:
-        additive: From `stacked_features`.
+        encode: From `encoder_of`.
         params: Its first argument.
         support: The support set of `n` examples.
         key: Key for `set_sum`.
-        set_sum: Operator that sums over the support set.
+        set_sum: Operator whose map is taken over the support set.
         way: Static number of classes.
 
     Returns:
@@ -72,7 +72,8 @@ def tabulate_support(
         UserError: A label outside `0 … way-1`, see `check_labels`.
     """
     check_labels(support.labels, support.mask, way)
-    table = set_sum(additive, params, with_slots(support), key, support.mask)
+    table = set_sum.map(encode, params, support, key, support.mask)
+    table = table.astype(accumulation_dtype(table.dtype))
     present = classes_present(support.labels, support.mask, way)
     real_label = jnp.argmax(present).astype(support.labels.dtype)
     labels = jnp.where(support.mask, support.labels, real_label)

@@ -180,7 +180,7 @@ class Products:
         return jax.grad(slope)(self._meta_params)
 
 
-def with_slopes(set_sum: SetSum) -> SetSum:
+def with_slopes(set_sum: SetSum) -> Any:
     """Return an operator whose forward derivative is the set sum of the terms' slopes.
 
     A slope is the derivative of a term along the tangent of `args`. The sum and its

@@ -1,8 +1,8 @@
 """CNAPs and Simple CNAPs: frozen backbones with FiLM generated from the support (§3.1).
 
-There are two sums over the support, with one key each. The mean of a set encoder's
-outputs is the task embedding, from which FiLM parameters are generated. The features of
-the modulated backbone give the classifier.
+There are a sum and a sum or map over the support, with one key each. The mean of a set
+encoder's outputs is the task embedding, from which FiLM parameters are generated. The
+features of the modulated backbone give the classifier.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ from lite_jax.heads.mahalanobis import (
     fit_mahalanobis,
     mahalanobis_logits,
 )
-from lite_jax.lite.additive import Pooled, batched
-from lite_jax.lite.feature_table import Slotted, add_rows, with_slots
+from lite_jax.lite.additive import (
+    Pooled,
+    accumulation_dtype,
+    row_of,
+    weighted_sum,
+)
 from lite_jax.nn import feature_size, set_encoder
 from lite_jax.nn.hypernets import AMPLITUDE, film_generator, linear_hypernet
 from lite_jax.types import (
@@ -112,11 +116,10 @@ def simple_cnaps(
     p(y = k | x) ∝ exp(-(f(x; film) - μ_k)ᵀ Q_k⁻¹ (f(x; film) - μ_k))
 
     Q_k is formed from class and task covariances; see `lite_jax.heads.mahalanobis`. The
-    first sum is that of the set encoder's outputs. The second is the table of stacked
-    features `[n, d]`, to which each example adds one row. Means and covariances are
-    then those of exact features. The table holds `n · d` numbers, where second moments
-    would be `way · d²`. Set encoder e and generators g are learned; the backbone f is
-    frozen.
+    sum is that of the set encoder's outputs. The map gives the table of features
+    `[n, d]`, whose means and covariances are those of exact features. The table holds
+    `n · d` numbers, where second moments would be `way · d²`. Set encoder e and
+    generators g are learned; the backbone f is frozen.
 
     Args:
         backbone: The feature extractor f, with FiLM.
@@ -128,8 +131,7 @@ def simple_cnaps(
             FiLM generators, which is added to the loss.
 
     Returns:
-        A `Learner` with parameters "backbone" (frozen), "set_encoder" and "film". Its
-        `encode` takes an example of the second sum: a `Slotted`, an image and its row.
+        A `Learner` with parameters "backbone" (frozen), "set_encoder" and "film".
 
     Raises:
         UserError: A backbone without FiLM, or `way` under 2.
@@ -150,20 +152,18 @@ def simple_cnaps(
 
 
 class _Head(NamedTuple):
-    """A classifier on features, fitted to one sum over the support.
+    """A classifier on features, fitted to one sum or map over the support.
 
     Attributes:
         init: `(key, feature size) -> params`, empty for a head without parameters.
-        members: `support -> examples` of the sum, which have `inputs`.
         pool: `(features [n, d], examples, weights [n]) -> aggregate`, linear in the
-            weights.
-        fit: `(params, aggregate, support) -> classifier`.
+            weights. None for a head that is fitted to the features themselves.
+        fit: `(params, aggregate or features [n, d], support) -> classifier`.
         logits: `(classifier, features [m, d]) -> [m, way]`.
     """
 
     init: Callable[..., Params]
-    members: Callable[[Examples], PyTree]
-    pool: Callable[..., PyTree]
+    pool: Callable[..., PyTree] | None
     fit: Callable[..., PyTree]
     logits: Callable[..., jax.Array]
 
@@ -195,7 +195,11 @@ def _film_learner(
         )
     encoder = embedding or set_encoder(embedding_size)
     generator = film_generator(backbone.identity_film(), embedding_size)
-    embed = batched(lambda params, examples: encoder.apply(params, examples.inputs))
+
+    def embed_all(params: Params, examples: Examples) -> jax.Array:
+        return encoder.apply(params, examples.inputs)
+
+    embed = Pooled(embed_all, _sum_embeddings)
 
     def init(key: Key, example_spec: Any) -> Params:
         keys = jax.random.split(key, 4)
@@ -211,7 +215,8 @@ def _film_learner(
     def features(args: PyTree, examples: Any) -> jax.Array:
         return backbone.apply(args[0], examples.inputs, args[1])
 
-    additive = Pooled(features, head.pool)
+    additive = None if head.pool is None else Pooled(features, head.pool)
+    encode = row_of(features) if additive is None else additive.term
 
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
@@ -221,8 +226,11 @@ def _film_learner(
         total = set_sum(embed, params["set_encoder"], support, embed_key, support.mask)
         count = jnp.maximum(support.mask.sum(), 1).astype(total.dtype)
         film = generator.apply(params["film"], total / count)
-        args, members = (params["backbone"], film), head.members(support)
-        aggregate = set_sum(additive, args, members, feature_key, support.mask)
+        inputs = (params["backbone"], film), support, feature_key, support.mask
+        if additive is None:
+            aggregate = set_sum.map(features, *inputs)
+        else:
+            aggregate = set_sum(additive, *inputs)
         return FilmState(film, head.fit(params.get("head"), aggregate, support))
 
     def predict(params: Params, task_state: FilmState, inputs: jax.Array) -> jax.Array:
@@ -233,9 +241,12 @@ def _film_learner(
         del task
         return film_penalty * (params["film"][AMPLITUDE] ** 2).sum()
 
-    return Learner(
-        init, additive.term, adapt, predict, frozen=("backbone",), penalty=penalty
-    )
+    return Learner(init, encode, adapt, predict, frozen=("backbone",), penalty=penalty)
+
+
+def _sum_embeddings(embeddings: jax.Array, examples: Any, weights: Any) -> jax.Array:
+    """Return the weighted sum; a loss is equally sensitive to all embeddings."""
+    return weighted_sum(embeddings, examples, weights)
 
 
 def _linear_head(way: int) -> _Head:
@@ -251,15 +262,13 @@ def _linear_head(way: int) -> _Head:
         present = classes_present(support.labels, support.mask, way)
         return LinearClassifier(weights, biases, present)
 
-    return _Head(init, lambda support: support, pool, fit, linear_logits)
+    return _Head(init, pool, fit, linear_logits)
 
 
 def _mahalanobis_head(way: int) -> _Head:
-    def pool(features: jax.Array, examples: Slotted, weights: jax.Array):
-        return add_rows(features, examples.slot, weights)
-
     def fit(params: None, table: jax.Array, support: Examples) -> MahalanobisState:
         del params
+        table = table.astype(accumulation_dtype(table.dtype))
         return fit_mahalanobis(table, support.labels, support.mask, way)
 
-    return _Head(lambda key, size: {}, with_slots, pool, fit, mahalanobis_logits)
+    return _Head(lambda key, size: {}, None, fit, mahalanobis_logits)

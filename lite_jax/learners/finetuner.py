@@ -11,13 +11,14 @@ from lite_jax.errors import check_whole
 from lite_jax.heads.class_means import LinearClassifier, check_way, linear_logits
 from lite_jax.heads.linear import (
     descend,
+    encoder_of,
     head_loss,
-    stacked_features,
     tabulate_support,
     zero_head,
 )
 from lite_jax.learners.inner_rules import optax_rule
 from lite_jax.learners.maml import maml
+from lite_jax.lite.additive import row_of
 from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
 
 
@@ -76,13 +77,13 @@ def finetuner(
     def init(key: Key, example_spec: Any) -> Params:
         return {"backbone": backbone.init(key, example_spec)}
 
-    additive = stacked_features(backbone)
+    encode = encoder_of(backbone)
 
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
     ) -> LinearClassifier:
         inputs = params["backbone"], support, key, set_sum
-        table, fit = tabulate_support(additive, *inputs, way)
+        table, fit = tabulate_support(encode, *inputs, way)
 
         def loss(head: Params) -> jax.Array:
             return head_loss(head, table, fit)
@@ -95,7 +96,7 @@ def finetuner(
         return linear_logits(task_state, features)
 
     return Learner(
-        init, additive.term, adapt, predict, frozen=("backbone",), fixed_features=True
+        init, row_of(encode), adapt, predict, frozen=("backbone",), fixed_features=True
     )
 
 

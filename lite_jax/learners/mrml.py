@@ -17,8 +17,8 @@ from lite_jax.heads.linear import (
     SupportLabels,
     curvature_bound,
     descend,
+    encoder_of,
     head_loss,
-    stacked_features,
     tabulate_support,
     zero_head,
 )
@@ -31,6 +31,7 @@ from lite_jax.hypergrad import (
     solve_of,
 )
 from lite_jax.lite import exact_sum
+from lite_jax.lite.additive import row_of
 from lite_jax.nn import feature_size
 from lite_jax.types import Examples, Key, Learner, Network, Params, SetSum
 
@@ -55,10 +56,10 @@ def mrml(
     gradient of the query loss f by x is the implicit one, with
     v = (∂²g/∂y²)⁻¹ ∂f/∂y solved by conjugate gradients.
 
-    The head depends on the support through the table T of stacked features `[n, d]`
-    only. The table is computed once, and products of the Hessian need no images. What
-    passes to the features is the table's cotangent −(∂²g/∂T∂y) v. The set sum
-    back-propagates it by its own rule: `lite_sum` from H sampled examples.
+    The head depends on the support through the table T of features `[n, d]` only. The
+    table is computed once, and products of the Hessian need no images. What passes to
+    the features is the table's cotangent −(∂²g/∂T∂y) v. The map back-propagates it by
+    its own rule: `lite_sum(…).map` from H sampled examples.
 
     Guarantees:
         At an inner solution, and with a solver that converges (`conjugate_gradient`,
@@ -102,7 +103,7 @@ def mrml(
     check_whole("steps", steps)
     check_number("weight_decay", weight_decay)
     check_number("learning_rate", learning_rate, above=0)
-    additive = stacked_features(backbone)
+    encode = encoder_of(backbone)
 
     def init(key: Key, example_spec: Any) -> Params:
         params = {"backbone": backbone.init(key, example_spec)}
@@ -141,7 +142,7 @@ def mrml(
         params: Params, support: Examples, key: Key, set_sum: SetSum
     ) -> LinearClassifier:
         table, fit = tabulate_support(
-            additive, params["backbone"], support, key, set_sum, way
+            encode, params["backbone"], support, key, set_sum, way
         )
         start = params["head"] if learned_head else zero_head(way, table)
         start = jax.tree.map(lambda x: x.astype(table.dtype), start)
@@ -152,7 +153,7 @@ def mrml(
         features = backbone.apply(params["backbone"], inputs)
         return linear_logits(task_state, features)
 
-    return Learner(init, additive.term, adapt, predict, fixed_features=True)
+    return Learner(init, row_of(encode), adapt, predict, fixed_features=True)
 
 
 def _implicit_solution(

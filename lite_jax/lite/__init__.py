@@ -18,7 +18,13 @@ NeurIPS 2021, https://arxiv.org/abs/2107.01105.
 """
 
 from lite_jax.lite.additive import Pooled, batched, check_additive, per_example
-from lite_jax.lite.operators import exact_sum, lite_sum, subsample_sum
+from lite_jax.lite.operators import (
+    exact_map,
+    exact_sum,
+    lite_map,
+    lite_sum,
+    subsample_sum,
+)
 from lite_jax.lite.sampling import Sampler
 from lite_jax.lite.transforms import (
     exact_grad,
@@ -33,9 +39,11 @@ __all__ = [
     "batched",
     "check_additive",
     "exact_grad",
+    "exact_map",
     "exact_sum",
     "exact_value_and_grad",
     "lite_grad",
+    "lite_map",
     "lite_sum",
     "lite_value_and_grad",
     "per_example",

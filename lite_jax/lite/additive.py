@@ -83,20 +83,40 @@ def batched(encode: Callable[[PyTree, PyTree], PyTree]) -> Pooled:
         `additive(args, examples, weights)`: Σ_n weights_n · terms_n, accumulated in
         float32 at least. Its `features` are the terms themselves.
     """
+    return Pooled(encode, weighted_sum)
 
-    def pool(terms: PyTree, examples: PyTree, weights: jax.Array) -> PyTree:
-        del examples
 
-        def weighted_sum(terms: jax.Array) -> jax.Array:
-            # A matrix product: XLA:CPU of jaxlib 0.10.2 gives wrong results for
-            # (weights · terms).sum(0) where the terms are large.
-            terms = terms.astype(accumulation_dtype(terms.dtype))
-            row = weights.astype(terms.dtype)
-            return jnp.tensordot(row, terms, 1, precision=lax.Precision.HIGHEST)
+def weighted_sum(terms: PyTree, examples: PyTree, weights: jax.Array) -> PyTree:
+    """Return Σ_n weights_n · terms_n, in float32 at least; the pool of `batched`."""
+    del examples
 
-        return jax.tree.map(weighted_sum, terms)
+    def leaf_sum(terms: jax.Array) -> jax.Array:
+        # A matrix product: XLA:CPU of jaxlib 0.10.2 gives wrong results for
+        # (weights · terms).sum(0) where the terms are large.
+        terms = terms.astype(accumulation_dtype(terms.dtype))
+        row = weights.astype(terms.dtype)
+        return jnp.tensordot(row, terms, 1, precision=lax.Precision.HIGHEST)
 
-    return Pooled(encode, pool)
+    return jax.tree.map(leaf_sum, terms)
+
+
+def row_of(
+    encode: Callable[[PyTree, PyTree], PyTree],
+) -> Callable[[PyTree, PyTree], PyTree]:
+    """Return the encoder of one example, given that of a batch.
+
+    Args:
+        encode: `(args, examples [n]) -> rows [n]`, as for a map.
+
+    Returns:
+        `(args, example) -> row`, without leading axes.
+    """
+
+    def encode_one(args: PyTree, example: PyTree) -> PyTree:
+        rows = encode(args, jax.tree.map(lambda x: x[None], example))
+        return jax.tree.map(lambda x: x[0], rows)
+
+    return encode_one
 
 
 def check_additive(

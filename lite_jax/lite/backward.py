@@ -1,9 +1,8 @@
-"""The exact sum whose backward pass recomputes the examples that a rule draws.
+"""The derivative rule of sums and maps: recompute the examples that a rule draws.
 
-Every operator with chunks or a draw uses this derivative rule. The forward pass keeps
-only its inputs, and the features if the rule needs scores. In the backward pass the
-cotangent is exact; the rule draws examples, and their terms are recomputed and
-differentiated a chunk at a time.
+Every operator with chunks or a draw uses this rule. The forward pass keeps only its
+inputs. In the backward pass the cotangent is exact; the rule draws examples, and their
+terms or rows are recomputed and differentiated a chunk at a time.
 """
 
 from __future__ import annotations
@@ -14,93 +13,191 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from lite_jax.lite.additive import Pooled, accumulation_dtype, leading_axis
+from lite_jax.errors import UserError
+from lite_jax.lite.additive import accumulation_dtype, leading_axis
 from lite_jax.lite.chunks import (
-    all_weighted,
-    chunked_sum,
+    Chunk,
+    Chunks,
+    add,
+    fold,
     full_mask,
-    pooled_sum,
-    whole_sum,
+    in_accumulators,
+    summed,
+    take_chunk,
+    whole_set,
+    zero_if_empty,
+    zeros_for,
 )
-from lite_jax.lite.sampling import LABELS, SCORES, Draw, Population, sample_all
+from lite_jax.lite.functions import Function
+from lite_jax.lite.sampling import LABELS, SCORES, Population, Sampler, sample_all
 from lite_jax.trees import merge
 from lite_jax.types import PyTree
 
 
-class Rule(NamedTuple):
-    """Rule that draws the examples of the backward pass.
+class Plan(NamedTuple):
+    """What is computed, and how it is differentiated; equal plans share a compilation.
 
     Attributes:
-        draw: `(seed, population) -> Draw`.
-        needs: Fields of `Population` that `draw` reads besides the mask: of "labels"
-            and "scores".
+        fun: The additive function of a sum, `(args, examples, weights) -> aggregate`,
+            or the encoder of a map, `(args, examples) -> rows`.
+        is_map: Whether it is a map.
+        forward: The chunks of the forward pass.
+        backward: The chunks of the backward pass.
+        sampler: Draws the examples of the backward pass; None takes all.
+        num_backprop: H.
+        key_type: The name of the key's type, or None for a key of raw words.
     """
 
-    draw: Callable[[Any, Population], Draw]
-    needs: tuple[str, ...] = ()
+    fun: Function
+    is_map: bool
+    forward: Chunks
+    backward: Chunks
+    sampler: Sampler | None = None
+    num_backprop: int = 0
+    key_type: str | None = None
+
+    def needs(self, field: str) -> bool:
+        """Return whether the sampler reads a field of `Population`."""
+        return self.sampler is not None and field in self.sampler.needs
+
+    def draw(self, key_data: Any, population: Population) -> Any:
+        """Return the examples that are differentiated."""
+        if self.sampler is None:
+            return sample_all(population.mask)
+        key = key_data
+        if self.key_type is not None:
+            key = jax.random.wrap_key_data(key_data, impl=self.key_type)
+        return self.sampler.draw(key, population, self.num_backprop)
 
 
-TAKE_ALL = Rule(lambda seed, population: sample_all(population.mask))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def recomputed_sum(additive, rule, chunks, args, examples, seed, mask):
-    """Return the sum over all examples; differentiate those that `rule` draws.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def recomputed(
+    plan: Plan, args: PyTree, examples: PyTree, key_data: Any, mask: jax.Array | None
+) -> PyTree:
+    """Return the sum or the rows of a set; differentiate the examples that are drawn.
 
     Args:
-        additive: The additive function; `Pooled` if the rule needs scores.
-        rule: A `Rule`.
-        chunks: `Chunks`. Without a size, one call computes all N examples forward and
-            one all H drawn examples backward.
-        args: The first argument of `additive`, which is differentiated.
-        examples: The set, whose arrays have a leading axis `n` and no gradient.
-        seed: The first argument of `rule.draw`.
+        plan: What is computed.
+        args: The first argument of the function.
+        examples: The set, whose arrays have a leading axis `n`.
+        key_data: The words of the draw's key; None if nothing is drawn.
         mask: `[n]` bool, True for real examples; None if all are real.
     """
-    if chunks.is_one(leading_axis(examples)):
-        return whole_sum(additive, args, examples, mask)
-    full_draw = sample_all(full_mask(examples, mask))
-    return chunked_sum(functools.partial(additive, args), examples, full_draw, chunks)
+    del key_data
+    return _value(plan, args, examples, mask)
 
 
-def _forward(additive, rule, chunks, args, examples, seed, mask):
-    varied, fixed = split_varied(args)
-    args, examples, seed, mask = map(values, (args, examples, seed, mask))
-    if SCORES in rule.needs:
-        total, features = pooled_sum(additive, args, examples, mask, chunks)
+@functools.partial(jax.jit, static_argnums=0)
+def _value(plan: Plan, args: PyTree, examples: PyTree, mask: Any) -> PyTree:
+    if plan.is_map:
+        return _rows(plan, args, examples, mask)
+    if plan.forward.is_one(leading_axis(examples)):
+        total = in_accumulators(plan.fun(args, *whole_set(examples, mask)))
     else:
-        inputs = args, examples, seed, mask
-        total, features = recomputed_sum(additive, rule, chunks, *inputs), None
-    return total, (varied, fixed, features, examples, seed, mask)
+        summand = functools.partial(plan.fun, args)
+        total = summed(summand, examples, mask, plan.forward)
+    return zero_if_empty(total, mask)
 
 
-def _backward(additive, rule, chunks, residuals, cotangent):
-    varied, fixed, features, examples, seed, mask = residuals
+def _rows(plan: Plan, args: PyTree, examples: PyTree, mask: Any) -> PyTree:
+    """Return the rows `[n, …]` of a map, 0 for padding."""
+    size = leading_axis(examples)
+    encode = functools.partial(plan.fun, args)
+    if plan.forward.is_one(size):
+        rows = encode(whole_set(examples, mask)[0])
+        if mask is None:
+            return rows
+        return jax.tree.map(
+            lambda x: jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, 0), rows
+        )
+
+    def write(table: PyTree, chunk: Chunk) -> PyTree:
+        rows = encode(chunk.examples)
+        return jax.tree.map(
+            lambda t, x: t.at[chunk.rows].set(x, mode="drop"), table, rows
+        )
+
+    draw = sample_all(full_mask(examples, mask))
+    like = jax.eval_shape(encode, take_chunk(examples, draw, 0, 1).examples)
+    table = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), like)
+    return fold(write, table, examples, draw, plan.forward)
+
+
+def _forward(plan, args, examples, key_data, mask):
+    varied = split_varied((args, examples))
+    args, examples, key_data, mask = map(values, (args, examples, key_data, mask))
+    return _value(plan, args, examples, mask), (varied, key_data, mask)
+
+
+def _backward(plan, residuals, cotangent):
     cotangent = jax.tree.map(instantiate, cotangent)
+    (varied, fixed), key_data, mask = once_differentiable(residuals)
+    cotangent = once_differentiable(cotangent)
+    gradients = _pulled_back(plan, varied, fixed, key_data, mask, cotangent)
+    return *gradients, None, None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pulled_back(plan, varied, fixed, key_data, mask, cotangent):
+    """Return the gradients by the varied `(args, examples)`, in their dtypes."""
+    varied_args, varied_examples = varied
+    examples = merge(varied_examples, fixed[1])
     population = Population(
         full_mask(examples, mask),
-        labels_of(examples) if LABELS in rule.needs else None,
-        _sensitivity(additive, features, examples, mask, cotangent)
-        if SCORES in rule.needs
-        else None,
+        labels_of(examples) if plan.needs(LABELS) else None,
+        _scores(plan, cotangent, mask, examples) if plan.needs(SCORES) else None,
     )
-    draw = _delay_until(rule.draw(seed, population), cotangent)
+    draw = _delay_until(plan.draw(key_data, population), cotangent)
 
-    def pull_back(chunk: PyTree, weights: jax.Array) -> PyTree:
-        def summand(varied: PyTree) -> PyTree:
-            return additive(merge(varied, fixed), chunk, weights)
+    def pull_back(sums: PyTree, chunk: Chunk) -> PyTree:
+        """Add the gradients by the arguments, and those by the chunk's examples."""
+        varied_chunk = jax.tree.map(
+            lambda x, kept: None if kept is None else x,
+            chunk.examples, varied_examples, is_leaf=lambda x: x is None,
+        )  # fmt: skip
 
-        (gradient,) = _vjp(summand, varied, cotangent)
-        return gradient
+        def output(varied_args: PyTree, varied_chunk: PyTree) -> PyTree:
+            inputs = merge(varied_args, fixed[0]), merge(varied_chunk, chunk.examples)
+            return (
+                plan.fun(*inputs) if plan.is_map else plan.fun(*inputs, chunk.weights)
+            )
 
-    sums = chunked_sum(pull_back, examples, draw, chunks, like=varied)
-    gradient = jax.tree.map(lambda x, g: g.astype(jnp.result_type(x)), varied, sums)
-    return gradient, None, None, None
+        towards = _weighted_rows(cotangent, chunk) if plan.is_map else cotangent
+        by_args, by_chunk = _vjp(output, (varied_args, varied_chunk), towards)
+        table = jax.tree.map(
+            lambda t, x: t.at[chunk.rows].add(x.astype(t.dtype), mode="drop"),
+            sums[1], by_chunk,
+        )  # fmt: skip
+        return add(sums[0], by_args), table
+
+    zeros = jax.tree.map(zeros_for, varied)
+    sums = fold(pull_back, zeros, examples, draw, plan.backward)
+    sums = zero_if_empty(sums, mask)
+    return jax.tree.map(lambda x, g: g.astype(jnp.result_type(x)), varied, sums)
 
 
-def _delay_until(draw: Draw, cotangent: PyTree) -> Draw:
+# Symbolic zeros show which arguments are differentiated. The others, such as a frozen
+# backbone or images, cost no memory and no time for a gradient.
+recomputed.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _weighted_rows(cotangent: PyTree, chunk: Chunk) -> PyTree:
+    """Return the cotangent of a chunk's rows, times the weights of the draw."""
+
+    def weighted(c: Any) -> Any:
+        if c.dtype == jax.dtypes.float0:
+            return np.zeros((chunk.rows.size, *c.shape[1:]), c.dtype)
+        rows = c.at[chunk.rows].get(mode="fill", fill_value=0)
+        weights = chunk.weights.astype(accumulation_dtype(c.dtype))
+        return rows.astype(weights.dtype) * weights.reshape(-1, *[1] * (c.ndim - 1))
+
+    return jax.tree.map(weighted, cotangent)
+
+
+def _delay_until(draw: Any, cotangent: PyTree) -> Any:
     """Return the same draw, made to depend on `cotangent`.
 
     There is no loop where the drawn examples fit one chunk. XLA then computes their
@@ -115,9 +212,72 @@ def _delay_until(draw: Draw, cotangent: PyTree) -> Draw:
     return draw._replace(indices=draw.indices + zero)
 
 
-# Symbolic zeros show which arguments are differentiated. The others, such as a frozen
-# backbone, cost no memory and no time for a gradient.
-recomputed_sum.defvjp(_forward, _backward, symbolic_zeros=True)
+def _scores(plan: Plan, cotangent: PyTree, mask: Any, examples: PyTree) -> jax.Array:
+    """Return the sensitivities `[n]`; a loss is equally sensitive to a sum's terms."""
+    if plan.is_map:
+        return row_norms(cotangent)
+    return full_mask(examples, mask).astype(float)
+
+
+def row_norms(tree: PyTree) -> jax.Array:
+    """Return the norm `[n]` of each row of all arrays together.
+
+    Rows are scaled by their largest entry, so that no square over- or underflows.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        tables = [
+            jnp.abs(x.astype(accumulation_dtype(x.dtype))).reshape(len(x), -1)
+            for x in jax.tree.leaves(tree)
+            if jnp.issubdtype(x.dtype, jnp.inexact)
+        ]
+        table = jnp.concatenate(tables, axis=1)
+    largest = table.max(1, initial=0)
+    scaled = table / jnp.where(largest > 0, largest, 1)[:, None]
+    return largest * jnp.sqrt(jnp.square(scaled).sum(1))
+
+
+def _vjp(fun: Callable[..., PyTree], point: tuple[Any, ...], cotangent: PyTree) -> Any:
+    """Return the vector-Jacobian product of `fun` at `point`.
+
+    The cotangent is cast to the dtypes of `fun`'s values.
+    """
+    total, pull = jax.vjp(fun, *point)
+
+    def cast(c: Any, t: jax.Array) -> Any:
+        return c if c.dtype == jax.dtypes.float0 else c.astype(t.dtype)
+
+    return pull(jax.tree.map(cast, cotangent, total))
+
+
+def labels_of(examples: PyTree) -> jax.Array | None:
+    """Return the attribute or key "labels" of a set of examples; None if absent."""
+    if isinstance(examples, Mapping):
+        return examples.get(LABELS)
+    return getattr(examples, LABELS, None)
+
+
+# ------------------------------------------------- arguments of derivative rules
+
+
+@jax.custom_jvp
+def _once(x):
+    return x
+
+
+@_once.defjvp
+def _twice(primals, tangents):
+    raise UserError(
+        "second derivatives through a set sum or map with chunks or a draw would be "
+        "wrong, so they are refused: use exact_sum() without chunk_size, or form the "
+        "inner gradients as set sums themselves, as lite_jax.maml does"
+    )
+
+
+def once_differentiable(tree: PyTree) -> PyTree:
+    """Return the same tree; differentiating what is computed from it raises."""
+    return jax.tree.map(
+        lambda x: _once(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree
+    )
 
 
 def values(tree: PyTree) -> PyTree:
@@ -144,43 +304,10 @@ def split_varied(tree: PyTree) -> tuple[PyTree, PyTree]:
     return varied, jax.tree.map(lambda x: None if varies(x) else x.value, tree)
 
 
-def instantiate(cotangent: Any) -> jax.Array:
+def instantiate(cotangent: Any) -> Any:
     """Return one leaf of a backward rule's cotangent as an array."""
-    if isinstance(cotangent, SymbolicZero):
-        return jnp.zeros(cotangent.shape, cotangent.dtype)
-    return cotangent
-
-
-def _sensitivity(
-    additive: Pooled, features: PyTree, examples: PyTree, mask: Any, cotangent: PyTree
-) -> jax.Array:
-    """Return the scores `[n]`: norms of ∂⟨cotangent, Σ terms⟩ / ∂features_n."""
-    examples, weights = all_weighted(examples, mask)
-
-    def pooled(features: PyTree) -> PyTree:
-        return additive.pool(features, examples, weights)
-
-    (gradient,) = _vjp(pooled, features, cotangent)
-    squares = [
-        jnp.sum(jnp.square(g.astype(accumulation_dtype(g.dtype))), range(1, g.ndim))
-        for g in jax.tree.leaves(gradient)
-    ]
-    return jnp.sqrt(sum(squares[1:], squares[0]))
-
-
-def _vjp(
-    fun: Callable[[Any], PyTree], point: PyTree, cotangent: PyTree
-) -> tuple[PyTree]:
-    """Return the vector-Jacobian product of `fun` at `point`, as a tuple of one tree.
-
-    The cotangent is cast to the dtypes of `fun`'s values.
-    """
-    total, vjp = jax.vjp(fun, point)
-    return vjp(jax.tree.map(lambda c, t: c.astype(t.dtype), cotangent, total))
-
-
-def labels_of(examples: PyTree) -> jax.Array | None:
-    """Return the attribute or key "labels" of a set of examples; None if absent."""
-    if isinstance(examples, Mapping):
-        return examples.get(LABELS)
-    return getattr(examples, LABELS, None)
+    if not isinstance(cotangent, SymbolicZero):
+        return cotangent
+    if cotangent.dtype == jax.dtypes.float0:
+        return np.zeros(cotangent.shape, cotangent.dtype)
+    return jnp.zeros(cotangent.shape, cotangent.dtype)

@@ -9,13 +9,33 @@ backward pass costs four.
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
-from jax import lax
+import jax.numpy as jnp
 
 from lite_jax.lite.additive import leading_axis
-from lite_jax.lite.backward import instantiate, split_varied, values
-from lite_jax.lite.chunks import Chunks, chunked_sum, full_mask, whole_sum
+from lite_jax.lite.backward import (
+    instantiate,
+    once_differentiable,
+    split_varied,
+    values,
+)
+from lite_jax.lite.chunks import (
+    Chunk,
+    Chunks,
+    add,
+    as_arrays,
+    fold,
+    full_mask,
+    in_accumulators,
+    summed,
+    take_chunk,
+    whole_set,
+    zero_if_empty,
+    zeros_for,
+)
+from lite_jax.lite.functions import Function
 from lite_jax.lite.sampling import sample_all
 from lite_jax.trees import merge
 from lite_jax.types import Additive, PyTree
@@ -33,56 +53,105 @@ def loss_sum(
     """Return the sums over a set of a scalar loss and of auxiliary outputs.
 
     Guarantees:
-        Value and gradient are exact. With a chunk size or a mesh axis, memory is that
-        of one chunk and one gradient, and the sum can be differentiated once, in
-        reverse mode. With the default `Chunks()`, this is a plain call of the additive
-        function.
+        Value and gradient, by `args` and by the examples, are exact. With a chunk size
+        or a mesh axis, memory is that of one chunk and one gradient, and the sum can be
+        differentiated once, in reverse mode. With the default `Chunks()`, this is a
+        plain call of the additive function.
 
     Args:
         additive: `(args, examples, weights) -> (loss, aux)`, the loss a scalar.
-        args: The first argument of `additive`, which is differentiated.
-        examples: The set, with leading axis `n` and without gradient.
+        args: The first argument of `additive`.
+        examples: The set, with leading axis `n`.
         mask: `[n]` bool, True for real examples; None if all are real.
         chunks: How many examples are computed at once, and on which devices.
 
     Returns:
         `(loss, aux)`: the sum of the losses, and the sum of `aux`, without gradient.
     """
-    examples = lax.stop_gradient(examples)
     if chunks == _WHOLE:
-        loss, aux = whole_sum(additive, args, examples, mask)
+        total = in_accumulators(additive(args, *whole_set(examples, mask)))
+        loss, aux = zero_if_empty(total, mask)
     else:
-        loss, aux = _loss_sum(additive, chunks, args, examples, mask)
-    return loss, lax.stop_gradient(aux)
+        plan = _Plan(Function(additive), chunks)
+        loss, aux = _loss_sum(plan, args, as_arrays(examples), mask)
+    return loss, jax.lax.stop_gradient(aux)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _loss_sum(additive, chunks, args, examples, mask):
-    if chunks.is_one(leading_axis(examples)):
-        return whole_sum(additive, args, examples, mask)
-    full_draw = sample_all(full_mask(examples, mask))
-    return chunked_sum(functools.partial(additive, args), examples, full_draw, chunks)
+class _Plan(NamedTuple):
+    """The additive function and the chunks; equal plans share a compilation."""
+
+    additive: Function
+    chunks: Chunks
 
 
-def _forward(additive, chunks, args, examples, mask):
-    varied, fixed = split_varied(args)
-    examples, mask = values(examples), values(mask)
-
-    def summand(chunk: PyTree, weights: jax.Array) -> PyTree:
-        def loss(varied: PyTree) -> tuple[jax.Array, PyTree]:
-            return additive(merge(varied, fixed), chunk, weights)
-
-        return jax.value_and_grad(loss, has_aux=True)(varied)
-
-    full_draw = sample_all(full_mask(examples, mask))
-    total, sums = chunked_sum(summand, examples, full_draw, chunks)
-    return total, jax.tree.map(lambda x, g: g.astype(x.dtype), varied, sums)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss_sum(plan: _Plan, args: PyTree, examples: PyTree, mask: Any) -> Any:
+    return _value(plan, args, examples, mask)
 
 
-def _backward(additive, chunks, gradient, cotangent):
-    scale = instantiate(cotangent[0])
-    scaled = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient)
-    return scaled, None, None
+@functools.partial(jax.jit, static_argnums=0)
+def _value(plan: _Plan, args: PyTree, examples: PyTree, mask: Any) -> Any:
+    if plan.chunks.is_one(leading_axis(examples)):
+        total = in_accumulators(plan.additive(args, *whole_set(examples, mask)))
+    else:
+        summand = functools.partial(plan.additive, args)
+        total = summed(summand, examples, mask, plan.chunks)
+    return zero_if_empty(total, mask)
+
+
+def _forward(plan, args, examples, mask):
+    varied, fixed = split_varied((args, examples))
+    return _value_and_gradients(plan, varied, fixed, values(mask))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _value_and_gradients(plan: _Plan, varied: Any, fixed: Any, mask: Any) -> Any:
+    """Return the sums, and the gradients of the loss's by the varied inputs.
+
+    Gradients stay in the dtype in which they are summed: those of half precision may
+    overflow before they are scaled.
+    """
+    _, varied_examples = varied
+    examples = merge(varied_examples, fixed[1])
+    draw = sample_all(full_mask(examples, mask))
+
+    def differentiated(chunk: Chunk) -> tuple[Any, Any]:
+        varied_chunk = jax.tree.map(
+            lambda x, kept: None if kept is None else x,
+            chunk.examples, varied_examples, is_leaf=lambda x: x is None,
+        )  # fmt: skip
+
+        def loss(varied: tuple[PyTree, PyTree]) -> tuple[jax.Array, PyTree]:
+            inputs = merge(varied[0], fixed[0]), merge(varied[1], chunk.examples)
+            return plan.additive(*inputs, chunk.weights)
+
+        return jax.value_and_grad(loss, has_aux=True)((varied[0], varied_chunk))
+
+    def add_chunk(sums: Any, chunk: Chunk) -> Any:
+        totals, by_args, table = sums
+        value, gradients = differentiated(chunk)
+        table = jax.tree.map(
+            lambda t, x: t.at[chunk.rows].add(x.astype(t.dtype), mode="drop"),
+            table, gradients[1],
+        )  # fmt: skip
+        return add(totals, value), add(by_args, gradients[0]), table
+
+    like = jax.eval_shape(
+        lambda x: differentiated(x)[0], take_chunk(examples, draw, 0, 1)
+    )
+    zeros = jax.tree.map(zeros_for, (like, *varied))
+    total, *gradients = fold(add_chunk, zeros, examples, draw, plan.chunks)
+    like = jax.tree.map(lambda x: jnp.zeros((), x.dtype), varied)
+    return zero_if_empty(total, mask), (zero_if_empty(tuple(gradients), mask), like)
+
+
+def _backward(plan, residuals, cotangent):
+    gradients, like = once_differentiable(residuals)
+    scale = once_differentiable(instantiate(cotangent[0]))
+    scaled = jax.tree.map(
+        lambda g, x: (g * scale.astype(g.dtype)).astype(x.dtype), gradients, like
+    )
+    return *scaled, None
 
 
 # Symbolic zeros show which arguments are differentiated, as in `lite.backward`.

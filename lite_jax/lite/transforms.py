@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from lite_jax.lite.operators import exact_sum, lite_sum
+from lite_jax.lite.operators import ChunkSize, exact_sum, lite_sum
 from lite_jax.lite.sampling import Sampler
 from lite_jax.types import SetSum
 
@@ -18,20 +18,21 @@ def lite_grad(
     fun: Callable[..., Any],
     *,
     num_backprop: int,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     sampling: str | Sampler = "uniform",
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
     """Return the gradient function of `fun` under LITE's backward pass.
 
-    Binds `set_sum=lite_sum(num_backprop, chunk_size, sampling)` and applies `jax.grad`.
-    `lite_sum` states the guarantees.
+    Binds `set_sum=lite_sum(num_backprop, chunk_size, sampling)`, and `set_map` to its
+    map, whichever `fun` asks for, and applies `jax.grad`. `lite_sum` and `lite_map`
+    state the guarantees.
 
     Args:
-        fun: `fun(*args, set_sum) -> loss`, or `(loss, aux)` with `has_aux`. The
-            differentiated values must reach each sum through its `args`, not through a
-            closure. Each sum needs a separate key.
+        fun: `fun(*args, set_sum) -> loss`, or `(loss, aux)` with `has_aux`; with
+            `set_map` in place of `set_sum` or beside it. Each sum and map needs a
+            separate key.
         num_backprop: H, examples back-propagated per sum.
         chunk_size: Examples encoded at once. It sets the memory, never the result.
         sampling: How the H examples are drawn; see `lite_sum`.
@@ -43,7 +44,7 @@ def lite_grad(
         returns: the gradient, or `(gradient, aux)`.
 
     Raises:
-        TypeError: `fun` takes no `set_sum` keyword.
+        TypeError: `fun` takes neither keyword.
 
     >>> import jax.numpy as jnp
     >>> from lite_jax.lite import per_example
@@ -66,7 +67,7 @@ def lite_value_and_grad(
     fun: Callable[..., Any],
     *,
     num_backprop: int,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     sampling: str | Sampler = "uniform",
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
@@ -83,7 +84,7 @@ def lite_value_and_grad(
 def exact_grad(
     fun: Callable[..., Any],
     *,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
@@ -97,7 +98,7 @@ def exact_grad(
 def exact_value_and_grad(
     fun: Callable[..., Any],
     *,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
@@ -109,14 +110,18 @@ def exact_value_and_grad(
 
 
 def _substitute(fun: Callable[..., Any], set_sum: SetSum) -> Callable[..., Any]:
-    """Return `fun` with its `set_sum` keyword bound."""
+    """Return `fun` with its keywords `set_sum` and `set_map` bound."""
     parameters = inspect.signature(fun).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if "set_sum" not in parameters and not takes_any:
+    operators = {"set_sum": set_sum, "set_map": set_sum.map}
+    asked = {name: x for name, x in operators.items() if name in parameters}
+    if any(x.kind is x.VAR_KEYWORD for x in parameters.values()):
+        asked = {"set_sum": set_sum} | asked
+    if not asked:
         name = getattr(fun, "__name__", repr(fun))
         raise TypeError(
-            f"{name}{inspect.signature(fun)} takes no 'set_sum' keyword: write it as "
-            f"{name}(…, *, set_sum) and form its sums over examples with "
-            "set_sum(additive, args, examples, key)"
+            f"{name}{inspect.signature(fun)} takes no 'set_sum' keyword and no "
+            f"'set_map': write it as {name}(…, *, set_sum) and form its sums over "
+            "examples with set_sum(additive, args, examples, key), or with set_map its "
+            "rows, set_map(encode, args, examples, key)"
         )
-    return functools.partial(fun, set_sum=set_sum)
+    return functools.partial(fun, **asked)
