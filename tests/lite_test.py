@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lite_jax import (
+    UserError,
     batched,
     check_additive,
     exact_grad,
