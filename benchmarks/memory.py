@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from experiments.operators import Operator
 from experiments.rows import emit, parser
 from experiments.sections import Row, Section, legend_below, panels
 from lite_jax import (
@@ -78,23 +79,33 @@ def make_gradient(
 def paper_sum(num_backprop: int, chunk_size: int) -> SetSum:
     """Return the paper's operator: exact value, H examples with their residuals."""
 
-    def set_sum(additive, args, examples, key, mask=None):
+    def split(examples, key, mask):
         order = jax.random.permutation(key, mask.size)
-        drawn, rest = (
-            jax.tree.map(lambda x, rows=rows: x[rows], examples)
-            for rows in (order[:num_backprop], order[num_backprop:])
+        parts = order[:num_backprop], order[num_backprop:]
+        return parts, [jax.tree.map(lambda x, p=p: x[p], examples) for p in parts]
+
+    def scaled(total, factor):
+        return jax.tree.map(
+            lambda t: factor * t - lax.stop_gradient((factor - 1) * t), total
         )
+
+    def set_sum(additive, args, examples, key, mask):
+        _, (drawn, rest) = split(examples, key, mask)
         total = additive(args, drawn, jnp.ones(num_backprop))
         if num_backprop < mask.size:
             in_chunks, kept = exact_sum(chunk_size), lax.stop_gradient(args)
             others = in_chunks(additive, kept, rest, None)
             total = jax.tree.map(jnp.add, total, others)
-        factor = mask.size / num_backprop
-        return jax.tree.map(
-            lambda t: factor * t - lax.stop_gradient((factor - 1) * t), total
-        )
+        return scaled(total, mask.size / num_backprop)
 
-    return set_sum
+    def set_map(encode, args, examples, key, mask):
+        (places, _), (drawn, _) = split(examples, key, mask)
+        kept = lax.stop_gradient(args)
+        table = exact_sum(chunk_size).map(encode, kept, examples, None, mask)
+        rows = scaled(encode(args, drawn), mask.size / num_backprop)
+        return jax.tree.map(lambda t, x: t.at[places].set(x), table, rows)
+
+    return Operator(set_sum, set_map)
 
 
 def over_query_batches(

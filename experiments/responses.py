@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.operators import Operator
 from lite_jax import Learner, Sampler, SetSum, Task, episode_grad, exact_sum, lite_sum
 from lite_jax.lite.sampling import LABELS, SCORES, Draw, Population, sample_uniform
 from lite_jax.types import Key, Params, PyTree
@@ -125,20 +126,34 @@ def sketch(name: str, tree: PyTree) -> jax.Array:
 def in_turn(operators: list[SetSum]) -> SetSum:
     """Return an operator that is each of the given ones in turn, over and over."""
     turns = itertools.cycle(operators)
-    return lambda *args, **kwargs: next(turns)(*args, **kwargs)
+    return Operator(
+        lambda *inputs: next(turns)(*inputs), lambda *inputs: next(turns).map(*inputs)
+    )
 
 
 def _one_example(pick: jax.Array, num_support: int) -> SetSum:
-    """Return the sum of exact value and the gradient of one example, or of none."""
+    """Return the operator of exact value and the gradient of one example or none."""
+    index, weight = pick % num_support, (pick < num_support).astype(float)
 
-    def set_sum(additive, args, examples, key, mask=None):
-        total = exact_sum()(additive, lax.stop_gradient(args), examples, None, mask)
-        row = jax.tree.map(lambda x: x[pick % num_support][None], examples)
-        weight = (pick < num_support).astype(float)[None]
-        term = additive(args, row, weight)
-        return jax.tree.map(lambda t, x: t + (x - lax.stop_gradient(x)), total, term)
+    def picked(examples):
+        return jax.tree.map(lambda x: x[index][None], examples)
 
-    return set_sum
+    def total(additive, args, examples, key, mask):
+        value = exact_sum()(additive, lax.stop_gradient(args), examples, None, mask)
+        term = additive(args, picked(examples), weight[None])
+        return jax.tree.map(lambda t, x: t + (x - lax.stop_gradient(x)), value, term)
+
+    def rows(encode, args, examples, key, mask):
+        table = exact_sum().map(encode, lax.stop_gradient(args), examples, None, mask)
+        row = encode(args, picked(examples))
+        return jax.tree.map(
+            lambda t, x: t.at[index].add(
+                weight.astype(t.dtype) * (x - lax.stop_gradient(x))[0]
+            ),
+            table, row,
+        )  # fmt: skip
+
+    return Operator(total, rows)
 
 
 def populations(learner: Learner, params: Params, task: Task) -> list[Population]:

@@ -61,7 +61,6 @@ __all__ = [
     "episode_loss",
     "exact_grad",
     "exact_map",
-    "exact_map",
     "exact_sum",
     "exact_value_and_grad",
     "finetuner",

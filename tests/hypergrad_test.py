@@ -452,7 +452,7 @@ def test_a_singular_system_keeps_its_best_iterate():
     found = jax.jit(
         lambda b: solve_cg(lambda v: factor @ (factor.T @ v), b, 0 * b, 40, 0.0)
     )(target)
-    assert jnp.isfinite(found.vector).all() and found.residual <= found.last_residual
+    assert jnp.isfinite(found.vector).all() and found.diverged
     assert jnp.linalg.norm(found.vector) < 1e3
 
 

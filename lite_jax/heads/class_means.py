@@ -158,10 +158,14 @@ def euclidean_logits(
         present: `[way]` bool, classes in the support set; others have logit −inf.
 
     Returns:
-        Logits `[m, way]`, float32 at least, with full-precision products.
+        Logits `[m, way]`, float32 at least, with full-precision products. Distances are
+        taken from the mean prototype, so a common offset costs no precision.
     """
     dtype = accumulation_dtype(features.dtype)
     features, prototypes = features.astype(dtype), prototypes.astype(dtype)
+    shares = present.astype(dtype) / jnp.maximum(present.sum(), 1).astype(dtype)
+    middle = jnp.where(present[:, None], prototypes, 0).T @ shares
+    features, prototypes = features - middle[None], prototypes - middle[None]
     products = jnp.matmul(features, prototypes.T, precision=lax.Precision.HIGHEST)
     squares = jnp.sum(features**2, -1)[:, None] + jnp.sum(prototypes**2, -1)[None, :]
     return jnp.where(present[None, :], 2 * products - squares, -jnp.inf)

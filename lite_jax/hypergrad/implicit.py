@@ -117,7 +117,8 @@ def neumann(
 
     H is the inner Hessian ∂²g/∂θ² and b = ∂f/∂θ. At a fixed point of gradient descent
     the estimate equals that of K unrolled steps, and stores no trajectory. Where terms
-    grow, the partial sum of least residual is used.
+    grow, the partial sum of least residual is used, η b at least, and a warning is
+    logged.
 
     Args:
         steps: K, the number of terms, 1 or more. Each takes one Hessian product; the
@@ -202,7 +203,8 @@ def dense(*, set_sum: SetSum = _EXACT_SUM) -> Estimator:
         residual = error / jnp.linalg.norm(flat)
         curvature = jnp.linalg.eigvalsh((hessian + hessian.T) / 2)[0]
         vector, steps = unravel(flat_vector), jnp.int32(0)
-        return solvers.Solution(vector, residual, steps, curvature, residual)
+        diverged = jnp.bool_(False)
+        return solvers.Solution(vector, residual, steps, curvature, diverged)
 
     products = functools.partial(Products, set_sum=set_sum)
     return Estimator(_empty_state, _implicit_hypergrad(solve, products, set_sum), solve)

@@ -27,6 +27,7 @@ Mixed = Literal["exact", "finite_difference"]
 Vector = Literal["global", "local"]
 _MIXED = ("exact", "finite_difference")
 _VECTORS = ("global", "local")
+_PROBED_UPDATES = 128
 
 
 def sama(
@@ -45,9 +46,9 @@ def sama(
     The inner Hessian is replaced by the identity, so nothing is solved. One call takes
     one outer gradient and one mixed product; by finite differences that product is two
     inner gradients. The adaptation is the VJP of the update of any optax transform,
-    bias correction, clipping, schedules and weight decay included. At coordinates whose
-    last gradient is exactly 0 the adapted v is 0, because the derivative of Adam at
-    zero moments is not finite.
+    bias correction, clipping, schedules and weight decay included. At coordinates where
+    that derivative is not finite, as Adam's is at a gradient and moments of 0, the
+    adapted v is 0.
 
     Guarantees:
         The direction is that of the exact hypergradient only where the inner Hessian,
@@ -146,30 +147,24 @@ def sama(
 def adapted(
     optimizer: optax.GradientTransformation, step: InnerStep, vector: PyTree
 ) -> PyTree:
-    """Return −(∂u/∂g)ᵀ v at an update u(g), and 0 where its gradient g is exactly 0.
+    """Return −(∂u/∂g)ᵀ v at an update u(g), and 0 where that is not finite.
 
-    Zeros of g are replaced by a tiny number before differentiation, because Adam's
-    square root has no derivative at 0.
+    It is not where Adam, with moments of 0, has a gradient of exactly 0.
 
     Args:
         optimizer: The optimiser.
         step: The update.
         vector: v, shaped like the inner parameters.
     """
-    nonzero_grads = jax.tree.map(lambda g: jnp.where(g == 0, _tiny(g), g), step.grads)
 
     def update(grads: PyTree) -> PyTree:
         return optimizer.update(grads, step.opt_state, step.params)[0]
 
-    _, pull = jax.vjp(update, nonzero_grads)
+    _, pull = jax.vjp(update, step.grads)
     (pulled,) = pull(vector)
     return jax.tree.map(
-        lambda g, x: jnp.where(g == 0, jnp.zeros_like(x), -x), step.grads, pulled
+        lambda x: jnp.where(jnp.isfinite(x), -x, jnp.zeros_like(x)), pulled
     )
-
-
-def _tiny(x: jax.Array) -> jax.Array:
-    return jnp.asarray(1e-12, x.dtype)  # its square does not underflow in float32
 
 
 def _required_step(step: InnerStep | None) -> InnerStep:
@@ -186,13 +181,19 @@ def check_adaptation(optimizer: optax.GradientTransformation) -> None:
     """Raise unless an optimiser's update changes with small changes of the gradient.
 
     Raises:
-        UserError: The derivative of the first update is zero everywhere.
+        UserError: The derivatives of the first updates are zero everywhere. Some of
+            them may be, as in `optax.MultiSteps`.
     """
     params = jnp.linspace(-1, 1, 5, dtype=jnp.float32)
     grads = jnp.array([0.3, -0.2, 0.5, 0.7, -0.4], jnp.float32)
-    probe = InnerStep(grads, optimizer.init(params), params)
     vector = jnp.array([1.0, 2.0, -1.0, 0.5, 3.0], jnp.float32)
-    if not jnp.any(adapted(optimizer, probe, vector) != 0):
+
+    def changes(state: Any, _: None) -> tuple[Any, jax.Array]:
+        moved = adapted(optimizer, InnerStep(grads, state, params), vector)
+        return optimizer.update(grads, state, params)[1], jnp.any(moved != 0)
+
+    _, found = jax.lax.scan(changes, optimizer.init(params), length=_PROBED_UPDATES)
+    if not jnp.any(found):
         raise UserError(
             "the update of this optimizer does not change with small changes of the "
             "gradient (it goes by the sign, as lion does), so adaptation would make "

@@ -32,16 +32,16 @@ class Solution(NamedTuple):
         steps: Number of iterations taken, int32; each formed one product.
         curvature: The least pᵀH p / pᵀp over the search directions p; infinite if
             there were none.
-        last_residual: The relative residual that decides whether the search diverged:
-            of the last iterate for conjugate gradients, equal to `residual` for the
-            Neumann series.
+        diverged: Whether the search went astray, bool: the last iterate of conjugate
+            gradients has a residual above `DIVERGED`, or no partial sum of the Neumann
+            series has one below that of v = 0.
     """
 
     vector: PyTree
     residual: jax.Array
     steps: jax.Array
     curvature: jax.Array
-    last_residual: jax.Array
+    diverged: jax.Array
 
 
 class _SearchState(NamedTuple):
@@ -141,13 +141,13 @@ def solve_by_conjugate_gradient(
     )
     scale = jnp.where(scale > 0, scale, 1)
     last, best = jnp.sqrt(end.square) / scale, jnp.sqrt(end.best_square) / scale
-    diverged = (last > DIVERGED) & (best < last)
+    takes_best = (last > DIVERGED) & (best < last)
     return Solution(
-        trees.where(diverged, end.best_vector, end.vector),
-        jnp.where(diverged, best, last),
+        trees.where(takes_best, end.best_vector, end.vector),
+        jnp.where(takes_best, best, last),
         end.steps,
         end.curvature,
-        last,
+        last > DIVERGED,
     )
 
 
@@ -156,9 +156,9 @@ def neumann_series(
 ) -> Solution:
     """Return v = η Σ_{k<K} (I − η H)^k b, which tends to H⁻¹ b for 0 < η < 2 / L.
 
-    The partial sum of least residual is returned, which is not the last where terms
-    grow because η is too large. The zero vector counts as a partial sum. The residual
-    of a partial sum is the first term that it leaves out.
+    The partial sum of least residual is returned. Where terms grow because η is too
+    large, it is not the last but η b. The residual of a partial sum is the first term
+    that it leaves out.
 
     Args:
         operator: v ↦ H v, H symmetric with largest eigenvalue L.
@@ -178,7 +178,7 @@ def neumann_series(
         total = trees.add(total, term, step_size)
         next_term = trees.add(term, image, -step_size)
         square = trees.dot(next_term, next_term)
-        improves = jnp.isfinite(square) & (square < best_square)
+        improves = (num_steps == 0) | (square < best_square)
         return (
             trees.where(jnp.isfinite(square), next_term, trees.zeros(term)),
             total,
@@ -190,18 +190,18 @@ def neumann_series(
 
     zeros = trees.zeros(target)
     infinity = jnp.asarray(jnp.inf, scale.dtype)
-    start = (target, zeros, zeros, scale**2, infinity, jnp.int32(0))
+    start = (target, zeros, zeros, infinity, infinity, jnp.int32(0))
     (_, _, best, best_square, curvature, num_steps), _ = lax.scan(
         iterate, start, None, length=steps
     )
     relative = jnp.sqrt(best_square) / jnp.where(scale > 0, scale, 1)
-    return Solution(best, relative, num_steps, curvature, relative)
+    return Solution(best, relative, num_steps, curvature, ~(relative <= 1))
 
 
 def not_solved(vector: PyTree) -> Solution:
     """Return a vector that takes the place of a solution; its residual is not known."""
     unknown = jnp.float32(jnp.nan)
-    return Solution(vector, unknown, jnp.int32(0), unknown, unknown)
+    return Solution(vector, unknown, jnp.int32(0), unknown, jnp.bool_(False))
 
 
 def warned(solution: Solution) -> Solution:
@@ -215,11 +215,11 @@ def warned(solution: Solution) -> Solution:
 
 def warn_if_astray(found: Solution) -> None:
     """Log a warning if a search diverged or met a curvature of 0 or less."""
-    residual, curvature = float(found.last_residual), float(found.curvature)
-    if residual > DIVERGED or curvature <= 0:
+    residual, curvature = float(found.residual), float(found.curvature)
+    if found.diverged or curvature <= 0:
         _logger.warning(
             "the inner problem has curvature %.3g along a search direction, and the "
             "search for H v = b ended with a residual of %.3g times b: add damping, or "
-            "a regulariser to the inner loss",
+            "a regulariser to the inner loss, or lower the step size of a series",
             curvature, residual,
         )  # fmt: skip

@@ -88,14 +88,14 @@ def imaml(
     def adapt(
         params: Params, support: Examples, key: Key, set_sum: SetSum
     ) -> AdaptedState:
-        # Only the sums' values are used, so nothing is drawn. An operator may still ask
-        # for a key, and raw words may be used in several sums.
-        words = None if key is None else jax.random.key_data(key)
+        # Only the sums' values are used, which are exact: no draw of LITE matters, and
+        # every sum may have the same words.
+        words, to_key = _words_of(key)
         start, present = model.start_on(params, support)
 
         def steps_from(start: Params, task_data: Any) -> tuple[Params, InnerStep]:
             """Return θ after K steps, and the last update."""
-            loss = _SupportLoss(model, set_sum, *task_data)
+            loss = _SupportLoss(model, set_sum, to_key, *task_data)
 
             def grads_at(inner: Params) -> Params:
                 pull = trees.add(inner, start, -1.0)
@@ -119,7 +119,7 @@ def imaml(
 
         def backward(residuals: Any, cotangent: Params) -> Any:
             inner, last, task_data = residuals
-            loss = _SupportLoss(model, set_sum, *task_data)
+            loss = _SupportLoss(model, set_sum, to_key, *task_data)
 
             def operator(vector: Params) -> Params:
                 return trees.add(loss.hessian(inner, vector), vector, proximity)
@@ -145,13 +145,15 @@ class _SupportLoss(NamedTuple):
     Attributes:
         model: The classifier.
         set_sum: The operator that forms the sums.
+        to_key: Makes a key of the words.
         support: The examples.
         present: `[way]` bool, the classes that the support has examples of.
-        words: A key as raw words, or None.
+        words: The words of a key, or None.
     """
 
     model: InnerModel
     set_sum: SetSum
+    to_key: Callable[[Any], Key]
     support: Examples
     present: jax.Array
     words: Any
@@ -168,9 +170,19 @@ class _SupportLoss(NamedTuple):
         """Return the mean over the support of `additive(model, args, …)`."""
         bound = functools.partial(additive, self.model)
         mask = self.support.mask
-        total = self.set_sum(bound, args, self.support, self.words, mask)
+        total = self.set_sum(bound, args, self.support, self.to_key(self.words), mask)
         count = jnp.maximum(mask.sum(), 1)
         return jax.tree.map(lambda x: x / count.astype(x.dtype), total)
+
+
+def _words_of(key: Key) -> tuple[Any, Callable[[Any], Key]]:
+    """Return the words of a key of any type, and the function back to a key."""
+    if key is None or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key, lambda words: words
+    impl = jax.random.key_impl(key)
+    return jax.random.key_data(key), functools.partial(
+        jax.random.wrap_key_data, impl=impl
+    )
 
 
 def _gradient(

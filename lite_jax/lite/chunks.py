@@ -75,6 +75,23 @@ def zero_if_empty(tree: PyTree, mask: jax.Array | None) -> PyTree:
     return jax.tree.map(lambda x: jnp.where(some, x, jnp.zeros_like(x)), tree)
 
 
+def constant_if_empty(tree: PyTree, mask: jax.Array | None) -> PyTree:
+    """Return the same tree, whose gradient is 0 where the mask has no real example.
+
+    The gradient of what is computed from padding may not be finite.
+    """
+    if mask is None:
+        return tree
+    some = mask.any()
+
+    def kept(x: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+            return x
+        return jnp.where(some, x, lax.stop_gradient(x))
+
+    return jax.tree.map(kept, tree)
+
+
 def fold(
     body: Callable[[PyTree, Chunk], PyTree],
     zeros: PyTree,

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import core
 
 from lite_jax.types import PyTree
 
@@ -61,7 +60,7 @@ def close_over(
     Returns:
         `(function, args)`. Both are the given ones if `fun` closes over no tracer.
     """
-    tracers: list[core.Tracer] = []
+    tracers: list[jax.core.Tracer] = []
     key = _key_of(fun, tracers)
     if not tracers:
         return Function(fun, key), args
@@ -69,14 +68,16 @@ def close_over(
         _sizes(x): jax.make_jaxpr(fun, return_shape=True)(args, *x) for x in others
     }
     unique = {id(x): x for closed, _ in programs.values() for x in closed.consts}
-    hoisted = [x for x in unique.values() if isinstance(x, core.Tracer)]
+    hoisted = [x for x in unique.values() if isinstance(x, jax.core.Tracer)]
     place = {id(x): i for i, x in enumerate(hoisted)}
 
     def call(args_and_hoisted: PyTree, *rest: Any) -> Any:
         args, values = args_and_hoisted
         closed, shape = programs[_sizes(rest)]
         consts = [values[place[id(x)]] if id(x) in place else x for x in closed.consts]
-        leaves = core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves((args, *rest)))
+        leaves = jax.core.eval_jaxpr(
+            closed.jaxpr, consts, *jax.tree.leaves((args, *rest))
+        )
         return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
     return Function(call, ("closed over", key, tuple(programs))), (args, hoisted)
@@ -117,10 +118,10 @@ def _sizes(arguments: Any) -> tuple[Any, ...]:
 
 
 def _key_of(
-    value: Any, tracers: list[core.Tracer], inside: tuple[int, ...] = ()
+    value: Any, tracers: list[jax.core.Tracer], inside: tuple[int, ...] = ()
 ) -> Any:
     """Return what a value is compared by, and append the tracers in it to a list."""
-    if isinstance(value, core.Tracer):
+    if isinstance(value, jax.core.Tracer):
         tracers.append(value)
         return "tracer", value.shape, value.dtype
     if id(value) in inside:  # a function that closes over itself

@@ -22,6 +22,7 @@ from lite_jax.lite.backward import Plan, labels_of, recomputed
 from lite_jax.lite.chunks import (
     Chunks,
     as_arrays,
+    constant_if_empty,
     full_mask,
     in_accumulators,
     take_chunk,
@@ -123,6 +124,7 @@ class RecomputedSum:
         encode = functools.partial(_checked_rows, encode)
         if not self._is_plain:
             return self._recomputed(encode, True, args, examples, key, mask)
+        args, examples = constant_if_empty((args, examples), mask)
         return _without_padding(encode(args, whole_set(examples, mask)[0]), mask)
 
     @property
@@ -196,6 +198,7 @@ class SubsampleSum:
     ) -> PyTree:
         """Return the scaled sum; see `lite_jax.types.SetSum`."""
         mask = _checked_mask(examples, mask)
+        args, examples = constant_if_empty((args, examples), mask)
         chunk = self._sample(examples, key, mask)
         total = in_accumulators(additive(args, chunk.examples, chunk.weights))
         return zero_if_empty(total, mask)
@@ -205,6 +208,7 @@ class SubsampleSum:
     ) -> PyTree:
         """Return unbiased estimates of the rows; see `SetMap`."""
         mask = _checked_mask(examples, mask)
+        args, examples = constant_if_empty((args, examples), mask)
         chunk = self._sample(examples, key, mask)
         size = leading_axis(examples)
 
@@ -400,6 +404,7 @@ def subsample_sum(num_examples: int) -> SubsampleSum:
 
 
 def _plain_sum(additive: Additive, args: PyTree, examples: PyTree, mask: Any) -> PyTree:
+    args, examples = constant_if_empty((args, examples), mask)
     total = in_accumulators(additive(args, *whole_set(examples, mask)))
     return zero_if_empty(total, mask)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -158,10 +158,10 @@ def _draw_by_size(
         scores: `[n]` float, see `Population`; None for equal inclusion probabilities.
     """
     mask = population.mask
-    order_key, start_key = jax.random.split(key)
+    order_key, strata_key, start_key = jax.random.split(key, 3)
     count = jnp.minimum(num_backprop, mask.sum(dtype=jnp.int32))
     chances = inclusion_probabilities(_sizes(mask, scores), count)
-    order = _random_order(order_key, mask, strata)
+    order = _random_order(order_key, mask, _ranks(strata_key, strata))
     return systematic(start_key, order, chances, count, num_backprop)
 
 
@@ -279,13 +279,29 @@ def ticks_of(chances: jax.Array, num_backprop: int) -> jax.Array:
 # -------------------------------------------------------------------------- orders
 
 
-def _random_order(key: Key, mask: jax.Array, strata: Any = None) -> jax.Array:
-    """Return the rows `[n]` int32 in random order, sorted by stratum, padding last."""
+def _random_order(
+    key: Key, mask: jax.Array, ranks: tuple[jax.Array, ...] = ()
+) -> jax.Array:
+    """Return the rows `[n]` int32 in random order, sorted by `ranks`, padding last."""
     words = jax.random.bits(key, (mask.size, 2), jnp.uint32)
     rows = jnp.arange(mask.size, dtype=jnp.int32)
-    first = (~mask,) if strata is None else (~mask, strata)
-    keys = (*first, words[:, 0], words[:, 1])
+    keys = (~mask, *ranks, words[:, 0], words[:, 1])
     return lax.sort((*keys, rows), num_keys=len(keys))[-1]
+
+
+def _ranks(key: Key, strata: jax.Array | None) -> tuple[jax.Array, ...]:
+    """Return arrays `[n]` by which strata are sorted in random order.
+
+    A fixed order would leave few distinct draws where H is under the number of strata:
+    those of neighbours in it would always be drawn together.
+    """
+    if strata is None:
+        return ()
+
+    def rank(stratum: jax.Array) -> jax.Array:
+        return jax.random.bits(jax.random.fold_in(key, stratum), (), jnp.uint32)
+
+    return jax.vmap(rank)(strata), strata  # two strata may have one rank
 
 
 def _real_first_order(mask: jax.Array) -> jax.Array:

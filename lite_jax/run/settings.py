@@ -166,8 +166,8 @@ class GradientSettings:
     chunk_size: int | str = 50
     # of chunk_size=auto, in 10⁹ bytes; 0: 0.9 of the device's memory
     memory_budget_gb: float = 0.0
-    # uniform | with_replacement | stratified | sensitivity | stratified_sensitivity
-    sampling: str = "uniform"
+    # stratified | uniform | with_replacement | sensitivity | stratified_sensitivity
+    sampling: str = "stratified"
 
 
 @dataclass(frozen=True)
