@@ -23,7 +23,8 @@ synthetic  procedural images; no data needed
 resnet18   that backbone instead; combines with the above
 smoke      a few steps and tasks, to see that everything runs; combines with the above
 
-Accuracy on 600 test tasks with its 95 % interval, one seed; time on two CPU cores.
+Accuracy on 600 test tasks with its 95 % interval, one seed, by uniform draws; time on
+two CPU cores.
 """
 
 from lite_jax.run import recipes

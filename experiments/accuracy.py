@@ -45,13 +45,21 @@ NUM_SUPPORT, CHUNK, ROUNDS = 100, 20, 6
 METHODS: dict[str, dict[str, Any]] = {
     # name: settings that differ from the exact gradient's
     "exact": {},
-    "lite 10, uniform": {"estimator": "lite", "num_backprop": 10},
+    "lite 10, uniform": {
+        "estimator": "lite",
+        "num_backprop": 10,
+        "sampling": "uniform",
+    },
     "lite 10, by class and sensitivity": {
         "estimator": "lite",
         "num_backprop": 10,
         "sampling": "stratified_sensitivity",
     },
-    "lite 25, uniform": {"estimator": "lite", "num_backprop": 25},
+    "lite 25, uniform": {
+        "estimator": "lite",
+        "num_backprop": 25,
+        "sampling": "uniform",
+    },
     "lite 25, by class and sensitivity": {
         "estimator": "lite",
         "num_backprop": 25,

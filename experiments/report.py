@@ -24,6 +24,7 @@ from benchmarks import (
     loading,
     loops,
     mahalanobis,
+    maps,
     memory,
     pmeta_memory,
     scaling,
@@ -54,6 +55,7 @@ SECTIONS: tuple[Section, ...] = (
     *variance.SECTIONS,
     *unbiasedness_sections.SECTIONS[3:],  # error for the work
     *memory.SECTIONS,
+    *maps.SECTIONS,
     *speed.SECTIONS,
     *loops.SECTIONS,
     *scaling.SECTIONS,

@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with `_MO
         Pooled,
         Sampler,
         batched,
-        check_additive,
         exact_grad,
         exact_map,
         exact_sum,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with `_MO
         per_example,
         subsample_sum,
     )
+    from lite_jax.testing import check_additive
     from lite_jax.types import Examples, GradFn, Learner, Network, SetSum, Task
 
 __version__ = "0.1.0"
@@ -87,10 +87,11 @@ _MODULES = {
     "learners.maml": ["maml"],
     "learners.mrml": ["mrml"],
     "learners.protonets": ["protonets"],
-    "lite": ["Pooled", "Sampler", "batched", "check_additive", "exact_grad",
+    "lite": ["Pooled", "Sampler", "batched", "exact_grad",
              "exact_map", "exact_sum", "exact_value_and_grad", "lite_grad", "lite_map",
              "lite_sum", "lite_value_and_grad", "per_example", "subsample_sum"],
     "learners.episode_loss": ["episode_grad", "episode_loss"],
+    "testing": ["check_additive"],
     "types": ["Examples", "GradFn", "Learner", "Network", "SetSum", "Task"],
 }  # fmt: skip
 

@@ -14,9 +14,10 @@ from jax import lax
 
 from lite_jax.learners.episode_loss import episode_loss
 from lite_jax.lite import batched, exact_sum, lite_sum
-from lite_jax.lite.additive import check_additive, leading_axis
+from lite_jax.lite.additive import leading_axis
 from lite_jax.lite.sampling import Draw, Population, Sampler
 from lite_jax.types import (
+    Additive,
     Examples,
     Key,
     Learner,
@@ -82,6 +83,86 @@ CHECKS = (
     "one_compilation_serves_all_sizes",
 )
 """The methods of `LearnerChecks`, in the order in which `check_learner` calls them."""
+
+
+def check_additive(
+    additive: Additive, args: PyTree, examples: PyTree, *, rtol: float = 1e-3
+) -> None:
+    """Raise unless `additive` is a weighted sum of independent per-example terms.
+
+    A and B are the two halves of `examples`. Three pairs are compared: f(A) + f(B) with
+    f(A ∪ B); f(A ∪ B) with B at weight 0 with f(A); f at doubled weights with 2 f.
+
+    Args:
+        additive: The function to check.
+        args: Its first argument.
+        examples: Two or more examples that differ from each other.
+        rtol: Largest accepted deviation, relative to the norm of a leaf: the larger of
+            its norms in f(A) and f(B).
+
+    Raises:
+        ValueError: `additive` is not additive, or there are fewer than two examples.
+            The usual cause is an encoder that mixes examples: batch normalisation in
+            training mode, attention across examples, a mean over the batch.
+
+    >>> x = jnp.arange(6.0).reshape(6, 1)
+    >>> check_additive(batched(lambda a, x: a * x), 2.0, x)
+    >>> check_additive(batched(lambda a, x: a * (x - x.mean()) ** 2), 2.0, x)
+    Traceback (most recent call last):
+        ...
+    ValueError: not additive: f(A) + f(B) differs from f(A ∪ B) by 6.8 (relative). \
+Does the encoder mix examples (batch statistics, attention across examples)? Use \
+GroupNorm, LayerNorm or frozen BatchNorm
+    """
+    size = leading_axis(examples)
+    if size < 2:
+        raise ValueError(f"check_additive needs 2 or more examples, got {size}")
+    first = jnp.arange(size) < size // 2
+    ones = jnp.ones(size)
+    whole = additive(args, examples, ones)
+    part_a = additive(
+        args, jax.tree.map(lambda x: x[: size // 2], examples), ones[first]
+    )
+    part_b = additive(
+        args, jax.tree.map(lambda x: x[size // 2 :], examples), ones[~first]
+    )
+    claims = {
+        "f(A) + f(B) differs from f(A ∪ B)": (
+            jax.tree.map(jnp.add, part_a, part_b),
+            whole,
+        ),
+        "examples of weight 0 change the sum": (
+            additive(args, examples, first.astype(ones.dtype)),
+            part_a,
+        ),
+        "doubling the weights does not double the sum": (
+            additive(args, examples, 2 * ones),
+            jax.tree.map(jnp.add, whole, whole),
+        ),
+    }
+    for claim, (total, expected) in claims.items():
+        error = _relative_error(total, expected, scale=(part_a, part_b))
+        if not error <= rtol:
+            raise ValueError(
+                f"not additive: {claim} by {error:.2g} (relative). Does the encoder "
+                "mix examples (batch statistics, attention across examples)? Use "
+                "GroupNorm, LayerNorm or frozen BatchNorm"
+            )
+
+
+def _relative_error(total: PyTree, expected: PyTree, scale: PyTree) -> float:
+    """Return the largest ‖total - expected‖ of a leaf, relative to its norm in `scale`.
+
+    `scale` is a tuple of trees; the largest of their norms of the leaf counts. The
+    error of a leaf that is 0 in all of them is absolute.
+    """
+
+    def leaf_error(x, y, *parts):
+        size = max(float(jnp.linalg.norm(jnp.ravel(p))) for p in parts)
+        error = float(jnp.linalg.norm(jnp.ravel(x - y)))
+        return error / size if size else error
+
+    return max(jax.tree.leaves(jax.tree.map(leaf_error, total, expected, *scale)))
 
 
 class LearnerChecks:

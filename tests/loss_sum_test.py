@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lite_jax import batched, exact_sum
+from lite_jax.learners.loss_sum import loss_sum
 from lite_jax.lite.chunks import Chunks
-from lite_jax.lite.loss_sum import loss_sum
 
 N = 7
 

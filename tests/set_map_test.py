@@ -261,6 +261,24 @@ def test_closures_over_traced_values_are_differentiated(operator, transform, pro
 
 
 @operators_
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jitted"])
+def test_traced_values_in_objects_and_jitted_functions_are_found(operator, transform):
+    class Layer:
+        def __init__(self, w):
+            self.w = w
+
+        def __call__(self, x):
+            return self.w * x
+
+    def value(w):
+        layer, shift = Layer(w), jax.jit(lambda x: x + w)
+        encode = per_example(lambda _, x: shift(layer(x)))
+        return operator(encode, (), jnp.arange(6.0), jax.random.key(0))
+
+    np.testing.assert_allclose(transform(jax.grad(value))(0.3), 15 + 6, rtol=1e-6)
+
+
+@operators_
 def test_leaves_that_are_no_arrays_are_constants(operator):
     """As in a module whose activation is one of its leaves."""
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lite_jax.learners.loss_sum import loss_sum
 from lite_jax.lite import batched
 from lite_jax.lite.chunks import Chunks
-from lite_jax.lite.loss_sum import loss_sum
 from lite_jax.types import Examples, GradFn, Key, Learner, Params, PyTree, SetSum, Task
 
 

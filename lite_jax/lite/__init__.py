@@ -17,7 +17,7 @@ Reference: Bronskill et al., "Memory Efficient Meta-Learning with Large Images",
 NeurIPS 2021, https://arxiv.org/abs/2107.01105.
 """
 
-from lite_jax.lite.additive import Pooled, batched, check_additive, per_example
+from lite_jax.lite.additive import Pooled, batched, per_example
 from lite_jax.lite.operators import (
     exact_map,
     exact_sum,
@@ -37,7 +37,6 @@ __all__ = [
     "Pooled",
     "Sampler",
     "batched",
-    "check_additive",
     "exact_grad",
     "exact_map",
     "exact_sum",

@@ -6,7 +6,7 @@ A set sum (`lite_jax.lite`) takes an additive function as its first argument. Th
 function is linear in the weights, and each of its terms depends on one example. A
 `Pooled` function has two stages: costly features, and a cheap pooling of them. Its
 second stage alone shows how sensitive the loss is to the features of each example.
-`check_additive` raises if a function is not additive.
+`lite_jax.check_additive` raises if a function is not additive.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lite_jax.types import Additive, PyTree
+from lite_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,71 +119,6 @@ def row_of(
     return encode_one
 
 
-def check_additive(
-    additive: Additive, args: PyTree, examples: PyTree, *, rtol: float = 1e-3
-) -> None:
-    """Raise unless `additive` is a weighted sum of independent per-example terms.
-
-    A and B are the two halves of `examples`. Three pairs are compared: f(A) + f(B) with
-    f(A ∪ B); f(A ∪ B) with B at weight 0 with f(A); f at doubled weights with 2 f.
-
-    Args:
-        additive: The function to check.
-        args: Its first argument.
-        examples: Two or more examples that differ from each other.
-        rtol: Largest accepted deviation, relative to the norm of a leaf: the larger of
-            its norms in f(A) and f(B).
-
-    Raises:
-        ValueError: `additive` is not additive, or there are fewer than two examples.
-            The usual cause is an encoder that mixes examples: batch normalisation in
-            training mode, attention across examples, a mean over the batch.
-
-    >>> x = jnp.arange(6.0).reshape(6, 1)
-    >>> check_additive(batched(lambda a, x: a * x), 2.0, x)
-    >>> check_additive(batched(lambda a, x: a * (x - x.mean()) ** 2), 2.0, x)
-    Traceback (most recent call last):
-        ...
-    ValueError: not additive: f(A) + f(B) differs from f(A ∪ B) by 6.8 (relative). \
-Does the encoder mix examples (batch statistics, attention across examples)? Use \
-GroupNorm, LayerNorm or frozen BatchNorm
-    """
-    size = leading_axis(examples)
-    if size < 2:
-        raise ValueError(f"check_additive needs 2 or more examples, got {size}")
-    first = jnp.arange(size) < size // 2
-    ones = jnp.ones(size)
-    whole = additive(args, examples, ones)
-    part_a = additive(
-        args, jax.tree.map(lambda x: x[: size // 2], examples), ones[first]
-    )
-    part_b = additive(
-        args, jax.tree.map(lambda x: x[size // 2 :], examples), ones[~first]
-    )
-    claims = {
-        "f(A) + f(B) differs from f(A ∪ B)": (
-            jax.tree.map(jnp.add, part_a, part_b),
-            whole,
-        ),
-        "examples of weight 0 change the sum": (
-            additive(args, examples, first.astype(ones.dtype)),
-            part_a,
-        ),
-        "doubling the weights does not double the sum": (
-            additive(args, examples, 2 * ones),
-            jax.tree.map(jnp.add, whole, whole),
-        ),
-    }
-    for claim, (total, expected) in claims.items():
-        error = _relative_error(total, expected, scale=(part_a, part_b))
-        if not error <= rtol:
-            raise ValueError(
-                f"not additive: {claim} by {error:.2g} (relative). Does the encoder "
-                "mix examples (batch statistics, attention across examples)? Use "
-                "GroupNorm, LayerNorm or frozen BatchNorm"
-            )
-
-
 def accumulation_dtype(dtype: Any) -> Any:
     """Return the dtype in which terms of `dtype` are summed: float32 at least."""
     with jax.numpy_dtype_promotion("standard"):
@@ -203,18 +138,3 @@ def leading_axis(examples: PyTree) -> int:
             f"examples: every leaf needs the same leading axis N, got shapes {shapes}"
         )
     return sizes.pop()[0]
-
-
-def _relative_error(total: PyTree, expected: PyTree, scale: PyTree) -> float:
-    """Return the largest ‖total - expected‖ of a leaf, relative to its norm in `scale`.
-
-    `scale` is a tuple of trees; the largest of their norms of the leaf counts. The
-    error of a leaf that is 0 in all of them is absolute.
-    """
-
-    def leaf_error(x, y, *parts):
-        size = max(float(jnp.linalg.norm(jnp.ravel(p))) for p in parts)
-        error = float(jnp.linalg.norm(jnp.ravel(x - y)))
-        return error / size if size else error
-
-    return max(jax.tree.leaves(jax.tree.map(leaf_error, total, expected, *scale)))

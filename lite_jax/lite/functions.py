@@ -7,7 +7,6 @@ a function closes over become arguments (`close_over`), so that they are differe
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import types
 from collections.abc import Callable, Sequence
@@ -17,6 +16,9 @@ import jax
 import numpy as np
 
 from lite_jax.types import PyTree
+
+_DEEPEST = 16
+"""How deep objects are looked into; those below are compared by identity."""
 
 
 class Function:
@@ -126,6 +128,8 @@ def _key_of(
         return "tracer", value.shape, value.dtype
     if id(value) in inside:  # a function that closes over itself
         return "itself", inside.index(id(value))
+    if len(inside) > _DEEPEST:
+        return "same", _Same(value)
     parts = _parts_of(value)
     if parts is not None:
         walk = functools.partial(_key_of, tracers=tracers, inside=(*inside, id(value)))
@@ -164,9 +168,10 @@ def _parts_of(value: Any) -> list[Any] | None:
         return [x for pair in value.items() for x in pair]
     if isinstance(value, list | tuple):
         return list(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, x.name, None) for x in dataclasses.fields(value)]
-    return None
+    if isinstance(value, type | types.ModuleType | types.CodeType | _Same):
+        return None
+    attributes = getattr(value, "__dict__", None)  # of an object, or a jitted function
+    return [x for pair in attributes.items() for x in pair] if attributes else None
 
 
 def _content_of(cell: types.CellType) -> Any:
