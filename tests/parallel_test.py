@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 from runs import load_config, tiny_config
 
-from lite_jax import UserError, episode_grad, exact_sum, lite_sum
+from lite_jax import Pooled, UserError, episode_grad, exact_sum, lite_sum
 from lite_jax.lite.sampling import SAMPLERS
 from lite_jax.run import parallel
 from lite_jax.run.train import init_state, make_train_step, train_and_evaluate
@@ -72,6 +73,33 @@ def test_devices_share_a_step_and_its_draws(shape, sampling):
     one = on_one_device("protonets", sampling, count=8)
     many = mean_gradient("protonets", sampling, shape, count=8)
     chex.assert_trees_all_close(many, one, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+@pytest.mark.parametrize("sampling", ["sensitivity", "stratified_sensitivity"])
+def test_idle_devices_change_no_draw(sampling, chunk_size):
+    """Five examples on eight devices: three have none, and count no features."""
+    squares = Pooled(lambda a, e: a * e["x"], lambda f, e, w: w @ f**2)
+    x = jnp.array([3.0, 1.0, -1.0, 2.0, 0.5])
+    examples = {"x": x, "labels": jnp.array([0, 0, 1, 1, 1])}
+
+    def gradient(axis):
+        operator = lite_sum(2, chunk_size, sampling, axis_name=axis)
+
+        def loss(a, key):
+            rows = operator.map(lambda a, e: jnp.sin(a * e["x"]), a, examples, key[1])
+            return jnp.sin(operator(squares, a, examples, key[0])) + (rows**2).sum()
+
+        return jax.grad(loss)
+
+    shared = jax.shard_map(
+        gradient(parallel.EXAMPLES), mesh=parallel.make_mesh(1, 8),
+        in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False,
+    )  # fmt: skip
+    one, many = jax.jit(gradient(None)), jax.jit(shared)
+    for seed in range(4):
+        key = jax.random.split(jax.random.PRNGKey(seed))
+        np.testing.assert_allclose(many(0.7, key), one(0.7, key), rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", toys.LEARNERS)

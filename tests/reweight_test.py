@@ -12,7 +12,7 @@ from runs import after_step, interrupt, load_config, terminate
 from scipy import special
 
 from lite_jax import UserError, exact_sum, hypergrad, nn
-from lite_jax.apps.reweight import bench, loop, training
+from lite_jax.apps.reweight import loop, training
 from lite_jax.apps.reweight import run as reweight_run
 from lite_jax.apps.reweight.pruning import SCORES, kept_rows
 from lite_jax.apps.reweight.run import run_reweighting
@@ -268,18 +268,18 @@ def test_padding_of_a_text_does_not_count(as_users_run_it):
 @pytest.fixture(scope="module")
 def one_program():
     """Runs that differ in their examples and steps alone share what is compiled."""
-    make_bench, benches = bench.make_bench, {}
+    make_setup, setups = setup.make_setup, {}
 
-    def one_bench(config, sets):
+    def one_setup(config, sets):
         sizes = [
             getattr(config.reweight, name)
             for name in "network width depth heads weighting hidden".split()
         ]
         settings = [config.inner, config.hypergrad, config.optimizer]
         example = sets.train.inputs.shape[1:], sets.num_classes, sets.vocabulary
-        made = make_bench(config, sets)
+        made = make_setup(config, sets)
         made = made._replace(init=jax.jit(made.init))
-        first = benches.setdefault((*sizes, *settings, example), made)
+        first = setups.setdefault((*sizes, *settings, example), made)
         shared = "init logits optimizer weighting estimator".split()
         return made._replace(**{name: getattr(first, name) for name in shared})
 
@@ -291,9 +291,9 @@ def one_program():
 
     plain = functools.cache(training.make_plain_training)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reweight_run, "make_bench", one_bench)
+        patch.setattr(reweight_run, "make_setup", one_setup)
         patch.setattr(loop, "make_round", one_round)
-        patch.setattr(bench, "make_plain_training", plain)
+        patch.setattr(setup, "make_plain_training", plain)
         yield
 
 
@@ -409,7 +409,7 @@ def test_the_full_size_is_that_of_bert_base(as_users_run_it, tmp_path, data):
     root = write_tsv(tmp_path, train="".join(lines), meta=lines[0], test=lines[1])
     changes = {"data__root": str(root), "reweight__train_size": 30}
     config = load_config("sama_reweight", f"{data},bert_base", **changes)
-    made = bench.make_bench(config, make_sets(config))
+    made = setup.make_setup(config, make_sets(config))
     params = jax.eval_shape(made.init, jax.random.key(0))
     embeddings = made.sets.vocabulary * 768
     count = sum(x.size for x in jax.tree.leaves(params))

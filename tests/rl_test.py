@@ -342,14 +342,14 @@ SMALL = {
 @pytest.fixture
 def one_learner(monkeypatch):
     """Runs of equal settings have one learner, and so share its programs."""
-    make_setting, made = run.make_setting, {}
+    make_setup, made = run.make_setup, {}
 
     def sharing(config):
-        setting = make_setting(config)
+        setting = make_setup(config)
         known = config.rl, config.inner
         return setting._replace(learner=made.setdefault(known, setting.learner))
 
-    monkeypatch.setattr(run, "make_setting", sharing)
+    monkeypatch.setattr(run, "make_setup", sharing)
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lite_jax.run import parallel, workdir
 from lite_jax.run.checkpoint import Slot
 from lite_jax.run.metrics import MetricsWriter
-from lite_jax.run.preemption import Preempted, noticed
+from lite_jax.run.preemption import Preempted, watched_sigterm
 from lite_jax.run.progress import Reporter
 from lite_jax.run.settings import ProgramSettings
 from lite_jax.types import PyTree
@@ -108,7 +108,7 @@ def take_steps(
         unit=unit,
         disable=not parallel.is_main(),
     )
-    with noticed() as sigterm, bar:
+    with watched_sigterm() as sigterm, bar:
         report = Reporter(writer, bar, width, tolerated)
         for step in steps:
             report.later(step, take(step, report))

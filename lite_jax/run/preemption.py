@@ -16,7 +16,7 @@ class Preempted(Exception):
 
 
 @contextlib.contextmanager
-def noticed() -> Iterator[Callable[[], bool]]:
+def watched_sigterm() -> Iterator[Callable[[], bool]]:
     """Catch SIGTERM, and yield a function that returns whether it was received.
 
     Signals can be caught in the main thread only; in others the function returns False.

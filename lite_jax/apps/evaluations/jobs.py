@@ -82,7 +82,7 @@ def settings_row(config: Settings, dataset: str, protocol: str, resize: str) -> 
     }
 
 
-def chosen(config: Settings, known: Iterable[str]) -> list[str]:
+def names_to_run(config: Settings, known: Iterable[str]) -> list[str]:
     """Return those of the known data sets that `benchmark.only` names; all if empty.
 
     Raises:

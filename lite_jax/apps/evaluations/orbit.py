@@ -13,8 +13,8 @@ from lite_jax.apps.evaluations.jobs import (
     OVER_TASKS,
     Job,
     Row,
-    chosen,
     learner_of,
+    names_to_run,
     settings_row,
 )
 from lite_jax.apps.evaluations.video_metrics import score_video, user_interval
@@ -55,7 +55,7 @@ def plan_orbit(config: Settings, params: Params) -> list[Job]:
     predictor = Predictor(learner_of(config, way), chunk, [chunk])
     protocol = f"{config.data.orbit_protocol}, {config.data.orbit_mode}"
     jobs = []
-    for name in chosen(config, users):
+    for name in names_to_run(config, users):
         for number in range(count):
             title = f"{name}, task {number}"
             row = settings_row(config, title, protocol, source.spec.resize)

@@ -17,8 +17,8 @@ from lite_jax.apps.evaluations.jobs import (
     OVER_TASKS,
     Job,
     Row,
-    chosen,
     learner_of,
+    names_to_run,
     settings_row,
 )
 from lite_jax.data.episodes import VariableSpec, check_spec
@@ -41,7 +41,7 @@ _PARTS = {"MD-v2": 8, "VTAB natural": 6, "VTAB specialized": 4, "VTAB structured
 
 def plan_meta_dataset(config: Settings, params: Params) -> list[Job]:
     """Return a job for each test source of Meta-Dataset."""
-    names = chosen(config, find_meta_dataset_protocol(config.data.protocol).test)
+    names = names_to_run(config, find_meta_dataset_protocol(config.data.protocol).test)
     return _meta_dataset_jobs(config, params, names)
 
 
@@ -51,7 +51,7 @@ def plan_vtab_md(config: Settings, params: Params) -> list[Job]:
     Raises:
         UserError: Data are missing; all missing tasks of VTAB are named at once.
     """
-    names = chosen(
+    names = names_to_run(
         config, [*find_meta_dataset_protocol(config.data.protocol).test, *VTAB]
     )
     sources = [name for name in names if name not in VTAB]

@@ -6,32 +6,32 @@ from typing import Any
 
 import numpy as np
 
-from lite_jax.apps.reweight.bench import Bench
 from lite_jax.apps.reweight.loop import learn_weights
 from lite_jax.apps.reweight.pruning import kept_rows
+from lite_jax.apps.reweight.setup import ReweightingSetup
 from lite_jax.run.evaluate import format_table
 from lite_jax.run.loop import Folder
 
 
-def compare_training(bench: Bench, folder: Folder) -> str:
+def compare_training(setup: ReweightingSetup, folder: Folder) -> str:
     """Compare training with learned weights, with equal weights, and on clean examples.
 
     Returns:
         A table of test accuracies, and the mean weights of right and wrong labels.
     """
-    state = learn_weights(bench, folder)
-    steps, weights = bench.config.train.steps, np.asarray(state.importance())
-    start, train = bench.init(bench.key("classifier")), bench.plain()
-    ordinary = {"all examples equal": bench.train, "the clean ones alone": bench.meta}
+    state = learn_weights(setup, folder)
+    steps, weights = setup.config.train.steps, np.asarray(state.importance())
+    start, train = setup.init(setup.key("classifier")), setup.plain()
+    ordinary = {"all examples equal": setup.train, "the clean ones alone": setup.meta}
     results = {
-        name: bench.accuracy(train(start, examples, bench.key("plain")))
+        name: setup.accuracy(train(start, examples, setup.key("plain")))
         for name, examples in ordinary.items()
     }
-    results["learned weights"] = bench.accuracy(state.params)
+    results["learned weights"] = setup.accuracy(state.params)
     for name, result in results.items():
         row = {"learner": name, **result._asdict()}
         folder.writer.write("test", steps, row)
-    summary = _label_separation(weights, bench.sets.wrong)
+    summary = _label_separation(weights, setup.sets.wrong)
     folder.writer.write("test", steps, {"learner": "weights", **summary})
     table = format_table(
         ["training", "test accuracy"],

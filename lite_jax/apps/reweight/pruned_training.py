@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lite_jax.apps.reweight.bench import Bench
 from lite_jax.apps.reweight.loop import learn_weights
 from lite_jax.apps.reweight.pruning import SCORES, kept_rows, mean_scores
 from lite_jax.apps.reweight.settings import ReweightingSettings
+from lite_jax.apps.reweight.setup import ReweightingSetup
 from lite_jax.errors import UserError
 from lite_jax.files import append_row, read_rows
 from lite_jax.run.evaluate import format_table
@@ -29,7 +29,7 @@ class _Training(NamedTuple):
     seed: int
 
 
-def compare_rules(bench: Bench, folder: Folder) -> str:
+def compare_rules(setup: ReweightingSetup, folder: Folder) -> str:
     """Compare networks trained, from the same seeds, on the examples of each rule.
 
     Writes the files of `learn_weights`, and `pruning.jsonl`, a row for each network.
@@ -38,11 +38,11 @@ def compare_rules(bench: Bench, folder: Folder) -> str:
     Returns:
         A table of test accuracies, a row for each rule and a column for each share.
     """
-    keep, seeds = shares_kept(bench.config), bench.config.reweight.seeds
-    weights = np.asarray(learn_weights(bench, folder).importance())
-    path, train = folder.path / "pruning.jsonl", bench.plain()
+    keep, seeds = shares_kept(setup.config), setup.config.reweight.seeds
+    weights = np.asarray(learn_weights(setup, folder).importance())
+    path, train = folder.path / "pruning.jsonl", setup.plain()
     row_of = {_Training(r["rule"], r["keep"], r["seed"]): r for r in read_rows(path)}
-    rules = _rules(bench, weights)
+    rules = _rules(setup, weights)
     for training in _trainings(keep, rules, seeds):
         if training in row_of:
             continue
@@ -50,14 +50,14 @@ def compare_rules(bench: Bench, folder: Folder) -> str:
         if training.rule != EVERYTHING:
             rows = rules[training.rule](training.keep, training.seed)
         params = train(
-            bench.init(bench.key("classifier", training.seed)),
-            jax.tree.map(lambda x, rows=rows: x[rows], bench.train),
-            bench.key("plain", training.seed),
+            setup.init(setup.key("classifier", training.seed)),
+            jax.tree.map(lambda x, rows=rows: x[rows], setup.train),
+            setup.key("plain", training.seed),
         )
         row: dict[str, Any] = training._asdict()
-        row |= {"kept": len(rows), "accuracy": bench.accuracy(params).mean}
-        if bench.sets.wrong is not None:
-            row["share_wrong"] = float(bench.sets.wrong[rows].mean())
+        row |= {"kept": len(rows), "accuracy": setup.accuracy(params).mean}
+        if setup.sets.wrong is not None:
+            row["share_wrong"] = float(setup.sets.wrong[rows].mean())
         append_row(path, row)
         row_of[training] = row
     return _table(keep, rules, seeds, row_of)
@@ -85,25 +85,25 @@ Rules = dict[str, Callable[[float, int], np.ndarray]]
 """Name → `(share, seed) -> rows kept`."""
 
 
-def _rules(bench: Bench, weights: np.ndarray) -> Rules:
+def _rules(setup: ReweightingSetup, weights: np.ndarray) -> Rules:
     """Return the pruning rules.
 
     Scores of difficulty are means over `seeds` networks after a tenth of the training.
     These networks are trained on the first use of a score.
     """
-    config, train = bench.config, bench.plain(share=0.1)
+    config, train = setup.config, setup.plain(share=0.1)
 
     @functools.cache
     def scores() -> dict[str, np.ndarray]:
         networks = [
             train(
-                bench.init(bench.key("scores", seed)),
-                bench.train,
-                bench.key("early", seed),
+                setup.init(setup.key("scores", seed)),
+                setup.train,
+                setup.key("early", seed),
             )
             for seed in range(config.reweight.seeds)
         ]
-        return mean_scores(bench.logits, networks, bench.train)
+        return mean_scores(setup.logits, networks, setup.train)
 
     def random(share: float, seed: int) -> np.ndarray:
         noise = np.random.default_rng([config.seed, seed]).random(len(weights))

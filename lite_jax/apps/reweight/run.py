@@ -8,12 +8,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from lite_jax import errors
-from lite_jax.apps.reweight.bench import make_bench
 from lite_jax.apps.reweight.loop import first_state
 from lite_jax.apps.reweight.noisy_labels import compare_training
 from lite_jax.apps.reweight.pruned_training import compare_rules, shares_kept
 from lite_jax.apps.reweight.sets import Sets, make_sets
 from lite_jax.apps.reweight.settings import ReweightingSettings
+from lite_jax.apps.reweight.setup import make_setup
 from lite_jax.errors import UserError
 from lite_jax.run import configs
 from lite_jax.run.configs import read_settings
@@ -39,15 +39,15 @@ def run_reweighting(config: ConfigDict | ReweightingSettings, workdir: Path) -> 
     job = errors.pick("reweight.job", config.reweight.job, _JOBS)
     _check_settings(config)
     sets = make_sets(config)
-    bench = make_bench(config, sets)
-    start = first_state(bench)
+    setup = make_setup(config, sets)
+    start = first_state(setup)
     with open_folder(workdir, config, start, lambda saved: saved.step) as folder:
         _logger.info(
             "%s: %d training examples (%s), %d clean ones, %d test ones, %d classes",
             config.name, len(sets.train.labels), _noise(sets), len(sets.meta.labels),
             len(sets.test.labels), sets.num_classes,
         )  # fmt: skip
-        return job(bench, folder)
+        return job(setup, folder)
 
 
 def _check_settings(config: ReweightingSettings) -> None:

@@ -33,7 +33,7 @@ from lite_jax.run.restore import open_run
 from lite_jax.types import Key, Params, PyTree
 
 
-class Setting(NamedTuple):
+class PolicySetup(NamedTuple):
     """The environment and the learner of a run.
 
     Attributes:
@@ -85,13 +85,13 @@ def run_policy(config: ConfigDict | PolicySettings, workdir: Path) -> str:
         Preempted: SIGTERM came in training, and a checkpoint of that step is saved.
     """
     config = read_settings(config, PolicySettings)
-    setting = make_setting(config)
-    params = setting.learner.init(setting.key("init"))
+    setup = make_setup(config)
+    params = setup.learner.init(setup.key("init"))
     returns = np.zeros(config.train.valid_every, np.float32)
     start = PolicyState(np.int32(0), params, np.float32(-math.inf), returns)
     with open_folder(workdir, config, start, lambda saved: saved.step) as folder:
-        _train(setting, folder)
-        results = _test(setting, folder.best.restore(params))
+        _train(setup, folder)
+        results = _test(setup, folder.best.restore(params))
         for name, result in results.items():
             row = {"policy": name, **result._asdict()}
             folder.writer.write("test", config.train.steps, row)
@@ -108,19 +108,19 @@ def evaluate_policy(config: ConfigDict | PolicySettings, folder: Path) -> str:
     return _table(_test(*restore_policy(config, folder)))
 
 
-def restore_policy(config: PolicySettings, folder: Path) -> tuple[Setting, Params]:
+def restore_policy(config: PolicySettings, folder: Path) -> tuple[PolicySetup, Params]:
     """Return the environment and learner of a workdir, and its best parameters.
 
     Raises:
         UserError: The workdir has no checkpoint, or a run of other settings.
     """
-    setting = make_setting(config)
+    setup = make_setup(config)
     run = open_run(folder, config)
-    run.check_fits(jax.eval_shape(setting.learner.init, setting.key("init")))
-    return setting, run.params
+    run.check_fits(jax.eval_shape(setup.learner.init, setup.key("init")))
+    return setup, run.params
 
 
-def make_setting(config: PolicySettings) -> Setting:
+def make_setup(config: PolicySettings) -> PolicySetup:
     """Return the environment and learner of a configuration.
 
     Raises:
@@ -163,24 +163,24 @@ def make_setting(config: PolicySettings) -> Setting:
         settings.discount,
         settings.gae_lambda,
     ).check()
-    return Setting(config, environment, learner)
+    return PolicySetup(config, environment, learner)
 
 
-def play(setting: Setting, params: Params, tasks: PyTree, key: Key) -> Played:
+def play(setup: PolicySetup, params: Params, tasks: PyTree, key: Key) -> Played:
     """Return the episodes of every task, before and after adaptation.
 
     Args:
-        setting: The environment and the learner.
+        setup: The environment and the learner.
         params: Parameters of the learner.
         tasks: Arrays with a leading axis of tasks.
         key: Key of the episodes.
     """
-    learner, settings = setting.learner, setting.config.rl
+    learner, settings = setup.learner, setup.config.rl
     count = len(jax.tree.leaves(tasks)[0])
 
     def collect(policies: Params, key: Key) -> Episodes:
         sizes = settings.episodes, settings.horizon
-        return setting.environment.play(learner.policy, policies, tasks, key, *sizes)
+        return setup.environment.play(learner.policy, policies, tasks, key, *sizes)
 
     policies = jax.tree.map(
         lambda x: jnp.broadcast_to(x, (count, *x.shape)), _policy_params(params)
@@ -225,9 +225,9 @@ def _trust_region_step(
     )
 
 
-def _train(setting: Setting, folder: Folder) -> None:
+def _train(setup: PolicySetup, folder: Folder) -> None:
     """Take the trust-region steps left."""
-    config, every = setting.config, setting.config.train.valid_every
+    config, every = setup.config, setup.config.train.valid_every
     width = config.train.tasks_per_step
     region = TrustRegion(
         config.rl.divergence, config.rl.solver_steps, config.rl.damping
@@ -238,10 +238,10 @@ def _train(setting: Setting, folder: Folder) -> None:
 
     def take(step: int, report: Reporter) -> dict[str, Any]:
         nonlocal params
-        task_key, play_key = jax.random.split(setting.key("train", step))
-        tasks = setting.environment.draw_tasks(task_key, width)
-        played = play(setting, params, tasks, play_key)
-        params, outcome = _trust_region_step(setting.learner, params, played, region)
+        task_key, play_key = jax.random.split(setup.key("train", step))
+        tasks = setup.environment.draw_tasks(task_key, width)
+        played = play(setup, params, tasks, play_key)
+        params, outcome = _trust_region_step(setup.learner, params, played, region)
         after = played.outer.returns().mean()
         returns[(step - 1) % every] = after
         before = played.inner[0].returns().mean()
@@ -260,17 +260,17 @@ def _train(setting: Setting, folder: Folder) -> None:
     take_steps(steps, folder.writer, take=take, save=save, every=every, width=width)
 
 
-def _test(setting: Setting, params: Params) -> dict[str, Interval]:
+def _test(setup: PolicySetup, params: Params) -> dict[str, Interval]:
     """Return the mean returns of new tasks, before and after adaptation."""
-    config = setting.config
+    config = setup.config
     params = jax.tree.map(jnp.asarray, params)
     width = config.train.tasks_per_step
     returns: dict[str, list[float]] = {"before adaptation": [], "after adaptation": []}
     batches = range(0, config.test.tasks, width)
     for index, first in enumerate(tqdm(batches, "testing", leave=False)):
-        task_key, play_key = jax.random.split(setting.key("test", index))
-        tasks = setting.environment.draw_tasks(task_key, width)
-        played = play(setting, params, tasks, play_key)
+        task_key, play_key = jax.random.split(setup.key("test", index))
+        tasks = setup.environment.draw_tasks(task_key, width)
+        played = play(setup, params, tasks, play_key)
         count = min(width, config.test.tasks - first)
         for name, episodes in zip(
             returns, (played.inner[0], played.outer), strict=True

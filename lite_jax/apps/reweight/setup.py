@@ -27,7 +27,7 @@ from lite_jax.run.metrics import Interval, interval
 from lite_jax.types import Network, Params
 
 
-class Bench(NamedTuple):
+class ReweightingSetup(NamedTuple):
     """The sets, the classifier, its optimiser and the weighting of examples.
 
     Attributes:
@@ -80,7 +80,7 @@ class Bench(NamedTuple):
 _USES = ("classifier", "weighting", "batches", "plain", "scores", "early")
 
 
-def make_bench(config: ReweightingSettings, sets: Sets) -> Bench:
+def make_setup(config: ReweightingSettings, sets: Sets) -> ReweightingSetup:
     """Return the context of a configuration and its sets.
 
     Raises:
@@ -109,7 +109,7 @@ def make_bench(config: ReweightingSettings, sets: Sets) -> Bench:
     weighting = _make_weighting(config)
     estimator = build_gradient.make_estimator(config.hypergrad, config.inner)
     assert estimator is not None
-    return Bench(
+    return ReweightingSetup(
         config, sets, train, meta, init, logits, optimizer, weighting, estimator
     )
 
