@@ -12,7 +12,7 @@ from runs import after_step, interrupt, load_config, terminate
 from scipy import special
 
 from lite_jax import UserError, exact_sum, hypergrad, nn
-from lite_jax.apps.reweight import loop, training
+from lite_jax.apps.reweight import loop, setup, training
 from lite_jax.apps.reweight import run as reweight_run
 from lite_jax.apps.reweight.pruning import SCORES, kept_rows
 from lite_jax.apps.reweight.run import run_reweighting
