@@ -45,7 +45,7 @@ Encode = Callable[[PyTree, PyTree], PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
-class SetMap:
+class OperatorMap:
     """The map of an operator: `(encode, args, examples, key, mask=None) -> rows`.
 
     Attributes:
@@ -94,9 +94,9 @@ class RecomputedSum:
     num_backprop: int = 0
 
     @property
-    def map(self) -> SetMap:
+    def map(self) -> OperatorMap:
         """The map of the same operator."""
-        return SetMap(self)
+        return OperatorMap(self)
 
     def __call__(
         self,
@@ -119,7 +119,7 @@ class RecomputedSum:
     def rows(
         self, encode: Encode, args: PyTree, examples: PyTree, key: Key, mask: Any
     ) -> PyTree:
-        """Return the rows of the set; see `SetMap`."""
+        """Return the rows of the set; see `OperatorMap`."""
         mask = _checked_mask(examples, mask)
         encode = functools.partial(_checked_rows, encode)
         if not self._is_plain:
@@ -184,9 +184,9 @@ class SubsampleSum:
     num_examples: int
 
     @property
-    def map(self) -> SetMap:
+    def map(self) -> OperatorMap:
         """The map whose rows are scaled by N/num_examples, and 0 where not drawn."""
-        return SetMap(self)
+        return OperatorMap(self)
 
     def __call__(
         self,
@@ -206,7 +206,7 @@ class SubsampleSum:
     def rows(
         self, encode: Encode, args: PyTree, examples: PyTree, key: Key, mask: Any
     ) -> PyTree:
-        """Return unbiased estimates of the rows; see `SetMap`."""
+        """Return unbiased estimates of the rows; see `OperatorMap`."""
         mask = _checked_mask(examples, mask)
         args, examples = constant_if_empty((args, examples), mask)
         chunk = self._sample(examples, key, mask)
@@ -262,7 +262,9 @@ def exact_sum(
     return RecomputedSum(*_chunks(chunk_size, axis_name))
 
 
-def exact_map(chunk_size: ChunkSize = None, *, axis_name: str | None = None) -> SetMap:
+def exact_map(
+    chunk_size: ChunkSize = None, *, axis_name: str | None = None
+) -> OperatorMap:
     """Return the map with exact rows and exact gradient, `exact_sum(…).map`.
 
     With a chunk size it does what `jax.lax.map` of a `jax.checkpoint`ed function does,
@@ -345,7 +347,7 @@ def lite_map(
     sampling: str | Sampler = "uniform",
     *,
     axis_name: str | None = None,
-) -> SetMap:
+) -> OperatorMap:
     """Return the map with exact rows and the gradient of H of them, `lite_sum(…).map`.
 
     The loss is any function of the rows. Its cotangents of all rows are exact; the H
