@@ -418,7 +418,7 @@ def change_program(run, program):
     [
         (lambda run: shutil.rmtree(run), "holds no config.json"),
         (lambda run: shutil.rmtree(run / "checkpoints"), "holds no checkpoint"),
-        (lambda run: (run / "config.json").write_text("[]"), "holds no config.json"),
+        (lambda run: (run / "config.json").write_text("[]"), "it holds a list"),
         (lambda run: (run / "config.json").write_text("{"), "is no configuration"),
         (
             lambda run: change_config(run, "backbone", width=4, norm_groups=2),

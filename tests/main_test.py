@@ -129,9 +129,9 @@ POLICY = "--config=configs/pmeta_rl.py"
         ([CONFIG, "--mode=eval"], "holds no checkpoint to evaluate"),
         ([CONFIG, "--mode=export"], "learns no plan: export a run of configs/pmeta"),
         ([PMETA, "--mode=export"], "holds no checkpoint"),
-        ([WEIGHTS, "--mode=eval"], "--mode=train alone"),
+        ([WEIGHTS, "--mode=eval"], "has only --mode=train"),
         ([WEIGHTS, "--hosts=auto"], "leave --hosts out"),
-        ([POLICY, "--mode=export"], "--mode=train or --mode=eval alone"),
+        ([POLICY, "--mode=export"], "has only --mode=train or --mode=eval"),
         ([POLICY, "--mode=eval"], "holds no checkpoint"),
     ],
 )

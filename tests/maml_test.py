@@ -243,7 +243,7 @@ def test_memory_of_lite_maml_does_not_grow_with_the_support():
 @pytest.mark.parametrize("steps", [0, -1])
 @pytest.mark.parametrize("make", [maml, finetuner])
 def test_no_inner_steps_are_refused(make, steps):
-    with pytest.raises(UserError, match=f"steps={steps}.*1 step or more"):
+    with pytest.raises(UserError, match=f"steps={steps}.*1 or more"):
         make(toys.network(), way=WAY, steps=steps)
 
 

@@ -50,25 +50,25 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     Mutation(
         "lite: the sampling rule is not used",
-        "lite_jax/lite/operators.py",
-        "return sampler.draw(to_key(key_data), population, size)",
-        "return sample_uniform(to_key(key_data), population, size)",
+        "lite_jax/lite/backward.py",
+        "return self.sampler.draw(key, population, self.num_backprop)",
+        "return sample_all(population.mask)",
         "`sampling` says how the H examples are drawn",
         ("tests/lite_test.py::test_a_sampler_of_ones_own_is_used",),
     ),
     Mutation(
         "lite: a sub-sample is not weighted",
         "lite_jax/lite/operators.py",
-        "sample = take_chunk(lax.stop_gradient(examples), draw, 0, size)",
-        "sample = jax.tree.map(lambda x: x[draw.indices], examples), jnp.ones(size)",
+        "total = in_accumulators(additive(args, chunk.examples, chunk.weights))",
+        "total = in_accumulators(additive(args, chunk.examples, chunk.weights**0))",
         "a sub-sample's sum is scaled by N over its size",
         ("tests/lite_test.py::test_subsampling_the_set_is_biased_where_lite_is_not",),
     ),
     Mutation(
         "lite: the plain sum forgets the mask",
         "lite_jax/lite/operators.py",
-        "return whole_sum(additive, args, lax.stop_gradient(examples), mask)",
-        "return whole_sum(additive, args, lax.stop_gradient(examples), None)",
+        "total = in_accumulators(additive(args, *whole_set(examples, mask)))",
+        "total = in_accumulators(additive(args, *whole_set(examples, None)))",
         "padding does not count",
         ("tests/lite_test.py::test_empty_set_sums_to_zero_with_zero_gradient",),
     ),
@@ -108,7 +108,7 @@ MUTATIONS = [
     Mutation(
         "sampling: classes are shuffled into each other",
         "lite_jax/lite/sampling.py",
-        "order = _random_order(order_key, mask, strata)",
+        "order = _random_order(order_key, mask, _ranks(strata_key, strata))",
         "order = _random_order(order_key, mask)",
         "every class gives its share of a stratified draw",
         ("tests/sampling_test.py::test_every_class_gives_its_share",),
@@ -143,8 +143,8 @@ MUTATIONS = [
     Mutation(
         "recompute: the drawn are not weighted",
         "lite_jax/lite/backward.py",
-        "return additive(merge(varied, fixed), chunk, weights)",
-        "return additive(merge(varied, fixed), chunk, jnp.ones_like(weights))",
+        "plan.fun(*inputs) if plan.is_map else plan.fun(*inputs, chunk.weights)",
+        "plan.fun(*inputs) if plan.is_map else plan.fun(*inputs, chunk.weights**0)",
         "the gradient's mean over draws is exact",
         ("tests/lite_test.py::test_mean_over_subsets_is_exact_at_every_h",),
     ),
@@ -159,8 +159,8 @@ MUTATIONS = [
     Mutation(
         "recompute: the backward pass begins ahead of its cotangent",
         "lite_jax/lite/backward.py",
-        "draw = _delay_until(rule.draw(seed, population), cotangent)",
-        "draw = rule.draw(seed, population)",
+        "draw = _delay_until(plan.draw(key_data, population), cotangent)",
+        "draw = plan.draw(key_data, population)",
         "one chunk is in memory, forward or backward",
         (
             "tests/memory_test.py::"
@@ -170,8 +170,8 @@ MUTATIONS = [
     Mutation(
         "recompute: scores are of the first features alone",
         "lite_jax/lite/backward.py",
-        "return jnp.sqrt(sum(squares[1:], squares[0]))",
-        "return jnp.sqrt(squares[0])",
+        "table = jnp.concatenate(tables, axis=1)",
+        "table = tables[0]",
         "what matters is the derivative by all features of an example",
         ("tests/sampling_test.py::test_scores_are_of_all_features_of_an_example",),
     ),

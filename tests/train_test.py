@@ -576,7 +576,7 @@ def test_baseline_is_the_nearest_raw_pixel_mean():
         ({"seed": -1}, "seed=-1: expected 0 to"),
         ({"backbone__name": "vit_s", "data__image_size": 40}, "a multiple of 16"),
         ({"backbone__name": "pixels", "learner": "cnaps"}, "no FiLM places"),
-        ({"learner": "maml", "inner__steps": 0}, "steps=0.*1 step or more"),
+        ({"learner": "maml", "inner__steps": 0}, "inner.steps=0.*1 or more"),
         ({"protonets__scale": 0.0}, "scale=0.0.*positive"),
         (
             {"learner": "maml", "gradient__sampling": "sensitivity"},
@@ -615,7 +615,9 @@ def test_h_above_a_fixed_n_is_refused_and_above_a_varying_one_clipped(tmp_path, 
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with caplog.at_level(logging.WARNING, "lite_jax"):
-        set_sum = build_gradient.make_set_sum(tiny_config(gradient__num_backprop=99))
+        set_sum = build_gradient.make_set_sum(
+            tiny_config(gradient__num_backprop=99, gradient__sampling="uniform")
+        )
     assert (
         "num_backprop=99 is more than the 6 support images of the smallest"
         in caplog.text
