@@ -99,6 +99,15 @@ def test_draws_do_not_change_the_gradient(options):
     assert relative_error(sampled, exact) < 1e-12
 
 
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_keys_of_every_type_give_the_same_gradient(impl):
+    made = learner(solver=hypergrad.conjugate_gradient(5), steps=3)
+    params = params_of(made)
+    run = jax.jit(episode_grad(made, lite_sum(2, 2)))
+    _, grads = run(params, toys.task(), jax.random.key(0, impl=impl))
+    assert relative_error(grads, gradient(made, params)) < 1e-12
+
+
 def test_negative_curvature_is_told_of(caplog):
     """A weak pull leaves the network's own curvature, which is not positive."""
     made = imaml(

@@ -104,3 +104,26 @@ def test_low_precision_gradients_are_summed_in_float32():
     total, gradient = jax.value_and_grad(loss)(one)
     assert total == 1000 and total.dtype == jnp.float32
     assert gradient == one * 1000 and gradient.dtype == jnp.bfloat16
+
+
+def test_a_mean_is_taken_before_the_gradient_is_cast():
+    """The sum of 64 gradients of 2,000 is infinite in float16, their mean is not."""
+    examples = jnp.full((64, 1), 2000.0, jnp.float16)
+
+    def loss(a):
+        scaled = batched(lambda a, x: ((a * x[:, 0]).astype(jnp.float32), {}))
+        return loss_sum(scaled, a, examples, None, Chunks(8))[0] / 64
+
+    gradient = jax.grad(loss)(jnp.ones((), jnp.float16))
+    assert gradient == 2000 and gradient.dtype == jnp.float16
+
+
+def test_the_gradient_by_the_examples_is_exact(problem):
+    args, examples = problem
+
+    def loss(x, chunks):
+        return objective(chunks, x)(args["weights"], args)[0]
+
+    found, expected = (jax.grad(loss)(examples, c) for c in (Chunks(3), Chunks()))
+    assert jnp.all(jnp.any(expected != 0, axis=1))
+    chex.assert_trees_all_close(found, expected, rtol=1e-12)
