@@ -16,7 +16,8 @@ from lite_jax.cli import command
 ROOT = Path(__file__).parents[1]
 GRADIENT = {
     "lite_jax", "lite_jax.errors", "lite_jax.trees", "lite_jax.types",
-    "lite_jax.lite", "lite_jax.lite.additive", "lite_jax.lite.backward",
+    "lite_jax.lite", "lite_jax.lite.additive", "lite_jax.lite.arguments",
+    "lite_jax.lite.backward",
     "lite_jax.lite.chunks", "lite_jax.lite.functions", "lite_jax.lite.operators",
     "lite_jax.lite.sampling", "lite_jax.lite.transforms",
 }  # fmt: skip

@@ -74,7 +74,7 @@ MUTATIONS = [
     ),
     Mutation(
         "lite: a key is not used up",
-        "lite_jax/lite/operators.py",
+        "lite_jax/lite/arguments.py",
         "fresh = jax.random.split(key, 1)[0]",
         "fresh = jax.random.clone(key)",
         "two sums that share a key are found out",

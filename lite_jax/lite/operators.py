@@ -8,17 +8,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import operator
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lite_jax.errors import UserError, unknown_name
+from lite_jax.errors import unknown_name
 from lite_jax.lite.additive import Pooled, leading_axis, weighted_sum
-from lite_jax.lite.backward import Plan, labels_of, recomputed
+from lite_jax.lite.arguments import (
+    ChunkSize,
+    Encode,
+    check_key,
+    check_strata,
+    checked_mask,
+    checked_pooled,
+    checked_rows,
+    chunk_specs,
+    chunks_of,
+    clip_to_set,
+    fresh_key_data,
+    on_keys,
+    whole_number,
+    with_key_data,
+)
+from lite_jax.lite.backward import Plan, recomputed
 from lite_jax.lite.chunks import (
     Chunks,
     as_arrays,
@@ -31,7 +44,6 @@ from lite_jax.lite.chunks import (
 )
 from lite_jax.lite.functions import close_over, without_constants
 from lite_jax.lite.sampling import (
-    LABELS,
     SAMPLERS,
     SCORES,
     Population,
@@ -39,9 +51,6 @@ from lite_jax.lite.sampling import (
     sample_uniform,
 )
 from lite_jax.types import Additive, Key, PyTree
-
-ChunkSize = int | tuple[int, int] | None
-Encode = Callable[[PyTree, PyTree], PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +116,11 @@ class RecomputedSum:
         mask: jax.Array | None = None,
     ) -> PyTree:
         """Return Σ_n mask_n · term(args, x_n); see `lite_jax.types.SetSum`."""
-        mask = _checked_mask(examples, mask)
+        mask = checked_mask(examples, mask)
         if self._is_plain:
             return _plain_sum(additive, args, examples, mask)
         if self.sampler is not None and SCORES in self.sampler.needs:
-            additive = _checked_pooled(additive)
+            additive = checked_pooled(additive)
             if additive.pool is not weighted_sum:
                 return self._pooled(additive, args, examples, key, mask)
         return self._recomputed(additive, False, args, examples, key, mask)
@@ -120,8 +129,8 @@ class RecomputedSum:
         self, encode: Encode, args: PyTree, examples: PyTree, key: Key, mask: Any
     ) -> PyTree:
         """Return the rows of the set; see `OperatorMap`."""
-        mask = _checked_mask(examples, mask)
-        encode = functools.partial(_checked_rows, encode)
+        mask = checked_mask(examples, mask)
+        encode = functools.partial(checked_rows, encode)
         if not self._is_plain:
             return self._recomputed(encode, True, args, examples, key, mask)
         args, examples = constant_if_empty((args, examples), mask)
@@ -155,16 +164,16 @@ class RecomputedSum:
         size = leading_axis(examples)
         drawn, key_data, key_type = size, None, None
         if self.sampler is not None:
-            _check_key("lite_sum", key)
-            _check_labels(self.sampler, examples)
-            drawn = _clip_to_set("num_backprop", self.num_backprop, examples, mask)
-            key_data, key_type = _fresh_key_data(key)
-        examples, key_types = _with_key_data(examples)
+            check_key("lite_sum", key)
+            check_strata(self.sampler, examples)
+            drawn = clip_to_set("num_backprop", self.num_backprop, examples, mask)
+            key_data, key_type = fresh_key_data(key)
+        examples, key_types = with_key_data(examples)
         if any(key_types):
-            fun = functools.partial(_on_keys, fun, key_types)
+            fun = functools.partial(on_keys, fun, key_types)
         fun, args = without_constants(fun, args)
         lengths = {self.forward.length(size), self.backward.length(drawn), 1}
-        specs = [_specs(examples, length, is_map) for length in sorted(lengths)]
+        specs = [chunk_specs(examples, length, is_map) for length in sorted(lengths)]
         function, args = close_over(fun, args, specs)
         plan = Plan(
             function, is_map, self.forward, self.backward, self.sampler,
@@ -197,7 +206,7 @@ class SubsampleSum:
         mask: jax.Array | None = None,
     ) -> PyTree:
         """Return the scaled sum; see `lite_jax.types.SetSum`."""
-        mask = _checked_mask(examples, mask)
+        mask = checked_mask(examples, mask)
         args, examples = constant_if_empty((args, examples), mask)
         chunk = self._sample(examples, key, mask)
         total = in_accumulators(additive(args, chunk.examples, chunk.weights))
@@ -207,7 +216,7 @@ class SubsampleSum:
         self, encode: Encode, args: PyTree, examples: PyTree, key: Key, mask: Any
     ) -> PyTree:
         """Return unbiased estimates of the rows; see `OperatorMap`."""
-        mask = _checked_mask(examples, mask)
+        mask = checked_mask(examples, mask)
         args, examples = constant_if_empty((args, examples), mask)
         chunk = self._sample(examples, key, mask)
         size = leading_axis(examples)
@@ -218,12 +227,12 @@ class SubsampleSum:
             table = jnp.zeros((size, *rows.shape[1:]), rows.dtype)
             return table.at[chunk.rows].set(scaled, mode="drop")
 
-        rows = jax.tree.map(scattered, _checked_rows(encode, args, chunk.examples))
+        rows = jax.tree.map(scattered, checked_rows(encode, args, chunk.examples))
         return zero_if_empty(rows, mask)
 
     def _sample(self, examples: PyTree, key: Key, mask: Any) -> Any:
-        _check_key("subsample_sum", key)
-        size = _clip_to_set("num_examples", self.num_examples, examples, mask)
+        check_key("subsample_sum", key)
+        size = clip_to_set("num_examples", self.num_examples, examples, mask)
         draw = sample_uniform(key, Population(full_mask(examples, mask)), size)
         return take_chunk(examples, draw, 0, size)
 
@@ -259,7 +268,7 @@ def exact_sum(
     >>> print(jax.grad(total)(2.0, jnp.array([1.0, 2.0, 3.0]), None))
     36.0
     """
-    return RecomputedSum(*_chunks(chunk_size, axis_name))
+    return RecomputedSum(*chunks_of(chunk_size, axis_name))
 
 
 def exact_map(
@@ -334,11 +343,11 @@ def lite_sum(
     >>> print(draws, sum(draws) / 3)  # 3/2 of two of 1, 8 and 27; the exact 36
     [13.5, 42.0, 52.5] 36.0
     """
-    size = _whole_number("num_backprop", num_backprop)
+    size = whole_number("num_backprop", num_backprop)
     if not isinstance(sampling, Sampler) and sampling not in SAMPLERS:
         raise unknown_name("sampling", sampling, SAMPLERS)
     sampler = sampling if isinstance(sampling, Sampler) else SAMPLERS[sampling]
-    return RecomputedSum(*_chunks(chunk_size, axis_name), sampler, size)
+    return RecomputedSum(*chunks_of(chunk_size, axis_name), sampler, size)
 
 
 def lite_map(
@@ -401,7 +410,7 @@ def subsample_sum(num_examples: int) -> SubsampleSum:
     >>> print(subsample_sum(2)(double, 2.0, jnp.ones(4), jax.random.key(0)))
     8.0
     """
-    return SubsampleSum(_whole_number("num_examples", num_examples))
+    return SubsampleSum(whole_number("num_examples", num_examples))
 
 
 # ----------------------------------------------------------------- parts of a call
@@ -428,190 +437,3 @@ def _without_padding(rows: PyTree, mask: jax.Array | None) -> PyTree:
 def _pool(pool: Any, args: PyTree, rows_and_examples: PyTree, weights: Any) -> PyTree:
     del args
     return pool(*rows_and_examples, weights)
-
-
-def _checked_rows(encode: Encode, args: PyTree, examples: PyTree) -> PyTree:
-    """Return `encode(args, examples)`; raise unless it has a row for each example."""
-    rows, size = encode(args, examples), leading_axis(examples)
-    shapes = [jnp.shape(x) for x in jax.tree.leaves(rows)]
-    if any(shape[:1] != (size,) for shape in shapes):
-        raise ValueError(
-            f"encode: expected rows with the leading axis {size} of its examples, got "
-            f"shapes {shapes}; jax.vmap(encode, (None, 0)) lifts an encoder of one "
-            "example"
-        )
-    return rows
-
-
-def _with_key_data(examples: PyTree) -> tuple[PyTree, tuple[str | None, ...]]:
-    """Return the examples with words in place of typed keys, and each leaf's key type.
-
-    JAX's check of key reuse would count a typed key among the arguments of a derivative
-    rule as used twice.
-    """
-    leaves, tree = jax.tree.flatten(examples)
-    types = tuple(_key_type(x) for x in leaves)
-    words = [
-        x if kind is None else jax.random.key_data(x)
-        for x, kind in zip(leaves, types, strict=True)
-    ]
-    return jax.tree.unflatten(tree, words), types
-
-
-def _on_keys(
-    fun: Any,
-    types: tuple[str | None, ...],
-    args: PyTree,
-    examples: PyTree,
-    *weights: Any,
-) -> PyTree:
-    """Return `fun(args, examples, *weights)` with words made keys again."""
-    leaves, tree = jax.tree.flatten(examples)
-    keys = [
-        x if kind is None else jax.random.wrap_key_data(x, impl=kind)
-        for x, kind in zip(leaves, types, strict=True)
-    ]
-    return fun(args, jax.tree.unflatten(tree, keys), *weights)
-
-
-def _key_type(x: Any) -> str | None:
-    """Return the name of a typed key's type; None for anything else."""
-    if not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
-        return None
-    return str(jax.random.key_impl(x))
-
-
-def _fresh_key_data(key: Key) -> tuple[jax.Array, str | None]:
-    """Return the words of a key split from `key`, and the name of its type.
-
-    The split consumes `key`, so that JAX's check reports two sums that share a key.
-    """
-    fresh = jax.random.split(key, 1)[0]
-    kind = _key_type(fresh)
-    return fresh if kind is None else jax.random.key_data(fresh), kind
-
-
-def _specs(examples: PyTree, length: int, is_map: bool) -> tuple[Any, ...]:
-    """Return the specs of a function's arguments for a chunk of `length` examples."""
-    chunk = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((length, *jnp.shape(x)[1:]), jnp.result_type(x)),
-        examples,
-    )
-    weights = jax.ShapeDtypeStruct((length,), jnp.result_type(float))
-    return (chunk,) if is_map else (chunk, weights)
-
-
-# ----------------------------------------------------------- checks of arguments
-
-
-def _chunks(chunk_size: ChunkSize, axis_name: str | None) -> tuple[Chunks, Chunks]:
-    """Return the chunks of the forward and of the backward pass."""
-    pair = chunk_size if isinstance(chunk_size, tuple) else (chunk_size, chunk_size)
-    if len(pair) != 2:
-        raise ValueError(
-            f"chunk_size: expected a whole number or a pair (forward, backward), got "
-            f"{chunk_size!r}"
-        )
-    sizes = [None if x is None else _whole_number("chunk_size", x) for x in pair]
-    return Chunks(sizes[0], axis_name), Chunks(sizes[1], axis_name)
-
-
-def _whole_number(name: str, value: Any) -> int:
-    """Return a whole number of 1 or more, NumPy's included."""
-    try:
-        number = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        kind = (
-            "a positive integer or None"
-            if name == "chunk_size"
-            else "a positive integer"
-        )
-        raise ValueError(f"{name}: expected {kind}, got {value!r}")
-    return number
-
-
-def _check_labels(sampler: Sampler, examples: PyTree) -> None:
-    if LABELS not in sampler.needs:
-        return
-    labels = labels_of(examples)
-    if labels is None:
-        raise UserError(
-            "sampling by strata needs the examples' classes: pass examples with an "
-            "attribute or key 'labels' [n], or choose sampling='uniform' or "
-            "'sensitivity'"
-        )
-    if jnp.ndim(labels) != 1 or not jnp.issubdtype(
-        jnp.result_type(labels), jnp.integer
-    ):
-        raise UserError(
-            f"sampling by strata: labels of shape {list(jnp.shape(labels))} and dtype "
-            f"{jnp.result_type(labels)}; expected class indices, integers [n] "
-            "(labels.argmax(-1) of one-hot ones)"
-        )
-
-
-def _checked_pooled(additive: Any) -> Pooled:
-    """Return an additive function with features; warn where they tell nothing."""
-    if not isinstance(additive, Pooled):
-        raise UserError(
-            "sampling by sensitivity needs the features of an example, and this "
-            "additive function exposes none: make it with lite_jax.Pooled(features, "
-            "pool), or choose sampling='stratified' or 'uniform'"
-        )
-    if additive.pool is weighted_sum:
-        warnings.warn(
-            "sampling by sensitivity: a loss is equally sensitive to all terms of a "
-            "plain sum, so this draw is uniform: expose features by lite_jax.Pooled or "
-            "choose sampling='stratified' or 'uniform'",
-            stacklevel=3,
-        )
-    return additive
-
-
-def _checked_mask(examples: PyTree, mask: Any) -> jax.Array | None:
-    """Return the mask as an array, or None; raise unless it is bool `[n]`."""
-    size = leading_axis(examples)
-    if size == 0:
-        raise ValueError(
-            "examples: the set is empty (N = 0): pad it to 1 or more and give a mask "
-            "that is False there"
-        )
-    if mask is None:
-        return None
-    mask = jnp.asarray(mask)
-    if mask.shape != (size,) or mask.dtype != jnp.bool_:
-        raise ValueError(
-            f"mask: expected bool [{size}] to match the examples, got "
-            f"{mask.dtype} {list(mask.shape)}"
-        )
-    return mask
-
-
-def _check_key(operator: str, key: Key) -> None:
-    if key is None:
-        raise ValueError(
-            f"key: {operator} draws examples and needs a jax.random.key, got None"
-        )
-
-
-def _clip_to_set(name: str, value: int, examples: PyTree, mask: Any) -> int:
-    """Return the smaller of `value` and the size n of the set.
-
-    Without a mask a larger value raises a `ValueError`; with a mask it warns.
-    """
-    size = leading_axis(examples)
-    if value <= size:
-        return value
-    if mask is None:
-        raise ValueError(
-            f"{name}={value} is more than the {size} examples there are: lower it, or "
-            f"use exact_sum for the exact gradient"
-        )
-    warnings.warn(
-        f"{name}={value} is more than the {size} examples a set can hold: all of them "
-        "are used",
-        stacklevel=3,
-    )
-    return size

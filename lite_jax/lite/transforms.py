@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from lite_jax.lite.operators import ChunkSize, exact_sum, lite_sum
+from lite_jax.lite.arguments import ChunkSize
+from lite_jax.lite.operators import exact_sum, lite_sum
 from lite_jax.lite.sampling import Sampler
 from lite_jax.types import SetSum
 
