@@ -70,7 +70,9 @@ MUTATIONS = [
         "total = in_accumulators(additive(args, *whole_set(examples, mask)))",
         "total = in_accumulators(additive(args, *whole_set(examples, None)))",
         "padding does not count",
-        ("tests/lite_test.py::test_empty_set_sums_to_zero_with_zero_gradient",),
+        (
+            "tests/operator_contract_test.py::test_value_is_the_sum_of_what_the_mask_holds",
+        ),
     ),
     Mutation(
         "lite: a key is not used up",
