@@ -118,6 +118,19 @@ def test_a_mean_is_taken_before_the_gradient_is_cast():
     assert gradient == 2000 and gradient.dtype == jnp.float16
 
 
+@pytest.mark.parametrize("chunks", [Chunks(), Chunks(3), Chunks(N)])
+def test_values_that_the_loss_closes_over_are_differentiated(chunks, problem):
+    _, examples = problem
+
+    def loss(scale):
+        additive = batched(lambda _, x: (scale * x[:, 0], {}))
+        return loss_sum(additive, (), examples, None, chunks)[0] ** 2
+
+    for scale in (0.5, 2.0):  # two functions of one code
+        expected = 2 * scale * examples[:, 0].sum() ** 2
+        np.testing.assert_allclose(jax.grad(loss)(scale), expected, rtol=1e-12)
+
+
 def test_the_gradient_by_the_examples_is_exact(problem):
     args, examples = problem
 

@@ -211,6 +211,16 @@ def test_functions_are_compared_by_code_and_closure():
     assert Function(jax.vmap(made(2.0))) == Function(jax.vmap(made(2.0)))
     assert Function(jax.vmap(made(2.0))) != Function(jax.vmap(made(2.0), in_axes=1))
 
+    one, two = jnp.ones(3), jnp.zeros(3)
+    assert Function(made(one)) == Function(made(one)) != Function(made(two))
+
+    class Tagged(float):
+        pass
+
+    first, second = Tagged(1.0), Tagged(2.0)
+    first.tag = second.tag = "same"
+    assert Function(made(first)) != Function(made(second))
+
     def itself(n):
         return itself(n - 1) if n else 0
 
@@ -276,6 +286,21 @@ def test_traced_values_in_objects_and_jitted_functions_are_found(operator, trans
         return operator(encode, (), jnp.arange(6.0), jax.random.key(0))
 
     np.testing.assert_allclose(transform(jax.grad(value))(0.3), 15 + 6, rtol=1e-6)
+
+
+@operators_
+def test_which_of_equal_shapes_is_which_is_seen(operator):
+    """Two functions of one code, whose third value is the first or the second."""
+
+    def total(a, b, c):
+        return lambda _, x: a * x + b * x**2 + c
+
+    def value(a, b, swap):
+        additive = per_example(total(a, b, b if swap else a))
+        return operator(additive, (), jnp.arange(6.0), jax.random.PRNGKey(0))
+
+    found = [jax.grad(value, (0, 1))(0.3, 0.7, swap) for swap in (False, True)]
+    np.testing.assert_allclose(found, [[15 + 6, 55], [15, 55 + 6]], rtol=1e-6)
 
 
 @operators_

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lite_jax.lite.additive import leading_axis
+from lite_jax.lite.arguments import chunk_specs
 from lite_jax.lite.backward import (
     instantiate,
     once_differentiable,
@@ -35,7 +36,7 @@ from lite_jax.lite.chunks import (
     zero_if_empty,
     zeros_for,
 )
-from lite_jax.lite.functions import Function
+from lite_jax.lite.functions import Function, close_over
 from lite_jax.lite.sampling import sample_all
 from lite_jax.trees import merge
 from lite_jax.types import Additive, PyTree
@@ -72,7 +73,10 @@ def loss_sum(
         total = in_accumulators(additive(args, *whole_set(examples, mask)))
         loss, aux = zero_if_empty(total, mask)
     else:
-        plan = _Plan(Function(additive), chunks)
+        lengths = {chunks.length(leading_axis(examples)), 1}
+        specs = [chunk_specs(examples, length, False) for length in sorted(lengths)]
+        function, args = close_over(additive, args, specs)
+        plan = _Plan(function, chunks)
         loss, aux = _loss_sum(plan, args, as_arrays(examples), mask)
     return loss, jax.lax.stop_gradient(aux)
 

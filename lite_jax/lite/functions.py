@@ -124,8 +124,11 @@ def _key_of(
 ) -> Any:
     """Return what a value is compared by, and append the tracers in it to a list."""
     if isinstance(value, jax.core.Tracer):
-        tracers.append(value)
-        return "tracer", value.shape, value.dtype
+        known = [id(x) for x in tracers]
+        if id(value) not in known:
+            tracers.append(value)
+            known.append(id(value))
+        return "tracer", known.index(id(value)), value.shape, value.dtype
     if id(value) in inside:  # a function that closes over itself
         return "itself", inside.index(id(value))
     if len(inside) > _DEEPEST:
@@ -139,6 +142,13 @@ def _key_of(
     except TypeError:
         return "same", _Same(value)
     return type(value), value
+
+
+_WHOLE = (
+    type, types.ModuleType, types.CodeType, jax.Array, np.ndarray,
+    int, float, complex, str, bytes, frozenset,
+)  # fmt: skip
+"""Types whose values are not looked into: their attributes do not say what they are."""
 
 
 class _Same:
@@ -168,7 +178,7 @@ def _parts_of(value: Any) -> list[Any] | None:
         return [x for pair in value.items() for x in pair]
     if isinstance(value, list | tuple):
         return list(value)
-    if isinstance(value, type | types.ModuleType | types.CodeType | _Same):
+    if isinstance(value, (*_WHOLE, _Same)):
         return None
     attributes = getattr(value, "__dict__", None)  # of an object, or a jitted function
     return [x for pair in attributes.items() for x in pair] if attributes else None
