@@ -66,9 +66,9 @@ MUTATIONS = [
     ),
     Mutation(
         "lite: the plain sum forgets the mask",
-        "lite_jax/lite/operators.py",
-        "total = in_accumulators(additive(args, *whole_set(examples, mask)))",
-        "total = in_accumulators(additive(args, *whole_set(examples, None)))",
+        "lite_jax/lite/chunks.py",
+        "total = in_accumulators(summand(*whole_set(examples, mask)))",
+        "total = in_accumulators(summand(*whole_set(examples, None)))",
         "padding does not count",
         (
             "tests/operator_contract_test.py::test_value_is_the_sum_of_what_the_mask_holds",

@@ -26,13 +26,13 @@ from lite_jax.lite.chunks import (
     Chunk,
     Chunks,
     add,
+    add_to_rows,
     as_arrays,
     fold,
     full_mask,
-    in_accumulators,
     summed,
     take_chunk,
-    whole_set,
+    varied_of,
     zero_if_empty,
     zeros_for,
 )
@@ -70,8 +70,8 @@ def loss_sum(
         `(loss, aux)`: the sum of the losses, and the sum of `aux`, without gradient.
     """
     if chunks == _WHOLE:
-        total = in_accumulators(additive(args, *whole_set(examples, mask)))
-        loss, aux = zero_if_empty(total, mask)
+        summand = functools.partial(additive, args)
+        loss, aux = summed(summand, examples, mask, chunks)
     else:
         lengths = {chunks.length(leading_axis(examples)), 1}
         specs = [chunk_specs(examples, length, False) for length in sorted(lengths)]
@@ -95,12 +95,7 @@ def _loss_sum(plan: _Plan, args: PyTree, examples: PyTree, mask: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _value(plan: _Plan, args: PyTree, examples: PyTree, mask: Any) -> Any:
-    if plan.chunks.is_one(leading_axis(examples)):
-        total = in_accumulators(plan.additive(args, *whole_set(examples, mask)))
-    else:
-        summand = functools.partial(plan.additive, args)
-        total = summed(summand, examples, mask, plan.chunks)
-    return zero_if_empty(total, mask)
+    return summed(functools.partial(plan.additive, args), examples, mask, plan.chunks)
 
 
 def _forward(plan, args, examples, mask):
@@ -120,24 +115,18 @@ def _value_and_gradients(plan: _Plan, varied: Any, fixed: Any, mask: Any) -> Any
     draw = sample_all(full_mask(examples, mask))
 
     def differentiated(chunk: Chunk) -> tuple[Any, Any]:
-        varied_chunk = jax.tree.map(
-            lambda x, kept: None if kept is None else x,
-            chunk.examples, varied_examples, is_leaf=lambda x: x is None,
-        )  # fmt: skip
-
         def loss(varied: tuple[PyTree, PyTree]) -> tuple[jax.Array, PyTree]:
             inputs = merge(varied[0], fixed[0]), merge(varied[1], chunk.examples)
             return plan.additive(*inputs, chunk.weights)
 
-        return jax.value_and_grad(loss, has_aux=True)((varied[0], varied_chunk))
+        return jax.value_and_grad(loss, has_aux=True)(
+            (varied[0], varied_of(chunk, varied_examples))
+        )
 
     def add_chunk(sums: Any, chunk: Chunk) -> Any:
         totals, by_args, table = sums
         value, gradients = differentiated(chunk)
-        table = jax.tree.map(
-            lambda t, x: t.at[chunk.rows].add(x.astype(t.dtype), mode="drop"),
-            table, gradients[1],
-        )  # fmt: skip
+        table = add_to_rows(table, chunk, gradients[1])
         return add(totals, value), add(by_args, gradients[0]), table
 
     like = jax.eval_shape(

@@ -22,12 +22,15 @@ from lite_jax.lite.chunks import (
     Chunk,
     Chunks,
     add,
+    add_to_rows,
     fold,
     full_mask,
-    in_accumulators,
+    per_row,
     summed,
     take_chunk,
+    varied_of,
     whole_set,
+    without_padding,
     zero_if_empty,
     zeros_for,
 )
@@ -94,12 +97,7 @@ def recomputed(
 def _value(plan: Plan, args: PyTree, examples: PyTree, mask: Any) -> PyTree:
     if plan.is_map:
         return _rows(plan, args, examples, mask)
-    if plan.forward.is_one(leading_axis(examples)):
-        total = in_accumulators(plan.fun(args, *whole_set(examples, mask)))
-    else:
-        summand = functools.partial(plan.fun, args)
-        total = summed(summand, examples, mask, plan.forward)
-    return zero_if_empty(total, mask)
+    return summed(functools.partial(plan.fun, args), examples, mask, plan.forward)
 
 
 def _rows(plan: Plan, args: PyTree, examples: PyTree, mask: Any) -> PyTree:
@@ -107,12 +105,7 @@ def _rows(plan: Plan, args: PyTree, examples: PyTree, mask: Any) -> PyTree:
     size = leading_axis(examples)
     encode = functools.partial(plan.fun, args)
     if plan.forward.is_one(size):
-        rows = encode(whole_set(examples, mask)[0])
-        if mask is None:
-            return rows
-        return jax.tree.map(
-            lambda x: jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, 0), rows
-        )
+        return without_padding(encode(whole_set(examples, mask)[0]), mask)
 
     def write(table: PyTree, chunk: Chunk) -> PyTree:
         rows = encode(chunk.examples)
@@ -154,10 +147,6 @@ def _pulled_back(plan, varied, fixed, key_data, mask, cotangent):
 
     def pull_back(sums: PyTree, chunk: Chunk) -> PyTree:
         """Add the gradients by the arguments, and those by the chunk's examples."""
-        varied_chunk = jax.tree.map(
-            lambda x, kept: None if kept is None else x,
-            chunk.examples, varied_examples, is_leaf=lambda x: x is None,
-        )  # fmt: skip
 
         def output(varied_args: PyTree, varied_chunk: PyTree) -> PyTree:
             inputs = merge(varied_args, fixed[0]), merge(varied_chunk, chunk.examples)
@@ -166,12 +155,9 @@ def _pulled_back(plan, varied, fixed, key_data, mask, cotangent):
             )
 
         towards = _weighted_rows(cotangent, chunk) if plan.is_map else cotangent
-        by_args, by_chunk = _vjp(output, (varied_args, varied_chunk), towards)
-        table = jax.tree.map(
-            lambda t, x: t.at[chunk.rows].add(x.astype(t.dtype), mode="drop"),
-            sums[1], by_chunk,
-        )  # fmt: skip
-        return add(sums[0], by_args), table
+        point = varied_args, varied_of(chunk, varied_examples)
+        by_args, by_chunk = _vjp(output, point, towards)
+        return add(sums[0], by_args), add_to_rows(sums[1], chunk, by_chunk)
 
     zeros = jax.tree.map(zeros_for, varied)
     sums = fold(pull_back, zeros, examples, draw, plan.backward)
@@ -192,7 +178,7 @@ def _weighted_rows(cotangent: PyTree, chunk: Chunk) -> PyTree:
             return np.zeros((chunk.rows.size, *c.shape[1:]), c.dtype)
         rows = c.at[chunk.rows].get(mode="fill", fill_value=0)
         weights = chunk.weights.astype(accumulation_dtype(c.dtype))
-        return rows.astype(weights.dtype) * weights.reshape(-1, *[1] * (c.ndim - 1))
+        return rows.astype(weights.dtype) * per_row(weights, rows)
 
     return jax.tree.map(weighted, cotangent)
 

@@ -75,6 +75,20 @@ def zero_if_empty(tree: PyTree, mask: jax.Array | None) -> PyTree:
     return jax.tree.map(lambda x: jnp.where(some, x, jnp.zeros_like(x)), tree)
 
 
+def without_padding(rows: PyTree, mask: jax.Array | None) -> PyTree:
+    """Return rows `[n, …]`, 0 where the mask is False."""
+    if mask is None:
+        return rows
+    return jax.tree.map(
+        lambda x: jnp.where(per_row(mask, x), x, jnp.zeros_like(x)), rows
+    )
+
+
+def per_row(numbers: jax.Array, rows: jax.Array) -> jax.Array:
+    """Return numbers `[n]` in a shape that broadcasts against rows `[n, …]`."""
+    return numbers.reshape(-1, *[1] * (rows.ndim - 1))
+
+
 def constant_if_empty(tree: PyTree, mask: jax.Array | None) -> PyTree:
     """Return the same tree, whose gradient is 0 where the mask has no real example.
 
@@ -135,7 +149,10 @@ def summed(
     mask: jax.Array | None,
     chunks: Chunks,
 ) -> PyTree:
-    """Return Σ `summand(examples, weights)` over the chunks of a set."""
+    """Return Σ `summand(examples, weights)` over the chunks of a set; 0 if empty."""
+    if chunks.is_one(leading_axis(examples)):
+        total = in_accumulators(summand(*whole_set(examples, mask)))
+        return zero_if_empty(total, mask)
     draw = sample_all(full_mask(examples, mask))
     first = take_chunk(examples, draw, 0, 1)
     like = jax.eval_shape(summand, first.examples, first.weights)
@@ -143,7 +160,8 @@ def summed(
     def add_chunk(totals: PyTree, chunk: Chunk) -> PyTree:
         return add(totals, summand(chunk.examples, chunk.weights))
 
-    return fold(add_chunk, jax.tree.map(zeros_for, like), examples, draw, chunks)
+    total = fold(add_chunk, jax.tree.map(zeros_for, like), examples, draw, chunks)
+    return zero_if_empty(total, mask)
 
 
 def _device_draw(draw: Draw, axis_name: str) -> Draw:
@@ -170,6 +188,21 @@ def take_chunk(examples: PyTree, draw: Draw, step: Any, length: int) -> Chunk:
     taken = jnp.where(weights == 0, draw.indices[0], draw.indices[positions])
     rows = jnp.where(weights == 0, leading_axis(examples), taken)
     return Chunk(jax.tree.map(lambda x: x[taken], as_arrays(examples)), weights, rows)
+
+
+def varied_of(chunk: Chunk, varied: PyTree) -> PyTree:
+    """Return a chunk's examples, None where `varied`, those of the set, has None."""
+    return jax.tree.map(
+        lambda x, kept: None if kept is None else x,
+        chunk.examples, varied, is_leaf=lambda x: x is None,
+    )  # fmt: skip
+
+
+def add_to_rows(table: PyTree, chunk: Chunk, rows: PyTree) -> PyTree:
+    """Return tables `[n, …]` with a chunk's rows added where they belong."""
+    return jax.tree.map(
+        lambda t, x: t.at[chunk.rows].add(x.astype(t.dtype), mode="drop"), table, rows
+    )
 
 
 def full_mask(examples: PyTree, mask: jax.Array | None) -> jax.Array:

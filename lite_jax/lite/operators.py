@@ -34,12 +34,16 @@ from lite_jax.lite.arguments import (
 from lite_jax.lite.backward import Plan, recomputed
 from lite_jax.lite.chunks import (
     Chunks,
+    add_to_rows,
     as_arrays,
     constant_if_empty,
     full_mask,
     in_accumulators,
+    per_row,
+    summed,
     take_chunk,
     whole_set,
+    without_padding,
     zero_if_empty,
 )
 from lite_jax.lite.functions import close_over, without_constants
@@ -71,16 +75,7 @@ class OperatorMap:
         key: Key,
         mask: jax.Array | None = None,
     ) -> PyTree:
-        """Return the rows `encode(args, x_n)`, `[N, …]`; those of padding are 0.
-
-        Args:
-            encode: `(args, examples [n]) -> rows [n, …]`, any tree; row i depends on
-                example i alone.
-            args: First argument of `encode`.
-            examples: The set, a tree of arrays with leading axis N.
-            key: Key of the draw; operators that draw nothing accept None.
-            mask: `[N]` bool, True for real examples; None if all are real.
-        """
+        """Return the rows `encode(args, x_n)`; see `lite_jax.types.SetMap`."""
         return self.set_sum.rows(encode, args, examples, key, mask)
 
 
@@ -118,7 +113,9 @@ class RecomputedSum:
         """Return Σ_n mask_n · term(args, x_n); see `lite_jax.types.SetSum`."""
         mask = checked_mask(examples, mask)
         if self._is_plain:
-            return _plain_sum(additive, args, examples, mask)
+            args, examples = constant_if_empty((args, examples), mask)
+            additive = functools.partial(additive, args)
+            return summed(additive, examples, mask, self.forward)
         if self.sampler is not None and SCORES in self.sampler.needs:
             additive = checked_pooled(additive)
             if additive.pool is not weighted_sum:
@@ -134,7 +131,7 @@ class RecomputedSum:
         if not self._is_plain:
             return self._recomputed(encode, True, args, examples, key, mask)
         args, examples = constant_if_empty((args, examples), mask)
-        return _without_padding(encode(args, whole_set(examples, mask)[0]), mask)
+        return without_padding(encode(args, whole_set(examples, mask)[0]), mask)
 
     @property
     def _is_plain(self) -> bool:
@@ -223,9 +220,8 @@ class SubsampleSum:
 
         def scattered(rows: jax.Array) -> jax.Array:
             weights = chunk.weights.astype(rows.dtype)
-            scaled = rows * weights.reshape(-1, *[1] * (rows.ndim - 1))
             table = jnp.zeros((size, *rows.shape[1:]), rows.dtype)
-            return table.at[chunk.rows].set(scaled, mode="drop")
+            return add_to_rows(table, chunk, rows * per_row(weights, rows))
 
         rows = jax.tree.map(scattered, checked_rows(encode, args, chunk.examples))
         return zero_if_empty(rows, mask)
@@ -414,24 +410,6 @@ def subsample_sum(num_examples: int) -> SubsampleSum:
 
 
 # ----------------------------------------------------------------- parts of a call
-
-
-def _plain_sum(additive: Additive, args: PyTree, examples: PyTree, mask: Any) -> PyTree:
-    args, examples = constant_if_empty((args, examples), mask)
-    total = in_accumulators(additive(args, *whole_set(examples, mask)))
-    return zero_if_empty(total, mask)
-
-
-def _without_padding(rows: PyTree, mask: jax.Array | None) -> PyTree:
-    """Return the rows, 0 where the mask is False."""
-    if mask is None:
-        return rows
-    return jax.tree.map(
-        lambda x: jnp.where(
-            mask.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)
-        ),
-        rows,
-    )
 
 
 def _pool(pool: Any, args: PyTree, rows_and_examples: PyTree, weights: Any) -> PyTree:
